@@ -1,0 +1,252 @@
+"""Convolution of int8 tensors with channels last: dense, 1-D, grouped, dilated and depthwise layers all come here."""
+
+import numpy as np
+from numba import types
+
+from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, inner, kernel, sink, source
+from nnac.kernels.requantize import Accumulator, Output, finish_row, lift
+from nnac.kernels.tile import CHANNELS, PIXELS, multiply_tile, pack
+
+Window = tuple[int, int, int, int, int, int]
+"""Stride, dilation, padding before: each down, then right."""
+
+FEW = 16
+"""Pixels under which packing the weights takes longer than it saves."""
+PANEL = 24 * 1024
+"""int16 values of a panel of input patches, which stays in a near cache while all weights pass."""
+PANEL_ROWS = 64
+"""Patches of a panel at most."""
+
+
+@inner
+def _lifted(multiplier: Int32, shift: Int8, rounding: int) -> tuple[Int64, Int64]:
+    """The pairs of all channels as `requantize.finish_row` wants them."""
+    multipliers = np.empty(multiplier.size, np.int64)
+    shifts = np.empty(multiplier.size, np.int64)
+    for n in range(multiplier.size):
+        multipliers[n], shifts[n] = lift(multiplier[n], shift[n], rounding)
+    return multipliers, shifts
+
+
+@inner
+def _group(
+    x: Int8,
+    channel: int,
+    w: Int8,
+    bias: Int32,
+    multiplier: Int64,
+    shift: Int64,
+    y: Int8,
+    window: Window,
+    x_zero: int,
+    accumulator: Accumulator,
+    output: Output,
+) -> None:
+    """The outputs of one group: panels of patches (im2col) against all its weights, then rows of sums to int8."""
+    weights = w.reshape(w.shape[0], -1)
+    pixels = y.shape[0] * y.shape[1]
+    few = pixels < FEW
+    packed = pack(weights[:0] if few else weights)
+    pairs = (weights.shape[1] + 1) // 2
+    rows = min(max(PANEL // (2 * pairs), PIXELS), PANEL_ROWS, pixels + PIXELS - 1) // PIXELS * PIXELS
+    panel = np.zeros((rows, 2 * pairs), np.int16)
+    acc = np.empty((rows, -(-w.shape[0] // CHANNELS) * CHANNELS), np.int32)
+    for start in range(0, pixels, rows):
+        count = min(rows, pixels - start)
+        for i in range(count):
+            _gather(x, channel, w.shape, (start + i) // y.shape[1], (start + i) % y.shape[1], window, x_zero, panel[i])
+        if few:
+            _multiply_rows(panel, count, weights, acc)
+        for block in range(packed.shape[0]):
+            for m in range(0, count, PIXELS):
+                multiply_tile(panel, m, packed, block, acc)
+        for i in range(count):
+            row = y[(start + i) // y.shape[1], (start + i) % y.shape[1]]
+            finish_row(acc[i], bias, multiplier, shift, accumulator, output, row)
+
+
+@inner
+def _gather(
+    x: Int8,
+    channel: int,
+    taps: tuple[int, int, int, int],
+    row: int,
+    column: int,
+    window: Window,
+    x_zero: int,
+    patch: Int16,
+) -> None:
+    """The values that one output pixel reads, less their zero point, in the order of its weights; zero outside x."""
+    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
+    height, width, channels = x.shape
+    left = column * stride_w - pad_left
+    together = channels == taps[3] and dilation_w == 1 and left >= 0 and left + taps[2] <= width
+    run, runs = (taps[2] * taps[3], 1) if together else (taps[3], taps[2])
+    flat = x.reshape(-1)
+    k = np.uint64(0)  # unsigned: no wrap-around of a negative index to check, so that the copies vectorize
+    for kh in range(taps[1]):
+        h = row * stride_h - pad_top + kh * dilation_h
+        for kw in range(runs):
+            v = left + kw * dilation_w
+            base = np.uint64((h * width + v) * channels + channel)
+            inside = 0 <= h < height and 0 <= v < width
+            for i in range(run):
+                patch[k + np.uint64(i)] = flat[base + np.uint64(i)] - x_zero if inside else 0
+            k += np.uint64(run)
+
+
+@inner
+def _multiply_rows(panel: Int16, count: int, weights: Int8, acc: Int32) -> None:
+    """Sums of very few patches: the weights are read once, where they lie."""
+    for i in range(count):
+        patch = panel[i]
+        for n in range(weights.shape[0]):
+            row = weights[n]
+            total = np.int32(0)
+            for k in range(row.size):
+                total = np.int32(total + np.int32(patch[k]) * np.int32(row[k]))
+            acc[i, n] = total
+
+
+@inner
+def _depthwise(
+    x: Int8,
+    w: Int8,
+    bias: Int32,
+    multiplier: Int64,
+    shift: Int64,
+    y: Int8,
+    window: Window,
+    channel: int,
+    x_zero: int,
+    accumulator: Accumulator,
+    output: Output,
+) -> None:
+    """One input channel per output channel: taps outside, channels inside."""
+    channels = w.shape[0]
+    weights = w.reshape(channels, -1)
+    taps = np.empty((weights.shape[1], channels), np.int32)
+    for n in range(channels):
+        for k in range(weights.shape[1]):
+            taps[k, n] = weights[n, k]
+    acc = np.empty((y.shape[1], channels), np.int32)
+    for row in range(y.shape[0]):
+        acc[:] = 0
+        _depthwise_row(x, channel, taps, w.shape, row, window, x_zero, acc)
+        for column in range(y.shape[1]):
+            finish_row(acc[column], bias, multiplier, shift, accumulator, output, y[row, column])
+
+
+@inner
+def _depthwise_row(
+    x: Int8,
+    channel: int,
+    taps: Int32,
+    shape: tuple[int, int, int, int],
+    row: int,
+    window: Window,
+    x_zero: int,
+    acc: Int32,
+) -> None:
+    """Sums of one output row, tap by tap."""
+    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
+    first = np.uint64(channel)  # unsigned: no wrap-around of a negative index to check, so that the sums vectorize
+    zero = np.int32(x_zero)
+    for kh in range(shape[1]):
+        h = row * stride_h - pad_top + kh * dilation_h
+        if not 0 <= h < x.shape[0]:
+            continue
+        for kw in range(shape[2]):
+            weights = taps[kh * shape[2] + kw]
+            for column in range(acc.shape[0]):
+                v = column * stride_w - pad_left + kw * dilation_w
+                if 0 <= v < x.shape[1]:
+                    for n in range(weights.size):
+                        value = np.int32(np.int32(x[h, v, first + np.uint64(n)]) - zero)
+                        acc[column, n] = np.int32(acc[column, n] + value * weights[n])
+
+
+@kernel(
+    source(types.int8, 3),
+    source(types.int8, 4),
+    source(types.int32, 1),
+    source(types.int32, 1),
+    source(types.int8, 1),
+    sink(types.int8, 3),
+    *[INT] * 15,
+)
+def conv2d(
+    x: Int8,
+    w: Int8,
+    bias: Int32,
+    multiplier: Int32,
+    shift: Int8,
+    y: Int8,
+    stride_h: int,
+    stride_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    pad_top: int,
+    pad_left: int,
+    group_out: int,
+    channel_offset: int,
+    x_zero: int,
+    y_zero: int,
+    low: int,
+    high: int,
+    rounding: int,
+    acc_bits: int,
+    acc_wraps: int,
+) -> None:
+    """``y = requantize(narrow(sum(w * (x - x_zero)) + bias))``; taps outside the input add nothing.
+
+    A dense layer of M rows is H = M, W = 1 with a 1x1 window; a 1-D convolution has H = 1.
+
+    Args:
+        x: (H, W, C), the input or a stripe of its rows.
+        w: (N, KH, KW, C per group); after decoding.
+        bias: (N,), on the scale of the products.
+        multiplier: (N,), >= 0; with `shift` the ratio of scales.
+        shift: (N,), 0..62.
+        y: (OH, OW, N), any strides; all of it is written.
+        stride_h: rows of x from one output row to the next.
+        stride_w: the same for columns.
+        dilation_h: rows of x from one tap to the next.
+        dilation_w: the same for columns.
+        pad_top: y[0] starts this many rows above x[0]; negative where the stripe holds rows before its first.
+        pad_left: the same for columns.
+        group_out: output channels of one group (of the whole layer, not of this stripe).
+        channel_offset: of w[0] among the output channels of the layer; x always holds all channels.
+        x_zero: zero point of x.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+        rounding: as `nnac.numerics.Rounding`.
+        acc_bits: of the accumulator; sums, bias included, have to fit 32 bits.
+        acc_wraps: whether a narrower accumulator wraps (else it saturates).
+    """
+    window = (stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left)
+    output = (y_zero, low, high, rounding)
+    accumulator = (acc_bits, acc_wraps)
+    multipliers, shifts = _lifted(multiplier, shift, rounding)
+    if w.shape[3] == 1 and group_out == 1:
+        _depthwise(x, w, bias, multipliers, shifts, y, window, channel_offset, x_zero, accumulator, output)
+        return
+    first = 0
+    while first < w.shape[0]:
+        group = (channel_offset + first) // group_out
+        last = min((group + 1) * group_out - channel_offset, w.shape[0])
+        _group(
+            x,
+            group * w.shape[3],
+            w[first:last],
+            bias[first:last],
+            multipliers[first:last],
+            shifts[first:last],
+            y[:, :, first:last],
+            window,
+            x_zero,
+            accumulator,
+            output,
+        )
+        first = last

@@ -1,0 +1,125 @@
+"""Sums and products of int8 tensors of four axes; a broadcast operand is a view with strides of zero."""
+
+from numba import types
+
+from nnac.kernels.jit import INT, Int8, Int64, kernel, sink, source
+from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
+
+
+@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT)
+def accumulate(acc: Int64, x: Int8, zero: int, multiplier: int) -> None:
+    """``acc += (x - zero) * multiplier``, one operand of a wide sum; exact while |acc| stays within 2**62.
+
+    Args:
+        acc: any shape of four axes.
+        x: the same shape, any strides.
+        zero: zero point of x.
+        multiplier: of x, on the common shift of the sum.
+    """
+    for i in range(acc.shape[0]):
+        for j in range(acc.shape[1]):
+            for k in range(acc.shape[2]):
+                for n in range(acc.shape[3]):
+                    acc[i, j, k, n] += (x[i, j, k, n] - zero) * multiplier
+
+
+@kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 5)
+def requantize_wide(acc: Int64, y: Int8, shift: int, y_zero: int, low: int, high: int, rounding: int) -> None:
+    """``y = saturate(round_shift(acc, shift) + y_zero)``: ends a wide sum.
+
+    Args:
+        acc: any shape of four axes, |acc| within 2**62.
+        y: the same shape, any strides.
+        shift: 0..62.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+    """
+    for i in range(acc.shape[0]):
+        for j in range(acc.shape[1]):
+            for k in range(acc.shape[2]):
+                for n in range(acc.shape[3]):
+                    y[i, j, k, n] = saturate(round_shift(acc[i, j, k, n], shift, rounding) + y_zero, low, high)
+
+
+@kernel(source(types.int8, 4, "A"), INT, INT, source(types.int8, 4, "A"), INT, INT, sink(types.int8, 4), *[INT] * 5)
+def add2(
+    a: Int8,
+    a_zero: int,
+    a_multiplier: int,
+    b: Int8,
+    b_zero: int,
+    b_multiplier: int,
+    y: Int8,
+    shift: int,
+    y_zero: int,
+    low: int,
+    high: int,
+    rounding: int,
+) -> None:
+    """Two operands in one go: `accumulate` twice, then `requantize_wide`. A negative multiplier subtracts.
+
+    Args:
+        a: the shape of y, any strides.
+        a_zero: zero point of a.
+        a_multiplier: of a, on the common shift.
+        b: the shape of y, any strides.
+        b_zero: zero point of b.
+        b_multiplier: of b, on the common shift.
+        y: any shape of four axes, any strides.
+        shift: 0..62.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+    """
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            for k in range(y.shape[2]):
+                p, q, out = a[i, j, k], b[i, j, k], y[i, j, k]
+                for n in range(out.size):
+                    total = (p[n] - a_zero) * a_multiplier + (q[n] - b_zero) * b_multiplier
+                    out[n] = saturate(round_shift(total, shift, rounding) + y_zero, low, high)
+
+
+@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
+def multiply(
+    a: Int8,
+    a_zero: int,
+    b: Int8,
+    b_zero: int,
+    y: Int8,
+    multiplier: int,
+    shift: int,
+    y_zero: int,
+    low: int,
+    high: int,
+    rounding: int,
+) -> None:
+    """``y = requantize((a - a_zero) * (b - b_zero))``, in two steps for TFLITE.
+
+    Args:
+        a: the shape of y, any strides.
+        a_zero: zero point of a.
+        b: the shape of y, any strides.
+        b_zero: zero point of b.
+        y: any shape of four axes, any strides.
+        multiplier: with `shift`, scale of a times scale of b over scale of y.
+        shift: 0..62.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+        rounding: as `nnac.numerics.Rounding`.
+    """
+    multiplier, shift = lift(multiplier, shift, rounding)
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            for k in range(y.shape[2]):
+                for n in range(y.shape[3]):
+                    product = (a[i, j, k, n] - a_zero) * (b[i, j, k, n] - b_zero)
+                    if rounding == TFLITE:
+                        scaled = scale_twice(product, multiplier, shift)
+                    else:
+                        scaled = scale_once(product, multiplier, shift, rounding)
+                    y[i, j, k, n] = saturate(scaled + y_zero, low, high)

@@ -1,0 +1,104 @@
+"""The roundings of `nnac.numerics` in int64, for kernels to inline. Scaling never branches on values: it vectorizes.
+
+Bounds as in `nnac.ops.exact`: products of magnitude up to 2**62, shifts 0..62.
+"""
+
+import numpy as np
+
+from nnac.kernels.jit import Int8, Int32, Int64, Integer, inner
+
+Accumulator = tuple[int, int]
+"""Its bits, and whether it wraps."""
+Output = tuple[int, int, int, int]
+"""Zero point, low, high, rounding."""
+HALF_EVEN, HALF_UP, TFLITE = 0, 1, 3
+"""As `nnac.numerics.Rounding`; what is neither HALF_EVEN nor HALF_UP rounds half away in wide expressions."""
+
+
+@inner
+def round_shift(value: Integer, shift: Integer, rounding: Integer) -> Integer:
+    """`numerics.round_shift`: the nudge is half, less one where the tie has to fall."""
+    half = (np.int64(1) << shift) >> 1
+    odd = (value >> shift) & 1
+    tie_falls = (np.int64(rounding == HALF_EVEN) & ~odd) | (np.int64(rounding > HALF_UP) & np.int64(value < 0))
+    return (value + half - (np.int64(shift > 0) & tie_falls)) >> shift
+
+
+@inner
+def round_divide(numerator: Integer, denominator: Integer, shift: Integer, rounding: Integer) -> Integer:
+    """`numerics.round_divide(numerator, denominator << shift)`, without forming a denominator that may leave int64."""
+    high = numerator >> shift
+    low_bits = numerator - (high << shift)
+    floor = high // denominator
+    excess = 2 * (high - floor * denominator) - denominator
+    if excess == -1:
+        compared = 2 * low_bits - (np.int64(1) << shift)
+    elif excess < 0:
+        compared = excess
+    else:
+        compared = excess | low_bits
+    if compared != 0:
+        return floor + np.int64(compared > 0)
+    if rounding == HALF_EVEN:
+        return floor + (floor & 1)
+    return floor + np.int64(rounding == HALF_UP or numerator >= 0)
+
+
+@inner
+def lift(multiplier: Integer, shift: Integer, rounding: Integer) -> tuple[Integer, Integer]:
+    """The pair as `requantize` wants it: for TFLITE the multiplier doubled into [2**30, 2**31), else as it is."""
+    multiplier, shift = np.int64(multiplier), np.int64(shift)
+    if rounding == TFLITE and multiplier > 0:
+        while multiplier < 1 << 30:
+            multiplier <<= 1
+            shift += 1
+    return multiplier, shift
+
+
+@inner
+def saturate(value: Integer, low: Integer, high: Integer) -> Integer:
+    """The nearest value inside [low, high]."""
+    return min(max(value, low), high)
+
+
+@inner
+def scale_once(acc: Integer, multiplier: Integer, shift: Integer, rounding: Integer) -> Integer:
+    """One rounding of the exact product."""
+    return round_shift(np.int64(acc) * multiplier, shift, rounding)
+
+
+@inner
+def scale_twice(acc: Integer, multiplier: Integer, shift: Integer) -> Integer:
+    """TFLITE's two roundings; the pair is lifted. A zero multiplier needs no care: the product is zero."""
+    shifted = saturate(np.int64(acc) << max(31 - shift, 0), -(1 << 31), (1 << 31) - 1)
+    doubled = (shifted * multiplier + (1 << 30)) >> 31
+    return round_shift(doubled, max(shift - 31, 0), TFLITE)
+
+
+@inner
+def finish_row(
+    acc: Int32, bias: Int32, multiplier: Int64, shift: Int64, accumulator: Accumulator, output: Output, y: Int8
+) -> None:
+    """One pixel's sums to int8, channel by channel: bias, narrowing, requantize. The pairs are lifted."""
+    zero_point, low, high, rounding = output
+    _add_bias(acc, bias, accumulator)
+    if rounding == TFLITE:
+        for n in range(y.size):
+            y[n] = saturate(scale_twice(acc[n], multiplier[n], shift[n]) + zero_point, low, high)
+        return
+    for n in range(y.size):
+        y[n] = saturate(scale_once(acc[n], multiplier[n], shift[n], rounding) + zero_point, low, high)
+
+
+@inner
+def _add_bias(acc: Int32, bias: Int32, accumulator: Accumulator) -> None:
+    """The finished sums, in an accumulator that may be narrower than 32 bits."""
+    bits, wraps = accumulator
+    for n in range(bias.size):
+        acc[n] += bias[n]
+    if bits >= 32:
+        return
+    half = np.int64(1) << (bits - 1)
+    for n in range(bias.size):
+        total = np.int64(acc[n])
+        acc[n] = ((total + half) & (2 * half - 1)) - half if wraps else saturate(total, -half, half - 1)

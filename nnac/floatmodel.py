@@ -1,0 +1,206 @@
+"""A float ONNX model in onnxruntime whose intermediate tensors can be read, one thread, no graph optimizations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx.external_data_helper import uses_external_data
+
+from nnac.errors import ModelError, raise_all
+from nnac.types import Array
+
+MAX_IR_VERSION = 13  # onnx 1.23 writes 14, onnxruntime 1.31 reads up to 13
+_LOG_FATAL = 4  # lower levels print each error a second time, with the model's raw node names, on stderr
+_LONGEST_REASON = 400
+
+
+class FloatModel:
+    """Runs a float model and returns its graph outputs and any named tensors of its main graph.
+
+    The same inputs give the same bits in every run. The caller's model is not changed. The model must have passed the
+    importer's checks: onnxruntime itself loads models with zero groups or absurd pads.
+
+    Args:
+        model: an ONNX model with its weights inside (external data already loaded).
+        tensors: names of graph inputs, initializers or node outputs to return besides the graph outputs; each name
+            once, in this order after the graph outputs; None for the graph outputs alone.
+
+    Raises:
+        ModelError: a tensor name does not exist, the weights are outside the file, or onnxruntime refuses the model.
+    """
+
+    __slots__ = ("_names", "_optional", "_session", "_specs")
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] | None = None) -> None:
+        if any(uses_external_data(tensor) for tensor in _tensors_of(model)):
+            raise ModelError("the model's weights are in external files: load them (onnx.load does) before running it")
+        wanted = list(dict.fromkeys(tensors or ()))
+        _check_names(model.graph, wanted)
+        self._optional = frozenset(tensor.name for tensor in model.graph.initializer)
+        self._specs = {info.name: info for info in model.graph.input}
+        self._names = list(dict.fromkeys([*(info.name for info in model.graph.output), *wanted]))
+        self._session = _start(_exposing(model, self._names))
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return name -> array for the graph outputs, then the named tensors.
+
+        Args:
+            inputs: one array per graph input, of the declared shape (symbolic dimensions take any length) and dtype.
+                Floats and integers are cast to the dtype of a float input; other inputs want their exact dtype.
+
+        Raises:
+            ModelError: an input is missing, unknown, of another shape or dtype, or not finite (all problems at once),
+                or onnxruntime fails.
+        """
+        feeds = self._feeds(inputs)
+        try:
+            values = self._session.run(self._names, feeds)
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
+        found = dict(zip(self._names, values, strict=True))
+        odd = [f"{name!r} is a {type(value).__name__}" for name, value in found.items() if not _is_array(value)]
+        raise_all(ModelError, "only tensors can be read:", odd)
+        return found
+
+    def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return `inputs` in the model's dtypes, or raise one ModelError that lists every problem."""
+        missing = [name for name in self._specs if name not in inputs and name not in self._optional]
+        unknown = [name for name in inputs if name not in self._specs]
+        problems = [f"input {name!r} is missing (given: {_listed(inputs)})" for name in missing]
+        problems += [f"input {name!r} is unknown (the model has: {_listed(self._specs)})" for name in unknown]
+        feeds = {}
+        for name in (name for name in inputs if name in self._specs):
+            try:
+                feeds[name] = _feed(self._specs[name], inputs[name])
+            except ModelError as error:
+                problems.append(f"input {name!r}: {error}")
+        raise_all(ModelError, "the inputs do not fit the model:", problems)
+        return feeds
+
+
+def _is_array(value: object) -> bool:
+    """Return whether onnxruntime gave a tensor (it gives lists, dicts and None for sequences, maps and optionals)."""
+    return isinstance(value, np.ndarray)
+
+
+def _check_names(graph: onnx.GraphProto, wanted: Iterable[str]) -> None:
+    """Raise ModelError for wanted tensors that the main graph does not have."""
+    known = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    known |= {name for node in graph.node for name in node.output}
+    unknown = [repr(name) for name in wanted if not name or name not in known]
+    if unknown:
+        raise ModelError(f"the model has no tensor {', '.join(unknown)} in its main graph")
+
+
+def _exposing(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
+    """Return a serialized copy of `model` with all `names` among its outputs, in an IR version that onnxruntime reads.
+
+    A new output carries no type: onnxruntime infers it.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    copy.ir_version = min(copy.ir_version, MAX_IR_VERSION)
+    present = {info.name for info in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    try:
+        return bytes(copy.SerializeToString())
+    except Exception as error:  # protobuf raises its own classes, and ValueError over 2 GB
+        raise ModelError(f"the model cannot be serialized: {one_line(error)}") from error
+
+
+def _start(model: bytes) -> Any:
+    """Return an onnxruntime session: one thread, as written, silent. onnxruntime has no types."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _LOG_FATAL
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from error
+
+
+def _feed(info: onnx.ValueInfoProto, value: Array) -> Array:
+    """Return `value` as the array that the graph input `info` wants.
+
+    Raises:
+        ModelError: without the input's name, which the caller adds.
+    """
+    if not info.type.HasField("tensor_type"):
+        raise ModelError(f"is a {info.type.WhichOneof('value')} in the model, only tensors can be given")
+    array = _cast(value, _dtype(info.type.tensor_type.elem_type))
+    _check_shape(array.shape, info.type.tensor_type)
+    return array
+
+
+def _dtype(elem_type: int) -> np.dtype[Any]:
+    """Return the numpy dtype of an ONNX element type."""
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+    except Exception as error:
+        raise ModelError(f"has the unknown ONNX element type {elem_type} in the model") from error
+
+
+def _cast(value: Array, dtype: np.dtype[Any]) -> Array:
+    """Return `value` as a row-major array of `dtype`: numbers become floats, everything else must match exactly."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ModelError(f"is no array: {one_line(error)}") from error
+    if dtype.kind != "f" and array.dtype.newbyteorder("=") != dtype:
+        raise ModelError(f"found dtype {array.dtype}, expected {dtype}")
+    if dtype.kind == "f" and array.dtype.kind not in "fiu":
+        raise ModelError(f"found dtype {array.dtype}, expected {dtype} (or numbers to cast to it)")
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype, order="C", copy=False)
+    if dtype.kind == "f" and not np.isfinite(array).all():
+        raise ModelError(f"found NaN or infinite values (as {dtype}), expected finite ones")
+    return array
+
+
+def _check_shape(found: tuple[int, ...], declared: onnx.TypeProto.Tensor) -> None:
+    """Raise ModelError when `found` is not the declared shape; symbolic dimensions and absent shapes take anything."""
+    if not declared.HasField("shape"):
+        return
+    dims = declared.shape.dim
+    fits = [not dim.HasField("dim_value") or dim.dim_value == size for dim, size in zip(dims, found, strict=False)]
+    if len(dims) == len(found) and all(fits):
+        return
+    sizes = [str(dim.dim_value) if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims]
+    raise ModelError(f"found shape {list(found)}, expected [{', '.join(sizes)}]")
+
+
+def _tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every stored tensor: initializers and node attributes, in subgraphs and functions too."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        while graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            yield from (part for each in graph.sparse_initializer for part in (each.values, each.indices))
+            nodes.extend(graph.node)
+        for attribute in (attribute for node in nodes for attribute in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
+            graphs.extend([attribute.g] if attribute.HasField("g") else [])
+            graphs.extend(attribute.graphs)
+        nodes.clear()
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return the names for an error message."""
+    return ", ".join(map(repr, names)) or "none"
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text as one printable line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable if len(printable) <= _LONGEST_REASON else printable[: _LONGEST_REASON - 3] + "..."

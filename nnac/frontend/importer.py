@@ -1,0 +1,148 @@
+"""The table of ONNX operators, and the walk that turns a prepared model into a float graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+import numpy as np
+import onnx
+
+from nnac.errors import ModelError, raise_all
+from nnac.frontend import rows_dense, rows_elementwise, rows_move, rows_window
+from nnac.frontend.builder import Builder
+from nnac.frontend.limits import one_line
+from nnac.frontend.use import Refused, Row, Tensors, Use
+from nnac.graph import Graph
+
+TABLE: dict[str, Row] = dict(sorted(
+    {**rows_window.ROWS, **rows_dense.ROWS, **rows_elementwise.ROWS, **rows_move.ROWS}.items()))
+
+
+def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return, per ONNX operator: its name, the nnac operators that it becomes, the sentences of what is supported."""
+    return [(name, ", ".join(op.name for op in row.ops), _sentences(row)) for name, row in TABLE.items()]
+
+
+def _sentences(row: Row) -> tuple[str, ...]:
+    first = row.ops[0].constraints
+    return tuple(dict.fromkeys([*(rule.sentence for rule in row.rules), *(c.sentence for c in first)]))
+
+
+def import_graph(model: onnx.ModelProto) -> Graph:
+    """Return the float graph of a model that `prepare` has returned.
+
+    Raises:
+        ModelError: what is not supported, all at once.
+    """
+    tensors = _tensors(model.graph)
+    uses = list(_uses(model, tensors))
+    problems = _interface_problems(model.graph, tensors)
+    inputs = [info.name for info in model.graph.input if info.name in tensors.shapes]
+    builder = Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
+    for use in uses:
+        problems += [f"{use.op_type} {use.name!r}: {text}" for text in _import(builder, use)]
+    raise_all(ModelError, "the model cannot be compiled:", problems)
+    builder.draft.outputs = [info.name for info in model.graph.output]
+    return builder.draft.freeze()
+
+
+def _import(builder: Builder, use: Use) -> Iterator[str]:
+    """Add one node to the graph, or yield why that is not possible."""
+    row = TABLE.get(use.op_type)
+    if row is None:
+        yield _unsupported(use.op_type)
+    else:
+        problems = list(_problems(use, row))
+        if not problems:
+            try:
+                row.handler(builder, use)
+            except Refused as refused:
+                problems.append(f"{refused} (found {use.described()})")
+        yield from problems
+    builder.stub(use)
+
+
+def _unsupported(op_type: str) -> str:
+    near = get_close_matches(op_type, TABLE, 3, 0.5)
+    hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
+    return f"the operator is not supported{hint} (`nnac ops` lists all)"
+
+
+def _problems(use: Use, row: Row) -> Iterator[str]:
+    """Yield what the rules of the row refuse, the first broken rule only: later ones may rely on it."""
+    unknown = [name for name in use.attributes if name not in row.attributes]
+    if unknown:
+        yield f"attribute {', '.join(map(repr, unknown))} is not supported (known: {', '.join(row.attributes) or 'none'})"
+    typed = [*_type_problems(use)]
+    yield from typed
+    if typed:
+        return
+    for rule in row.rules:
+        try:
+            holds = rule.holds(use)
+        except (Refused, LookupError, ValueError):
+            holds = False
+        if not holds:
+            yield f"{rule.sentence} (found {use.described()})"
+            return
+
+
+def _type_problems(use: Use) -> Iterator[str]:
+    """Yield the tensors of a node without a static shape, and computed ones that are not float32."""
+    if not use.inputs or not use.inputs[0]:
+        yield "the first input is missing"
+    for name in dict.fromkeys([*use.inputs, *use.outputs]):
+        if name and name not in use.tensors.shapes:
+            yield f"tensor {name!r} has no fixed shape"
+        elif name and name not in use.tensors.constants and use.tensors.dtypes[name] != "float32":
+            yield f"tensor {name!r} is {use.tensors.dtypes[name]}; only float32 is supported"
+    if use.inputs and all(not name or name in use.tensors.constants for name in use.inputs):
+        yield "all inputs are constants, and this operator is not computed before run time"
+
+
+def _interface_problems(graph: onnx.GraphProto, tensors: Tensors) -> list[str]:
+    """Return what is wrong with the inputs and outputs of the whole graph."""
+    problems = [f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; only float32 is supported"
+                for info in graph.input if tensors.dtypes.get(info.name) != "float32"]
+    inputs = {info.name for info in graph.input}
+    for info in graph.output:
+        if info.name in inputs or info.name in tensors.constants:
+            what = "a graph input" if info.name in inputs else "a constant"
+            problems.append(f"graph output {info.name!r} is {what}; an output must be computed by a node")
+    return problems
+
+
+def _tensors(graph: onnx.GraphProto) -> Tensors:
+    """Return shapes, dtypes and constants of the main graph."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    shapes = {name: tuple(array.shape) for name, array in constants.items()}
+    dtypes = {name: array.dtype.name for name, array in constants.items()}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        tensor = info.type.tensor_type
+        dims = tuple(dim.dim_value for dim in tensor.shape.dim)
+        if tensor.HasField("shape") and all(dim >= 1 for dim in dims):
+            shapes[info.name], dtypes[info.name] = dims, _dtype(tensor.elem_type)
+    return Tensors(shapes, dtypes, constants)
+
+
+def _dtype(code: int) -> str:
+    try:
+        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)).name)
+    except (KeyError, TypeError):
+        return f"of unknown type {code}"
+
+
+def _uses(model: onnx.ModelProto, tensors: Tensors) -> Iterator[Use]:
+    """Yield the nodes under unique names: ONNX's, or that of the first output."""
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    taken: set[str] = {node.name for node in model.graph.node if node.name}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        stem = node.name or next((name for name in node.output if name), node.op_type)
+        name, count = stem, 1
+        while name in seen or (not node.name and name in taken):
+            count += 1
+            name = f"{stem}.{count}"
+        seen.add(name)
+        yield Use.of(node, name, opset, tensors)

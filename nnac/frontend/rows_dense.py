@@ -1,0 +1,112 @@
+"""Rows that become dense layers: Gemm and MatMul."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from nnac.frontend import views
+from nnac.frontend.builder import Builder
+from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
+from nnac.graph import Origin
+from nnac.ops import Activation, Dense, Sum
+from nnac.types import Array
+
+
+def gemm(b: Builder, use: Use) -> None:
+    """Import Gemm: C joins the bias if it is a constant per output feature, else it is added behind."""
+    weights = real(use.array(1)) * use.get("alpha", 1.0)
+    weights = weights if use.get("transB", 0) else weights.T
+    x = b.view(use.inputs[0], views.transpose((1, 0)) if use.get("transA", 0) else ())
+    if not use.given(2) or use.get("beta", 1.0) == 0:
+        b.put(use, Dense(), _operands(b, use, x, weights, None))
+    elif (bias := _bias(use, len(weights))) is not None:
+        b.put(use, Dense(), _operands(b, use, x, weights, bias))
+    else:
+        product = b.emit(use, Dense(), _operands(b, use, x, weights, None), f"{use.outputs[0]}.product", None)
+        b.put(use, Sum(), [product, _addend(b, use)])
+
+
+def _bias(use: Use, features: int) -> Array | None:
+    """Return beta * C as a vector, or None if C is no constant of one row."""
+    c = use.constant(2)
+    if c is None or c.size not in (1, features) or c.shape[-1:] not in ((), (1,), (features,)):
+        return None
+    return np.broadcast_to(real(c).reshape(-1) * use.get("beta", 1.0), (features,))
+
+
+def _addend(b: Builder, use: Use) -> str:
+    """Return the value beta * C."""
+    beta, c = use.get("beta", 1.0), use.constant(2)
+    if beta == 1:
+        return b.value(use.inputs[2])
+    if c is not None:
+        return b.constant(f"{use.name}.addend", real(c) * beta)
+    return b.emit(use, Activation("affine", (float(beta), 0.0)), [b.value(use.inputs[2])],
+                  f"{use.outputs[0]}.addend", None)
+
+
+def _operands(b: Builder, use: Use, x: str, weights: Array, bias: Array | None, source: int = 1) -> list[str]:
+    """Return the inputs of a Dense with weights (O, K); a bias of zeros where there is none."""
+    original = use.constant(source)
+    kept = original is not None and original.shape == weights.shape and np.array_equal(original, weights)
+    stem = use.inputs[source] if kept else f"{use.inputs[source]}.ok"
+    given = use.inputs[2] if bias is not None else f"{use.name}.bias"
+    return [x, b.constant(stem, weights), b.constant(given, np.zeros(len(weights)) if bias is None else bias)]
+
+
+def matmul(b: Builder, use: Use) -> None:
+    """Import MatMul with one constant matrix."""
+    if use.constant(1) is not None:
+        _right(b, use)
+    else:
+        _left(b, use)
+
+
+def _matrix(use: Use, index: int, column: bool) -> Array:
+    """Return the constant as a matrix; a vector is a column or a row."""
+    array = real(use.array(index))
+    if array.ndim == 1:
+        return array.reshape(-1, 1) if column else array.reshape(1, -1)
+    return array.reshape(array.shape[-2:])
+
+
+def _right(b: Builder, use: Use) -> None:
+    """x @ W: features are last already."""
+    weights = _matrix(use, 1, column=True).T
+    shape = use.shape()
+    if shape[-1] != weights.shape[1]:
+        raise Refused("the inner sides of the matrices are equal")
+    device = (*shape[:-1], len(weights))
+    b.put(use, Dense(), _operands(b, use, b.value(use.inputs[0]), weights, None), views.reshape(use.out(), device))
+
+
+def _left(b: Builder, use: Use) -> None:
+    """W @ x = (x' W')': the last two axes of x and of the result are swapped."""
+    weights, shape = _matrix(use, 0, column=False), use.shape(1)
+    matrix: Shape = shape if len(shape) > 1 else (shape[0], 1)
+    swap = views.axis_last(len(matrix), len(matrix) - 2)
+    source = (*views.reshape(shape, matrix), *swap)
+    full: Shape = (*matrix[:-2], len(weights), matrix[-1])
+    x = b.view(use.inputs[1], source)
+    b.put(use, Dense(), _operands(b, use, x, weights, None, 0), (*views.reshape(use.out(), full), *swap))
+
+
+def _one_constant(use: Use) -> bool:
+    return sum(use.constant(i) is not None for i in (0, 1)) == 1
+
+
+def _single_matrix(use: Use) -> bool:
+    return all(c is None or prod(c.shape[:-2]) == 1 for c in (use.constant(0), use.constant(1)))
+
+
+ROWS = {
+    "Gemm": Row(gemm, (Dense, Sum), ("alpha", "beta", "transA", "transB"), (
+        Rule(lambda u: len(u.inputs) >= 2 and u.constant(1) is not None and u.constant(0) is None,
+             "B is a constant and A is computed"),
+        Rule(lambda u: len(u.shape()) == 2, "A is a matrix"))),
+    "MatMul": Row(matmul, (Dense,), (), (
+        Rule(_one_constant, "one of the two matrices is a constant (the product of two computed ones is not supported)"),
+        Rule(_single_matrix, "the constant is one matrix, not a batch of them"))),
+}

@@ -1,0 +1,456 @@
+"""The instruction set: frozen dataclasses of plain integers, their fields' widths, their engines and address ranges.
+
+What an instruction *means* lives in its readers (emulator, timing, disassembler). Compute engines read activations
+from the scratchpad (`sram`) and constants from the weight buffer (`weights`); `Copy` and `Load` move bytes between
+memories. Engines take their instructions in order and run beside each other; `waits` holds, per engine, how many of
+its instructions must have finished before this one may start.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import Any, ClassVar, NamedTuple
+
+from nnac.errors import ProgramError
+
+AXES = 6
+"""Axes of a strided copy."""
+LOOPS = 4
+"""Axes of an elementwise operand."""
+
+
+class Engine(IntEnum):
+    """In-order queues that run beside each other."""
+
+    DMA_IN = 0
+    DMA_OUT = 1
+    DECODER = 2
+    MAC = 3
+    VECTOR = 4
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class Space(IntEnum):
+    """Address spaces, named as in a target's [memory.*] sections."""
+
+    SRAM = 0
+    WEIGHTS = 1
+    DRAM = 2
+    FLASH = 3
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class Range(NamedTuple):
+    """Bytes [start, end) of one memory."""
+
+    space: Space
+    start: int
+    end: int
+
+
+CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i"}
+
+
+def _field(code: str, count: int = 1, default: Any = None) -> Any:
+    """Declare a field: its width, and how many values it holds (0: any number up to 255, with a length byte)."""
+    metadata = {"code": code, "count": count}
+    return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """Base: the wait tokens, and the ranges that the subclass reads and writes."""
+
+    opcode: ClassVar[int]
+    waits: tuple[int, ...] = _field("u32", len(Engine), (0,) * len(Engine))
+
+    @property
+    def engine(self) -> Engine:
+        raise NotImplementedError
+
+    def reads(self) -> tuple[Range, ...]:
+        raise NotImplementedError
+
+    def writes(self) -> tuple[Range, ...]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load(Instruction):
+    """Constants from `space` into the weight buffer, expanded by `packer` (0: raw bytes)."""
+
+    opcode: ClassVar[int] = 1
+    space: int = _field("u8")
+    source: int = _field("u32")
+    source_bytes: int = _field("u32")
+    target: int = _field("u32")
+    target_bytes: int = _field("u32")
+    packer: int = _field("u8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.DECODER
+
+    def reads(self) -> tuple[Range, ...]:
+        return (Range(Space(self.space), self.source, self.source + self.source_bytes),)
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.WEIGHTS, self.target, self.target + self.target_bytes),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy(Instruction):
+    """Strided copy of single bytes between any two activation memories; strides in bytes, outermost axis first."""
+
+    opcode: ClassVar[int] = 2
+    source_space: int = _field("u8")
+    source: int = _field("u32")
+    source_strides: tuple[int, ...] = _field("i32", AXES)
+    target_space: int = _field("u8")
+    target: int = _field("u32")
+    target_strides: tuple[int, ...] = _field("i32", AXES)
+    shape: tuple[int, ...] = _field("u32", AXES)
+
+    @property
+    def engine(self) -> Engine:
+        return copy_engine(Space(self.source_space), Space(self.target_space))
+
+    def reads(self) -> tuple[Range, ...]:
+        return (strided(Space(self.source_space), self.source, self.shape, self.source_strides),)
+
+    def writes(self) -> tuple[Range, ...]:
+        return (strided(Space(self.target_space), self.target, self.shape, self.target_strides),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill(Instruction):
+    """Write `value` to a contiguous run of bytes."""
+
+    opcode: ClassVar[int] = 3
+    space: int = _field("u8")
+    target: int = _field("u32")
+    count: int = _field("u32")
+    value: int = _field("i8")
+
+    @property
+    def engine(self) -> Engine:
+        return copy_engine(Space(self.space), Space(self.space))
+
+    def reads(self) -> tuple[Range, ...]:
+        return ()
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space(self.space), self.target, self.target + self.count),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conv(Instruction):
+    """Convolution of a stripe (in_h, in_w, in_c) with `out_c` kernels, requantized into a channel slice of the output.
+
+    Params: int32 bias, int32 multiplier, int8 shift, each `out_c` long, behind each other. Taps outside the stripe
+    contribute nothing. Output channel c of the layer belongs to group c // (channels // groups). A dense layer is a
+    1x1 convolution with in_w = 1.
+    """
+
+    opcode: ClassVar[int] = 4
+    source: int = _field("u32")
+    in_h: int = _field("u32")
+    in_w: int = _field("u32")
+    in_c: int = _field("u32")
+    target: int = _field("u32")
+    out_h: int = _field("u32")
+    out_w: int = _field("u32")
+    out_c: int = _field("u32")
+    pitch: int = _field("u32")
+    channel: int = _field("u32")
+    channels: int = _field("u32")
+    kernel_h: int = _field("u8")
+    kernel_w: int = _field("u8")
+    stride_h: int = _field("u8")
+    stride_w: int = _field("u8")
+    dilation_h: int = _field("u8")
+    dilation_w: int = _field("u8")
+    pad_top: int = _field("i16")
+    pad_left: int = _field("i16")
+    groups: int = _field("u32")
+    weights: int = _field("u32")
+    params: int = _field("u32")
+    in_zero: int = _field("i8")
+    out_zero: int = _field("i8")
+    low: int = _field("i8")
+    high: int = _field("i8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.MAC
+
+    @property
+    def depth(self) -> int:
+        """Input channels per group."""
+        return self.in_c // self.groups
+
+    @property
+    def macs(self) -> int:
+        return self.out_h * self.out_w * self.out_c * self.kernel_h * self.kernel_w * self.depth
+
+    def reads(self) -> tuple[Range, ...]:
+        taps = self.kernel_h * self.kernel_w * self.depth
+        return (
+            Range(Space.SRAM, self.source, self.source + self.in_h * self.in_w * self.in_c),
+            Range(Space.WEIGHTS, self.weights, self.weights + self.out_c * taps),
+            Range(Space.WEIGHTS, self.params, self.params + 9 * self.out_c),
+        )
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.target, self.target + (self.out_h * self.out_w - 1) * self.pitch + self.out_c),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(Instruction):
+    """Max (kind 0) or average (kind 1) over windows of a stripe (in_h, in_w, channels).
+
+    An average divides by the number of taps inside the stripe, or, with `count_pads`, by those inside the padded area
+    that begins at the first window and has `padded_h` x `padded_w` places.
+    """
+
+    opcode: ClassVar[int] = 5
+    kind: int = _field("u8")
+    source: int = _field("u32")
+    in_h: int = _field("u32")
+    in_w: int = _field("u32")
+    channels: int = _field("u32")
+    target: int = _field("u32")
+    out_h: int = _field("u32")
+    out_w: int = _field("u32")
+    kernel_h: int = _field("u32")
+    kernel_w: int = _field("u32")
+    stride_h: int = _field("u32")
+    stride_w: int = _field("u32")
+    dilation_h: int = _field("u32")
+    dilation_w: int = _field("u32")
+    pad_top: int = _field("i16")
+    pad_left: int = _field("i16")
+    count_pads: int = _field("u8")
+    padded_h: int = _field("u32")
+    padded_w: int = _field("u32")
+    in_zero: int = _field("i8")
+    out_zero: int = _field("i8")
+    multiplier: int = _field("u32")
+    shift: int = _field("u8")
+    low: int = _field("i8")
+    high: int = _field("i8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    def reads(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.source, self.source + self.in_h * self.in_w * self.channels),)
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.target, self.target + self.out_h * self.out_w * self.channels),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum(Instruction):
+    """sum_i multiplier_i * (x_i - zero_i), one rounding shift; per operand LOOPS strides (0 broadcasts)."""
+
+    opcode: ClassVar[int] = 6
+    shape: tuple[int, ...] = _field("u32", LOOPS)
+    sources: tuple[int, ...] = _field("u32", 0)
+    strides: tuple[int, ...] = _field("i32", 0)
+    zeros: tuple[int, ...] = _field("i8", 0)
+    multipliers: tuple[int, ...] = _field("i32", 0)
+    target: int = _field("u32")
+    shift: int = _field("u8")
+    out_zero: int = _field("i8")
+    low: int = _field("i8")
+    high: int = _field("i8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    def operand_strides(self, index: int) -> tuple[int, ...]:
+        return self.strides[index * LOOPS:(index + 1) * LOOPS]
+
+    def reads(self) -> tuple[Range, ...]:
+        return tuple(strided(Space.SRAM, source, self.shape, self.operand_strides(i))
+                     for i, source in enumerate(self.sources))
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.target, self.target + volume(self.shape)),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mul(Instruction):
+    """(a - zero_a) * (b - zero_b), requantized; strides as in `Sum`."""
+
+    opcode: ClassVar[int] = 7
+    shape: tuple[int, ...] = _field("u32", LOOPS)
+    sources: tuple[int, ...] = _field("u32", 2)
+    strides: tuple[int, ...] = _field("i32", 2 * LOOPS)
+    zeros: tuple[int, ...] = _field("i8", 2)
+    target: int = _field("u32")
+    multiplier: int = _field("u32")
+    shift: int = _field("u8")
+    out_zero: int = _field("i8")
+    low: int = _field("i8")
+    high: int = _field("i8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    def operand_strides(self, index: int) -> tuple[int, ...]:
+        return self.strides[index * LOOPS:(index + 1) * LOOPS]
+
+    def reads(self) -> tuple[Range, ...]:
+        return tuple(strided(Space.SRAM, source, self.shape, self.operand_strides(i))
+                     for i, source in enumerate(self.sources))
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.target, self.target + volume(self.shape)),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lookup(Instruction):
+    """Every byte through a 256-entry table in the weight buffer, entry (x + 128); element i uses table i % tables."""
+
+    opcode: ClassVar[int] = 8
+    source: int = _field("u32")
+    target: int = _field("u32")
+    count: int = _field("u32")
+    table: int = _field("u32")
+    tables: int = _field("u32")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    def reads(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.source, self.source + self.count),
+                Range(Space.WEIGHTS, self.table, self.table + 256 * self.tables))
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.target, self.target + self.count),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Softmax(Instruction):
+    """Softmax of each row; the weight buffer holds 256 int32 exponentials (`numerics.softmax_table`)."""
+
+    opcode: ClassVar[int] = 9
+    source: int = _field("u32")
+    target: int = _field("u32")
+    rows: int = _field("u32")
+    length: int = _field("u32")
+    table: int = _field("u32")
+    multiplier: int = _field("u32")
+    shift: int = _field("u8")
+    out_zero: int = _field("i8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    def reads(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.source, self.source + self.rows * self.length),
+                Range(Space.WEIGHTS, self.table, self.table + 1024))
+
+    def writes(self) -> tuple[Range, ...]:
+        return (Range(Space.SRAM, self.target, self.target + self.rows * self.length),)
+
+
+AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Lookup | Softmax
+OPCODES: dict[int, type[AnyInstruction]] = {
+    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Lookup, Softmax)
+}
+
+
+def copy_engine(source: Space, target: Space) -> Engine:
+    """Return who copies: the vector unit inside the scratchpad, else a DMA by direction."""
+    if target != Space.SRAM:
+        return Engine.DMA_OUT
+    return Engine.VECTOR if source == Space.SRAM else Engine.DMA_IN
+
+
+def volume(shape: tuple[int, ...]) -> int:
+    """Return the number of elements of a shape."""
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Range:
+    """Return the smallest range that holds every byte of a strided view."""
+    spans = [(side - 1) * stride for side, stride in zip(shape, strides, strict=True)]
+    return Range(space, start + sum(min(s, 0) for s in spans), start + sum(max(s, 0) for s in spans) + 1)
+
+
+def encode(instructions: tuple[AnyInstruction, ...]) -> bytes:
+    """Return the byte stream of a program.
+
+    Raises:
+        ProgramError: a value does not fit its field.
+    """
+    return b"".join(bytes([i.opcode]) + b"".join(_encode_field(i, f) for f in fields(i)) for i in instructions)
+
+
+def _encode_field(instruction: AnyInstruction, f: Any) -> bytes:
+    value, code, count = getattr(instruction, f.name), CODES[f.metadata["code"]], f.metadata["count"]
+    values = value if isinstance(value, tuple) else (value,)
+    try:
+        if count and len(values) != count:
+            raise struct.error(f"{len(values)} values for {count} places")
+        head = b"" if count else struct.pack("<B", len(values))
+        return head + struct.pack(f"<{len(values)}{code}", *values)
+    except struct.error as error:
+        kind = type(instruction).__name__
+        raise ProgramError(
+            f"{kind}.{f.name} = {value!r} does not fit its field ({f.metadata['code']}): {error}"
+        ) from None
+
+
+def decode(stream: bytes) -> tuple[AnyInstruction, ...]:
+    """Return the instructions of a byte stream; the inverse of `encode`.
+
+    Raises:
+        ProgramError: unknown opcode, or the stream ends inside an instruction.
+    """
+    return tuple(_decode(stream))
+
+
+def _decode(stream: bytes) -> Iterator[AnyInstruction]:
+    at = 0
+    while at < len(stream):
+        kind = OPCODES.get(stream[at])
+        if kind is None:
+            raise ProgramError(f"instruction stream: unknown opcode {stream[at]} at byte {at}")
+        start, at, values = at, at + 1, {}
+        try:
+            for f in fields(kind):
+                values[f.name], at = _decode_field(stream, at, f)
+        except struct.error:
+            raise ProgramError(f"instruction stream: cut short inside {kind.__name__} at byte {start}") from None
+        yield kind(**values)
+
+
+def _decode_field(stream: bytes, at: int, f: Any) -> tuple[Any, int]:
+    code, count = CODES[f.metadata["code"]], f.metadata["count"]
+    if count == 0:
+        (count,), at = struct.unpack_from("<B", stream, at), at + 1
+    layout = f"<{count}{code}"
+    values = struct.unpack_from(layout, stream, at)
+    single = f.metadata["count"] == 1
+    return (values[0] if single else values), at + struct.calcsize(layout)

@@ -1,0 +1,375 @@
+"""The law of arithmetic: what every number in nnac means, one value at a time, in Python integers.
+
+Everything that executes (operators' references in numpy, kernels in numba, the training twin in torch) is tested
+against the functions of this file. They favour being read over being fast and know no array library.
+
+A quantized value q stands for the real value ``scale * (q - zero_point)`` (Jacob et al. 2018, "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"). A ratio of scales reaches the machine as
+a pair (multiplier, shift) of integers with ``ratio ~= multiplier * 2**-shift``, ``0 <= multiplier < 2**31`` and ``0 <=
+shift <= 62``.
+"""
+
+import enum
+import math
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+
+INT8_LOW, INT8_HIGH = -128, 127
+INT16_LOW, INT16_HIGH = -(1 << 15), (1 << 15) - 1
+INT32_LOW, INT32_HIGH = -(1 << 31), (1 << 31) - 1
+SHIFT_MAX = 62
+MULTIPLIER_LIMIT = 1 << 31
+SOFTMAX_ENTRIES = 256
+SOFTMAX_ONE = 1 << 16
+INTERPOLATION_ENTRIES = 513
+
+
+class Rounding(enum.IntEnum):
+    """What becomes of the half: the numbers are the ones that instructions and kernels carry."""
+
+    HALF_EVEN = 0
+    """Ties go to the even neighbour (IEEE 754, ONNX)."""
+    HALF_UP = 1
+    """Ties go towards plus infinity: add half, shift."""
+    HALF_AWAY = 2
+    """Ties go away from zero (C's round)."""
+    TFLITE = 3
+    """gemmlowp's two steps, see `requantize`; every expression without a two-step form rounds HALF_AWAY."""
+
+    @classmethod
+    def parse(cls, label: str) -> "Rounding":
+        """The mode of a name such as 'half_even'; raises ValueError that lists the names."""
+        for mode in cls:
+            if mode.label == label:
+                return mode
+        raise ValueError(f"unknown rounding {label!r}: use one of {', '.join(mode.label for mode in cls)}")
+
+    @property
+    def label(self) -> str:
+        """The name that target files use: 'half_even', 'half_up', 'half_away' or 'tflite'."""
+        return self.name.lower()
+
+
+def saturate(value: int, low: int = INT8_LOW, high: int = INT8_HIGH) -> int:
+    """The nearest value inside [low, high]."""
+    return max(low, min(high, value))
+
+
+def round_divide(numerator: int, denominator: int, rounding: Rounding) -> int:
+    """The exact quotient, rounded once to an integer.
+
+    Args:
+        numerator: any integer.
+        denominator: any positive integer.
+        rounding: what becomes of ties; TFLITE counts as HALF_AWAY.
+
+    Raises:
+        ValueError: the denominator is not positive.
+    """
+    if denominator <= 0:
+        raise ValueError(f"denominator {denominator} is not positive")
+    floor, rest = divmod(numerator, denominator)
+    if 2 * rest != denominator:
+        return floor + (2 * rest > denominator)
+    if rounding == Rounding.HALF_EVEN:
+        return floor + floor % 2
+    if rounding == Rounding.HALF_UP:
+        return floor + 1
+    return floor + (numerator >= 0)
+
+
+def round_shift(value: int, shift: int, rounding: Rounding) -> int:
+    """``value * 2**-shift``, rounded once. TFLITE counts as HALF_AWAY: wide expressions have no two-step form.
+
+    Raises:
+        ValueError: the shift is outside 0..62.
+    """
+    if not 0 <= shift <= SHIFT_MAX:
+        raise ValueError(f"shift {shift} is outside 0..{SHIFT_MAX}")
+    return round_divide(value, 1 << shift, rounding)
+
+
+def requantize(
+    acc: int,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+) -> int:
+    """An accumulator on the scale of the output: ``saturate(round(acc * multiplier * 2**-shift) + zero_point)``.
+
+    Args:
+        acc: the int32 accumulator.
+        multiplier: 0 .. 2**31 - 1.
+        shift: 0..62, counted from the integer product.
+        zero_point: of the output.
+        rounding: one rounding, except TFLITE, which rounds twice (`_two_step`).
+        low: smallest output; also where a fused activation clips.
+        high: largest output.
+
+    Raises:
+        ValueError: the multiplier or the shift is out of range.
+    """
+    if not 0 <= multiplier < MULTIPLIER_LIMIT:
+        raise ValueError(f"multiplier {multiplier} is outside 0..2**31-1")
+    if not 0 <= shift <= SHIFT_MAX:
+        raise ValueError(f"shift {shift} is outside 0..{SHIFT_MAX}")
+    if rounding == Rounding.TFLITE:
+        return saturate(_two_step(acc, multiplier, shift) + zero_point, low, high)
+    return saturate(round_shift(acc * multiplier, shift, rounding) + zero_point, low, high)
+
+
+def _two_step(acc: int, multiplier: int, shift: int) -> int:
+    """TFLite's MultiplyByQuantizedMultiplier: gemmlowp's doubling high multiply, then its rounding division by 2**n.
+
+    The pair is first brought to TFLite's own form, multiplier in [2**30, 2**31), which leaves its value as it is (the
+    small form of a power of two, (1, k), becomes (2**30, k + 30)). The total shift is then 31 + right shift, or 31 -
+    left shift.
+
+    A left shift that leaves int32 is undefined in TFLite's C++ (the vector units wrap); here it saturates. Since the
+    multiplier is at least 2**30, the int8 and int16 outputs are then those of the unlimited product.
+    """
+    if multiplier == 0:
+        return 0
+    lift = 31 - multiplier.bit_length()
+    multiplier, shift = multiplier << lift, shift + lift
+    left, right = max(31 - shift, 0), max(shift - 31, 0)
+    doubled = _saturating_rounding_doubling_high_mul(saturate(acc << left, INT32_LOW, INT32_HIGH), multiplier)
+    return round_divide(doubled, 1 << right, Rounding.HALF_AWAY)  # RoundingDivideByPOT: ties away from zero
+
+
+def _saturating_rounding_doubling_high_mul(a: int, b: int) -> int:
+    """gemmlowp fixedpoint.h: the high half of 2ab. Its nudge of 2**30 or 1 - 2**30 with truncation sends ties upwards.
+
+    The one product that saturates there, (-2**31)**2, cannot occur: b is a non-negative int32.
+    """
+    return round_divide(a * b, 1 << 31, Rounding.HALF_UP)
+
+
+def encode_ratio(ratio: float, power_of_two: bool = False) -> tuple[int, int]:
+    """A real ratio of scales as (multiplier, shift), as TFLite's QuantizeMultiplier finds it.
+
+    An exact power of two takes its smallest form, (1, k) or (2**k, 0), and is exact. Any other ratio gets a multiplier
+    in [2**30, 2**31), relative error at most 2**-31; under 2**-32 the shift stays at 62 and the absolute error at most
+    2**-63.
+
+    Args:
+        ratio: 0 <= ratio < 2**31.
+        power_of_two: the target has shifters only; any other ratio is an error.
+
+    Raises:
+        ValueError: negative, not finite, too large; or no power of two from 2**-62 to 2**30 where one is demanded.
+    """
+    _check_ratio(ratio)
+    exponent = _exponent(ratio)
+    if exponent is not None and -SHIFT_MAX <= exponent:
+        return 1 << max(exponent, 0), max(-exponent, 0)
+    if power_of_two and ratio != 0:
+        raise ValueError(f"ratio {ratio!r} is not a power of two from 2**-{SHIFT_MAX} to 2**30")
+    multipliers, shift = _encode_with_common_shift([ratio])
+    return multipliers[0], shift
+
+
+def encode_ratios(ratios: Sequence[float]) -> tuple[tuple[int, ...], int]:
+    """Integers m_i and one shift for a sum over operands, ``sum(m_i * (x_i - z_i)) * 2**-shift``.
+
+    Powers of two (and zeros) that fit take the smallest exact form. Otherwise the largest m_i lies in [2**30, 2**31),
+    so that every ratio is met to 2**-31 of the largest.
+
+    Raises:
+        ValueError: no ratio at all; one is negative, not finite or too large.
+    """
+    if not ratios:
+        raise ValueError("no ratio to encode")
+    for ratio in ratios:
+        _check_ratio(ratio)
+    exponents = [_exponent(ratio) for ratio in ratios if ratio != 0]
+    known = [exponent for exponent in exponents if exponent is not None]
+    if len(known) == len(exponents):
+        shift = max(0, -min(known, default=0))
+        if shift <= SHIFT_MAX and max(known, default=0) + shift <= 30:
+            return tuple(int(Fraction(ratio) * (1 << shift)) for ratio in ratios), shift
+    return _encode_with_common_shift(ratios)
+
+
+def _encode_with_common_shift(ratios: Sequence[float]) -> tuple[tuple[int, ...], int]:
+    """The largest ratio in [2**30, 2**31) where the shift allows, the others on its shift; ties away, as TFLite."""
+    largest = max(ratios)
+    shift = min(31 - math.frexp(largest)[1], SHIFT_MAX)
+    if _scaled(largest, shift) == MULTIPLIER_LIMIT:  # rounded up to the next power of two
+        shift -= 1
+    if shift < 0:
+        raise ValueError(f"ratio {largest!r} is too large: the limit is 2**31")
+    multipliers = tuple(_scaled(ratio, shift) for ratio in ratios)
+    return multipliers, shift if any(multipliers) else 0
+
+
+def _scaled(ratio: float, shift: int) -> int:
+    """``ratio * 2**shift`` to the nearest integer, ties away from zero; the shift may be negative."""
+    scaled = Fraction(ratio) * Fraction(2) ** shift
+    return round_divide(scaled.numerator, scaled.denominator, Rounding.HALF_AWAY)
+
+
+def _check_ratio(ratio: float) -> None:
+    """Refuses what no multiplier can hold."""
+    if not math.isfinite(ratio) or ratio < 0:
+        raise ValueError(f"ratio {ratio!r} is not a finite non-negative number")
+    if ratio >= MULTIPLIER_LIMIT:
+        raise ValueError(f"ratio {ratio!r} is too large: the limit is 2**31")
+
+
+def _exponent(ratio: float) -> int | None:
+    """k where the ratio is exactly 2**k, else None."""
+    mantissa, exponent = math.frexp(ratio)
+    return exponent - 1 if mantissa == 0.5 else None
+
+
+def narrow(acc: int, bits: int, wraps: bool) -> int:
+    """A sum in an accumulator of fewer bits; applied once, after the whole sum with its bias.
+
+    For a wrapping accumulator that equals wrapping at every step. For a saturating one it is this project's definition
+    (the order of partial sums then has no influence).
+
+    Raises:
+        ValueError: bits is under 1.
+    """
+    if bits < 1:
+        raise ValueError(f"an accumulator of {bits} bits holds nothing")
+    half = 1 << (bits - 1)
+    if wraps:
+        return (acc + half) % (2 * half) - half
+    return saturate(acc, -half, half - 1)
+
+
+def average(
+    total: int,
+    count: int,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+) -> int:
+    """The mean of `count` values on the scale of the output: exact division and scaling, one rounding.
+
+    Args:
+        total: sum of (x - zero point of x).
+        count: taps that count, positive.
+        multiplier: with `shift`, the ratio of the input's scale to the output's.
+        shift: 0..62.
+        zero_point: of the output.
+        rounding: TFLITE counts as HALF_AWAY.
+        low: smallest output.
+        high: largest output.
+    """
+    return saturate(round_divide(total * multiplier, count << shift, rounding) + zero_point, low, high)
+
+
+def softmax_table(scale: float) -> tuple[int, ...]:
+    """exp(-scale * d) for d = 0..255 in Q0.16, half to even; the first entry is 65536.
+
+    Args:
+        scale: of the softmax input (times the softmax's own factor, if any); non-negative and finite.
+
+    Raises:
+        ValueError: the scale is negative or not finite.
+    """
+    if not math.isfinite(scale) or scale < 0:
+        raise ValueError(f"softmax scale {scale!r} is not a finite non-negative number")
+    return tuple(round(math.exp(-scale * distance) * SOFTMAX_ONE) for distance in range(SOFTMAX_ENTRIES))
+
+
+def softmax(
+    x: Sequence[int],
+    exp_table: Sequence[int],
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+) -> list[int]:
+    """Softmax over int8 values: exponentials from a table, exact sum, one division and one rounding per output.
+
+    Args:
+        x: int8 values, at least one; their zero point cancels.
+        exp_table: 256 entries indexed by max(x) - x, non-negative; entry 0 positive (see `softmax_table`).
+        multiplier: with `shift`, 1 / scale of the output (256 and 0 for the usual scale of 1/256).
+        shift: 0..62.
+        zero_point: of the output.
+        rounding: TFLITE counts as HALF_AWAY.
+    """
+    peak = max(x)
+    exponentials = [exp_table[peak - value] for value in x]
+    denominator = sum(exponentials) << shift
+    return [saturate(round_divide(e * multiplier, denominator, rounding) + zero_point) for e in exponentials]
+
+
+def interpolate(
+    x: int,
+    table: Sequence[int],
+    rounding: Rounding,
+    low: int = INT16_LOW,
+    high: int = INT16_HIGH,
+) -> int:
+    """A function of an int16 value from 513 knots, 128 apart, linear between them; one rounding.
+
+    Args:
+        x: int16.
+        table: 513 int16 values; entry i belongs to x = 128 * i - 32768 (the last to 32768, one past the range).
+        rounding: TFLITE counts as HALF_AWAY.
+        low: smallest output.
+        high: largest output.
+    """
+    index, fraction = divmod(x - INT16_LOW, 128)
+    blend = table[index] * (128 - fraction) + table[index + 1] * fraction
+    return saturate(round_shift(blend, 7, rounding), low, high)
+
+
+def quantize(x: float, scale: float, zero_point: int, low: int = INT8_LOW, high: int = INT8_HIGH) -> int:
+    """ONNX QuantizeLinear: the float32 quotient, half to even, plus the zero point, saturated.
+
+    Args:
+        x: real value, taken as float32; infinities saturate.
+        scale: positive and finite as float32.
+        zero_point: added after rounding.
+        low: smallest output (-32768 for int16).
+        high: largest output.
+
+    Raises:
+        ValueError: x is NaN, or the scale is not positive and finite.
+    """
+    step = _positive_float32(scale)
+    if math.isnan(x):
+        raise ValueError("NaN has no quantized value")
+    quotient = _float32(_float32(x) / step)  # the double quotient of two float32 rounds to the float32 quotient
+    if math.isinf(quotient):
+        return high if quotient > 0 else low
+    return saturate(round(quotient) + zero_point, low, high)
+
+
+def dequantize(q: int, scale: float, zero_point: int) -> float:
+    """ONNX DequantizeLinear: ``(q - zero_point) * scale`` in float32.
+
+    Raises:
+        ValueError: the scale is not positive and finite.
+    """
+    return _float32((q - zero_point) * _positive_float32(scale))
+
+
+def _positive_float32(scale: float) -> float:
+    """The scale as float32."""
+    step = _float32(scale)
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(f"scale {scale!r} is not positive and finite in float32")
+    return step
+
+
+def _float32(value: float) -> float:
+    """The nearest float32, infinite where it overflows."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)

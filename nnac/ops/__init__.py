@@ -1,0 +1,18 @@
+"""Operators, one class each; `REGISTRY` is what the registry-driven tests and `nnac ops` walk over."""
+
+from nnac.ops.activation import Activation
+from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
+from nnac.ops.conv import Conv, Dense
+from nnac.ops.elementwise import Mul, Sum
+from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
+from nnac.ops.pool import AveragePool, MaxPool
+from nnac.ops.softmax import Softmax
+
+REGISTRY: tuple[type[Op], ...] = (
+    Conv, Dense, MaxPool, AveragePool, Sum, Mul, Activation, Softmax, Reshape, Transpose, Slice, Concat, Pad,
+)
+
+__all__ = [
+    "REGISTRY", "Activation", "AveragePool", "Block", "Bound", "Concat", "Conv", "Dense", "MaxPool", "Move", "Mul",
+    "Op", "Pad", "Reshape", "Sample", "Slab", "Slice", "Softmax", "Step", "Sum", "Transpose", "Work",
+]

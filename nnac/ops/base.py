@@ -1,0 +1,215 @@
+"""What every operator answers: shapes, its integer meaning, its work, its stripes, its instructions, a random sample.
+
+Device tensors are row-major with channels last: (N, H, W, C) for pictures, (N, L, 1, C) for sequences of 1-D
+convolutions, any rank for elementwise work. For tiling a tensor is seen as `rows` of equal length: a stripe is a range
+of rows, contiguous in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import inf, prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnac.graph import Graph, Node
+from nnac.isa import Instruction
+from nnac.targets import Arithmetic
+from nnac.types import Array, Quant, TensorType
+
+Shape = tuple[int, ...]
+Rows = tuple[int, int]
+UNBOUNDED = (-inf, inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """One condition that a supported use of the operator meets, with the sentence that a user reads."""
+
+    holds: Callable[[Any, Sequence[Shape]], bool]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one execution costs in principle: multiply-accumulates, and elements through the vector unit."""
+
+    macs: int = 0
+    elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """Rows [lo, hi) of a tensor, contiguous at a byte address of the scratchpad."""
+
+    address: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Constants that travel together through the weight buffer: channels [lo, hi) of an operator's output.
+
+    Attributes:
+        params: bytes that are loaded as they are (bias, multipliers, shifts, tables); may be empty.
+        weights: int8 weights of the block, which may be encoded; may be empty.
+    """
+
+    lo: int
+    hi: int
+    params: bytes
+    weights: Array
+
+    @property
+    def nbytes(self) -> int:
+        return aligned(len(self.params)) + aligned(self.weights.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One piece of work to lower: stripes of the inputs to a stripe of the output, with one block of constants.
+
+    Attributes:
+        inputs: a slab per scratchpad operand, in the node's order.
+        output: the slab to fill.
+        block: the constants, or None for an operator without any.
+        params: weight-buffer address of the block's params.
+        weights: weight-buffer address of the block's decoded weights.
+    """
+
+    inputs: tuple[Slab, ...]
+    output: Slab
+    block: Block | None = None
+    params: int = 0
+    weights: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An operator bound to its place in a typed integer graph.
+
+    Attributes:
+        inputs: types of all inputs, constants included.
+        output: type of the output.
+        constants: the constant inputs by position.
+        law: the machine's arithmetic.
+    """
+
+    inputs: tuple[TensorType, ...]
+    output: TensorType
+    constants: dict[int, Array]
+    law: Arithmetic
+
+    @property
+    def quant(self) -> Quant:
+        """Quantization of the output."""
+        assert self.output.quant is not None
+        return self.output.quant
+
+    def input_quant(self, index: int) -> Quant:
+        """Quantization of input `index`."""
+        quant = self.inputs[index].quant
+        assert quant is not None
+        return quant
+
+
+def bind(graph: Graph, node: Node, law: Arithmetic) -> Bound:
+    """Return the node's operator bound to its place in an integer graph."""
+    constants = {i: graph.constants[name] for i, name in enumerate(node.inputs) if name in graph.constants}
+    return Bound(graph.types(node.inputs), graph.values[node.output].type, constants, law)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A random legal use of an operator: what the registry-driven tests run."""
+
+    op: Any
+    inputs: tuple[TensorType, ...]
+    output: TensorType
+    constants: dict[int, Array]
+
+
+class Op:
+    """Base of the operators; a concrete one is a frozen dataclass of its attributes."""
+
+    name: ClassVar[str]
+    constraints: ClassVar[tuple[Constraint, ...]] = ()
+    layout: ClassVar[str] = "any"
+    operands: ClassVar[int | None] = None
+    """How many leading inputs are tensors in the scratchpad (None: all); the rest travels through the weight buffer."""
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        """Return the output's shape for the inputs' shapes."""
+        raise NotImplementedError(self.name)
+
+    def problems(self, shapes: Sequence[Shape]) -> list[str]:
+        """Return the sentences of the constraints that this use breaks."""
+        return [c.sentence for c in self.constraints if not c.holds(self, shapes)]
+
+    def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
+        """Return the exact integer output for integer inputs (all of them, constants included), in numpy int64."""
+        raise NotImplementedError(self.name)
+
+    def work(self, bound: Bound) -> Work:
+        """Return the work of one execution."""
+        return Work(elements=bound.output.elements)
+
+    def rows(self, bound: Bound) -> tuple[int, int]:
+        """Return (rows of the output, period): a stripe must not cross a multiple of the period."""
+        return bound.output.elements, bound.output.elements
+
+    def input_rows(self, bound: Bound, rows: Rows) -> tuple[Rows | None, ...]:
+        """Return, per scratchpad operand, the rows needed for output `rows`; None asks for the whole tensor."""
+        return tuple(rows for _ in bound.inputs[: self.operands])
+
+    def operand_rows(self, bound: Bound) -> tuple[int, ...]:
+        """Return, per scratchpad operand, how many equal rows it has (1 for an operand that is taken whole)."""
+        total = self.rows(bound)[0]
+        wanted = self.input_rows(bound, (0, total))
+        return tuple(1 if rows is None else total for rows in wanted)
+
+    def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
+        """Return the constants in blocks of at most `limit` bytes, cut at multiples of `granule` channels if possible."""
+        return []
+
+    def lower(self, bound: Bound, step: Step) -> Iterator[Instruction]:
+        """Yield the instructions of one step."""
+        raise NotImplementedError(self.name)
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Sample:
+        """Return a random legal use, extremes included."""
+        raise NotImplementedError(cls.name)
+
+
+def aligned(nbytes: int, to: int = 16) -> int:
+    """Return `nbytes` rounded up to a multiple of `to`."""
+    return -(-nbytes // to) * to
+
+
+def clamp_limits(clamp: tuple[float, float], quant: Quant) -> tuple[int, int]:
+    """Return the int8 limits that a real-valued clamp means under `quant`."""
+    low, high = clamp
+    lowest = -128 if low == -inf else int(quant.quantize(np.array([low]))[0])
+    highest = 127 if high == inf else int(quant.quantize(np.array([high]))[0])
+    return lowest, max(lowest, highest)
+
+
+def row_bytes(tensor: TensorType, rows: int) -> int:
+    """Return the bytes of one of `rows` equal rows of a tensor."""
+    return tensor.nbytes // rows if rows else 0
+
+
+def collapse(shape: Shape, keep: int) -> Shape:
+    """Return `shape` with its leading axes merged so that `keep` axes remain after the first."""
+    cut = max(len(shape) - keep, 0)
+    return (prod(shape[:cut]), *shape[cut:])
+
+
+def random_quant(rng: np.random.Generator, spread: float = 1.0) -> Quant:
+    """Return a random quantization; zero points at both ends of int8 come often."""
+    zero = int(rng.choice([-128, 127, 0, int(rng.integers(-128, 128))]))
+    return Quant(float(np.float32(spread * 2.0 ** rng.uniform(-6, 0))), zero)

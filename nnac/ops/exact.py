@@ -1,0 +1,171 @@
+"""The law of `nnac.numerics` over numpy arrays of int64, for the operators' integer references.
+
+Same names, same order of arguments, same bits; every result is int64. Arguments broadcast. Nothing is approximated:
+within the stated bounds no intermediate leaves int64. Outside them numpy would wrap in silence, so keep to them: an
+accumulator (or total) |acc| <= 2**31, a multiplier 0 <= m < 2**31, a shift 0 <= s <= 62, zero points and limits of
+int16 size.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from nnac.numerics import INT8_HIGH, INT8_LOW, INT16_HIGH, INT16_LOW, INT32_HIGH, INT32_LOW, SHIFT_MAX, Rounding
+
+Int64 = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer] | int
+"""Any integer array or number; converted to int64 on entry."""
+
+
+def saturate(value: Integers, low: Integers = INT8_LOW, high: Integers = INT8_HIGH) -> Int64:
+    """The nearest value inside [low, high]."""
+    return np.minimum(np.maximum(_int64(value), _int64(low)), _int64(high))
+
+
+def round_shift(value: Integers, shift: Integers, rounding: Rounding) -> Int64:
+    """``value * 2**-shift``, rounded once; TFLITE counts as HALF_AWAY. Bounds: any int64 value."""
+    value, shift = _int64(value), _checked_shift(shift)
+    floor = value >> shift
+    rest = value - (floor << shift)
+    half = (np.int64(1) << shift) >> 1
+    return floor + _steps_up(floor, np.where(shift == 0, -1, np.sign(rest - half)), value >= 0, rounding)
+
+
+def round_divide(numerator: Integers, denominator: Integers, rounding: Rounding, shift: Integers = 0) -> Int64:
+    """``numerator / (denominator << shift)``, exact and rounded once; TFLITE counts as HALF_AWAY.
+
+    Bounds: any int64 numerator, 0 < denominator < 2**62. The shifted denominator itself may leave int64: it is never
+    formed.
+
+    Raises:
+        ValueError: a denominator is not positive, or a shift is outside 0..62.
+    """
+    numerator, denominator, shift = _int64(numerator), _int64(denominator), _checked_shift(shift)
+    if np.any(denominator <= 0):
+        raise ValueError("a denominator is not positive")
+    high = numerator >> shift
+    low_bits = numerator - (high << shift)
+    floor = high // denominator
+    # The rest is (high - floor * denominator) * 2**shift + low_bits; twice that against denominator * 2**shift:
+    excess = 2 * (high - floor * denominator) - denominator
+    against_half = np.sign(2 * low_bits - (np.int64(1) << shift))
+    compared = np.where(excess == -1, against_half, np.where(excess < 0, -1, np.sign(excess | low_bits)))
+    return floor + _steps_up(floor, compared, numerator >= 0, rounding)
+
+
+def _steps_up(floor: Int64, compared: Int64, positive: npt.NDArray[np.bool_], rounding: Rounding) -> Int64:
+    """1 where the value above `floor` rounds up. `compared` is the sign of its fraction minus one half."""
+    if rounding == Rounding.HALF_EVEN:
+        tie = (floor & 1) == 1
+    elif rounding == Rounding.HALF_UP:
+        tie = np.ones_like(positive)
+    else:
+        tie = positive
+    return _int64((compared > 0) | ((compared == 0) & tie))
+
+
+def requantize(
+    acc: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """``saturate(round(acc * multiplier * 2**-shift) + zero_point)``; two steps for TFLITE. Bounds: see the module.
+
+    Raises:
+        ValueError: a shift is outside 0..62.
+    """
+    acc, multiplier, shift = _int64(acc), _int64(multiplier), _checked_shift(shift)
+    scaled = _two_step if rounding == Rounding.TFLITE else _one_step
+    return saturate(scaled(acc, multiplier, shift, rounding) + zero_point, low, high)
+
+
+def _one_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:
+    """The exact product, rounded once."""
+    return round_shift(acc * multiplier, shift, rounding)
+
+
+def _two_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:
+    """As `numerics.requantize` defines TFLITE; `rounding` is known here and unused.
+
+    The left shift saturates to int32. It is limited first, to a shift of at most 31, since any non-zero acc << 31 is
+    outside.
+    """
+    del rounding
+    lift = 31 - np.frexp(multiplier.astype(np.float64))[1].astype(np.int64)  # exact under 2**53; 31 for 0
+    lift = np.where(multiplier == 0, 0, lift)
+    total = shift + lift
+    left = np.maximum(31 - total, 0)
+    right = np.minimum(np.maximum(total - 31, 0), SHIFT_MAX)
+    shifted = saturate(acc << left, INT32_LOW, INT32_HIGH)
+    doubled = round_shift(shifted * (multiplier << lift), 31, Rounding.HALF_UP)
+    return round_shift(doubled, right, Rounding.HALF_AWAY)
+
+
+def narrow(acc: Integers, bits: int, wraps: bool) -> Int64:
+    """A sum in an accumulator of `bits` bits, 1..62: wrapped modulo 2**bits, or saturated. Bounds: |acc| < 2**62."""
+    half = 1 << (bits - 1)
+    if wraps:
+        return _int64((_int64(acc) + half) % (2 * half) - half)
+    return saturate(acc, -half, half - 1)
+
+
+def average(
+    total: Integers,
+    count: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """``saturate(round(total * multiplier / (count << shift)) + zero_point)``, one rounding. Bounds: see the module."""
+    product = _int64(total) * _int64(multiplier)
+    return saturate(round_divide(product, count, rounding, shift) + zero_point, low, high)
+
+
+def softmax(
+    x: npt.NDArray[np.integer],
+    exp_table: npt.ArrayLike,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+) -> Int64:
+    """Softmax of int8 values along the last, non-empty axis; table entries 0..65536, see `numerics.softmax`."""
+    values = _int64(x)
+    distance = values.max(axis=-1, keepdims=True) - values
+    exponentials = np.asarray(exp_table, dtype=np.int64)[distance]
+    total = exponentials.sum(axis=-1, keepdims=True)
+    return saturate(round_divide(exponentials * _int64(multiplier), total, rounding, shift) + zero_point)
+
+
+def interpolate(
+    x: npt.NDArray[np.integer],
+    table: npt.ArrayLike,
+    rounding: Rounding,
+    low: Integers = INT16_LOW,
+    high: Integers = INT16_HIGH,
+) -> Int64:
+    """A 513-entry int16 table with linear interpolation over int16 values; see `numerics.interpolate`."""
+    knots = np.asarray(table, dtype=np.int64)
+    offset = _int64(x) - INT16_LOW
+    index, fraction = offset >> 7, offset & 127
+    blend = knots[index] * (128 - fraction) + knots[index + 1] * fraction
+    return saturate(round_shift(blend, 7, rounding), low, high)
+
+
+def _int64(value: npt.ArrayLike) -> Int64:
+    """The value as an int64 array (of no dimension for a number)."""
+    return np.asarray(value, dtype=np.int64)
+
+
+def _checked_shift(shift: Integers) -> Int64:
+    """The shift as int64; raises ValueError outside 0..62."""
+    checked = _int64(shift)
+    if np.any((checked < 0) | (checked > SHIFT_MAX)):
+        raise ValueError(f"a shift is outside 0..{SHIFT_MAX}")
+    return checked

@@ -1,0 +1,179 @@
+"""Pooling over windows of (N, H, W, C)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from nnac import isa
+from nnac.numerics import encode_ratio
+from nnac.ops import exact
+from nnac.ops.base import (
+    UNBOUNDED,
+    Bound,
+    Constraint,
+    Op,
+    Rows,
+    Sample,
+    Shape,
+    Step,
+    Work,
+    clamp_limits,
+    random_quant,
+)
+from nnac.ops.conv import window_out, window_rows
+from nnac.types import Array, TensorType
+
+MAX, AVERAGE = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool(Op):
+    """Windows shared by both kinds; see the subclasses."""
+
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+    clamp: tuple[float, float] = UNBOUNDED
+
+    layout: ClassVar[str] = "NHWC"
+    constraints: ClassVar[tuple[Constraint, ...]] = (
+        Constraint(lambda op, s: len(s[0]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
+        Constraint(lambda op, s: all(v >= 1 for v in (*op.kernel, *op.strides, *op.dilations)),
+                   "kernel, strides and dilations are at least 1"),
+        Constraint(lambda op, s: all(0 <= op.pads[i] <= op.dilations[i % 2] * (op.kernel[i % 2] - 1) for i in (0, 1))
+                   and all(p >= 0 for p in op.pads),
+                   "top and left pads are smaller than the kernel, so that each window has a real tap"),
+        Constraint(lambda op, s: min(op.infer(s)) >= 1, "the kernel fits into the padded input"),
+    )
+
+    def infer(self, shapes: Sequence[Shape]) -> Shape:
+        n, h, w, c = shapes[0]
+        top, left, bottom, right = self.pads
+        return (n, window_out(h, self.kernel[0], self.strides[0], self.dilations[0], top, bottom),
+                window_out(w, self.kernel[1], self.strides[1], self.dilations[1], left, right), c)
+
+    def windows(self, x: Array, out: Shape, fill: int) -> Array:
+        """Return (N, OH, OW, C, taps) windows of `x` with padding `fill`."""
+        top, left, _, _ = self.pads
+        need = [(out[1 + i] - 1) * self.strides[i] + self.dilations[i] * (self.kernel[i] - 1) + 1 for i in (0, 1)]
+        grown = [(top, max(need[0] - top - x.shape[1], 0)), (left, max(need[1] - left - x.shape[2], 0))]
+        x = np.pad(x, ((0, 0), *grown, (0, 0)), constant_values=fill)
+        taps = [x[:, i * self.dilations[0]:, j * self.dilations[1]:][:, ::self.strides[0], ::self.strides[1]]
+                [:, :out[1], :out[2]] for i in range(self.kernel[0]) for j in range(self.kernel[1])]
+        return np.stack(taps, axis=-1)
+
+    def work(self, bound: Bound) -> Work:
+        return Work(elements=bound.output.elements * self.kernel[0] * self.kernel[1])
+
+    def rows(self, bound: Bound) -> tuple[int, int]:
+        n, h, _, _ = bound.output.shape
+        return n * h, h
+
+    def operand_rows(self, bound: Bound) -> tuple[int, ...]:
+        n, h, _, _ = bound.inputs[0].shape
+        return (n * h,)
+
+    def input_rows(self, bound: Bound, rows: Rows) -> tuple[Rows | None, ...]:
+        out_h, in_h = bound.output.shape[1], bound.inputs[0].shape[1]
+        return (window_rows(rows, out_h, in_h, self.kernel[0], self.strides[0], self.dilations[0], self.pads[0]),)
+
+    def instruction(self, bound: Bound, step: Step, kind: int, counted: Shape, ratio: tuple[int, int]) -> isa.Pool:
+        """Return the instruction of one stripe; `counted` is as in `AveragePool`."""
+        _, in_h, in_w, channels = bound.inputs[0].shape
+        _, out_h, out_w, _ = bound.output.shape
+        source, target = step.inputs[0], step.output
+        first_window = (target.lo % out_h) * self.strides[0] - self.pads[0]
+        low, high = clamp_limits(self.clamp, bound.quant)
+        return isa.Pool(
+            kind=kind, source=source.address, in_h=source.hi - source.lo, in_w=in_w, channels=channels,
+            target=target.address, out_h=target.hi - target.lo, out_w=out_w,
+            kernel_h=self.kernel[0], kernel_w=self.kernel[1], stride_h=self.strides[0], stride_w=self.strides[1],
+            dilation_h=self.dilations[0], dilation_w=self.dilations[1],
+            pad_top=source.lo % in_h - first_window, pad_left=self.pads[1], count_pads=int(any(counted)),
+            padded_h=in_h + counted[2] - first_window, padded_w=in_w + counted[3] + self.pads[1],
+            in_zero=bound.input_quant(0).zero_point, out_zero=bound.quant.zero_point,
+            multiplier=ratio[0], shift=ratio[1], low=low, high=high,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool(_Pool):
+    """Largest value of each window; padding never wins. Input and output share their quantization."""
+
+    name: ClassVar[str] = "MaxPool"
+
+    def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
+        low, high = clamp_limits(self.clamp, bound.quant)
+        windows = self.windows(inputs[0].astype(np.int64), bound.output.shape, -128)
+        return np.clip(windows.max(axis=-1), low, high).astype(np.int8)
+
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+        yield self.instruction(bound, step, MAX, (0, 0, 0, 0), (1, 0))
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Sample:
+        op, x = _random(cls, rng, dilate=True)
+        assert x.quant is not None
+        return Sample(op, (x,), TensorType(op.infer([x.shape]), "int8", x.quant), {})
+
+
+@dataclass(frozen=True, slots=True)
+class AveragePool(_Pool):
+    """Mean of each window, as an exact quotient rounded once.
+
+    Attributes:
+        counted: the part of `pads` that counts as zeros in the divisor: nothing, or all of it but what ceil mode added
+            below and to the right.
+    """
+
+    counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    name: ClassVar[str] = "AveragePool"
+
+    def _ratio(self, bound: Bound) -> tuple[int, int]:
+        return encode_ratio(bound.input_quant(0).scale / bound.quant.scale, bound.law.power_of_two_scales)
+
+    def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
+        x = inputs[0].astype(np.int64) - bound.input_quant(0).zero_point
+        total = self.windows(x, bound.output.shape, 0).sum(axis=-1)
+        multiplier, shift = self._ratio(bound)
+        low, high = clamp_limits(self.clamp, bound.quant)
+        out = exact.average(total, self._counts(bound), multiplier, shift, bound.quant.zero_point,
+                            bound.law.mode, low, high)
+        return np.asarray(out).astype(np.int8)
+
+    def _counts(self, bound: Bound) -> Array:
+        sides = []
+        for axis in (0, 1):
+            size, out = bound.inputs[0].shape[1 + axis], bound.output.shape[1 + axis]
+            taps = (np.arange(out)[:, None] * self.strides[axis] - self.pads[axis]
+                    + np.arange(self.kernel[axis]) * self.dilations[axis])
+            inside = (taps >= -self.counted[axis]) & (taps < size + self.counted[axis + 2])
+            sides.append(inside.sum(axis=1))
+        return (sides[0][:, None] * sides[1])[None, :, :, None]
+
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+        yield self.instruction(bound, step, AVERAGE, self.counted, self._ratio(bound))
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Sample:
+        op, x = _random(cls, rng, dilate=False)
+        if rng.random() < 0.5:
+            op = cls(op.kernel, op.strides, op.pads, op.dilations, op.clamp, op.pads)
+        return Sample(op, (x,), TensorType(op.infer([x.shape]), "int8", random_quant(rng)), {})
+
+
+def _random(cls: type[_Pool], rng: np.random.Generator, dilate: bool) -> tuple[_Pool, TensorType]:
+    kernel = tuple(int(v) for v in rng.integers(1, 5, 2))
+    dilations = tuple(int(v) for v in rng.integers(1, 3, 2)) if dilate else (1, 1)
+    reach = [dilations[i] * (kernel[i] - 1) for i in (0, 1)]
+    pads = tuple(int(rng.integers(0, reach[i % 2] + 1)) for i in range(4))
+    op = cls(kernel, tuple(int(v) for v in rng.integers(1, 4, 2)), pads, dilations,
+             (0.0, 1.0) if rng.random() < 0.2 else UNBOUNDED)
+    size = [int(rng.integers(reach[i] + 1, reach[i] + 8)) for i in (0, 1)]
+    return op, TensorType((int(rng.integers(1, 3)), *size, int(rng.integers(1, 9))), "int8", random_quant(rng))

@@ -1,0 +1,297 @@
+"""The program: instructions, constants and everything that a reader needs to know; its `.nna` container.
+
+A `.nna` file is a safetensors file with two tensors (`instructions`, `constants`) and one metadata entry, JSON. It is
+canonical: a loaded program writes the very same bytes again, and a file that does not is refused, so that no two
+files differ and mean the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnac import isa
+from nnac.errors import ProgramError
+from nnac.graph import Origin
+from nnac.isa import AnyInstruction, Space
+from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
+from nnac.types import DTYPES, Array, Quant, TensorType
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a loader accepts at most; whoever trusts a file more may pass larger ones."""
+
+    file_bytes: int = 1 << 32
+    header_bytes: int = 1 << 26
+    tensors: int = 1 << 16
+    rank: int = 8
+    instructions: int = 1 << 20
+    name: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of the program in its home.
+
+    Attributes:
+        name: of the value in the compiled graph; unique.
+        type: device shape, dtype, quantization.
+        origin: the ONNX tensor that it stands for, or None for a helper.
+        space, address: its home.
+        ready: index of the last instruction that writes it, -1 for an input.
+    """
+
+    name: str
+    type: TensorType
+    origin: Origin | None
+    space: Space
+    address: int
+    ready: int
+
+    @property
+    def onnx_name(self) -> str:
+        return self.origin.name if self.origin else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Instructions [first, end) that came from one node; what reports group by.
+
+    Attributes:
+        name, op: of the node.
+        inputs, output: tensors of the program (operands that are constants are left out).
+        macs: multiply-accumulates; `weight_bytes`: int8 weights before encoding.
+    """
+
+    name: str
+    op: str
+    first: int
+    end: int
+    inputs: tuple[str, ...]
+    output: str
+    macs: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """Outputs that the reference gave for seeded random inputs: SHA-256 per output."""
+
+    seed: int
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled network for one target. Inputs and outputs are named by tensor; states come with recurrent nets.
+
+    Attributes:
+        constants: uint8 image that lies at address 0 of the target's constants memory.
+        used: bytes used per memory (scratchpad peak, weight buffer, spills with constants, ...).
+        lower_bound: bytes of the largest set of scratchpad tensors alive at once; no placement needs less.
+        calibration: how the ranges were found, e.g. "minmax, 100 samples"; "random" marks a blob for timing only.
+    """
+
+    name: str
+    target: Target
+    instructions: tuple[AnyInstruction, ...]
+    constants: Array
+    tensors: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    used: Mapping[Space, int]
+    lower_bound: int
+    calibration: str
+    known_answer: KnownAnswer
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the tensor called `name`."""
+        return next(t for t in self.tensors if t.name == name)
+
+    @property
+    def constants_space(self) -> Space:
+        return Space[self.target.memory_mode.constants.upper()]
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file that `dumps` gives."""
+        return hashlib.sha256(dumps(self)).hexdigest()
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def dumps(program: Program) -> bytes:
+    """Return the bytes of the program's `.nna` file; equal programs give equal bytes."""
+    from safetensors.numpy import save
+
+    stream = np.frombuffer(isa.encode(program.instructions), dtype=np.uint8)
+    sections = {"instructions": stream, "constants": np.ascontiguousarray(program.constants)}
+    head = _head(program) | {"digests": {name: _sha(array) for name, array in sections.items()}}
+    text = json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    outer = json.dumps({"digest": _sha(text.encode()), "program": text}, sort_keys=True)
+    return bytes(save(sections, metadata={"nnac": outer}))
+
+
+def _head(program: Program) -> dict[str, Any]:
+    return {
+        "format": FORMAT, "name": program.name, "calibration": program.calibration,
+        "target": target_to_dict(program.target), "target_digest": target_digest(program.target),
+        "inputs": list(program.inputs), "outputs": list(program.outputs),
+        "tensors": [_tensor_to_dict(t) for t in program.tensors], "layers": [asdict(layer) for layer in program.layers],
+        "used": {space.label: count for space, count in program.used.items()}, "lower_bound": program.lower_bound,
+        "known_answer": {"seed": program.known_answer.seed, "digests": dict(program.known_answer.digests)},
+        "instruction_count": len(program.instructions),
+    }
+
+
+def _tensor_to_dict(t: Tensor) -> dict[str, Any]:
+    quant, origin = t.type.quant, t.origin
+    return {
+        "name": t.name, "shape": list(t.type.shape), "dtype": t.type.dtype,
+        "quant": [quant.scale, quant.zero_point] if quant else None,
+        "origin": [origin.name, [[step, list(arg)] for step, arg in origin.steps]] if origin else None,
+        "space": t.space.label, "address": t.address, "ready": t.ready,
+    }
+
+
+def _sha(data: bytes | Array) -> str:
+    return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()
+
+
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` beside `path` and rename it there, so that `path` is the old file or the whole new one.
+
+    Raises:
+        ProgramError: the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ProgramError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise ProgramError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def loads(data: bytes, where: str = "program", limits: Limits | None = None) -> Program:
+    """Return the program of a `.nna` file's bytes, decoded but not yet validated (see `nnac.validate`).
+
+    Raises:
+        ProgramError: not a `.nna` file, cut short, damaged, of another version, or not canonical.
+    """
+    limits = limits or Limits()
+    try:
+        text, sections = _open(data, limits)
+        head = json.loads(text)
+        _check_head(head, sections, limits)
+        program = _program(head, sections)
+    except ProgramError as error:
+        raise ProgramError(f"{where}: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise ProgramError(f"{where}: damaged header: {type(error).__name__}: {str(error)[:200]!r}") from None
+    except Exception as error:  # target_from_dict raises TargetError; a blob's embedded target is the blob's fault
+        raise ProgramError(f"{where}: {error}") from None
+    if dumps(program) != data:
+        raise ProgramError(f"{where}: not in canonical form, so it was not written by nnac; compile the model again")
+    return program
+
+
+def _open(data: bytes, limits: Limits) -> tuple[str, dict[str, Array]]:
+    """Return the metadata text and the sections of a safetensors file, after checking every length."""
+    if len(data) > limits.file_bytes:
+        raise ProgramError(f"{len(data):,} bytes, allowed {limits.file_bytes:,}")
+    if len(data) < 8:
+        raise ProgramError(f"only {len(data)} bytes: not a .nna file")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(limits.header_bytes, len(data) - 8):
+        raise ProgramError("the header is longer than the file: cut short, or not a .nna file")
+    header = json.loads(data[8:8 + length].decode())
+    outer = json.loads(header["__metadata__"]["nnac"])
+    if _sha(outer["program"].encode()) != outer["digest"]:
+        raise ProgramError("the header's digest is wrong: the file is damaged")
+    return outer["program"], {name: _section(data, header[name], 8 + length) for name in ("instructions", "constants")}
+
+
+def _section(data: bytes, entry: dict[str, Any], base: int) -> Array:
+    begin, end = entry["data_offsets"]
+    if not (isinstance(begin, int) and isinstance(end, int) and 0 <= begin <= end <= len(data) - base):
+        raise ProgramError("a section ends behind the end of the file: cut short")
+    return np.frombuffer(data, dtype=np.uint8, count=end - begin, offset=base + begin)
+
+
+def _check_head(head: dict[str, Any], sections: Mapping[str, Array], limits: Limits) -> None:
+    if head["format"] != FORMAT:
+        raise ProgramError(f"format version {head['format']!r}, this nnac reads {FORMAT}; compile the model again")
+    for name, array in sections.items():
+        if _sha(array) != head["digests"][name]:
+            raise ProgramError(f"section {name!r} does not match its digest: the file is damaged")
+    counts = {"tensors": (len(head["tensors"]), limits.tensors),
+              "instructions": (head["instruction_count"], limits.instructions)}
+    for what, (found, allowed) in counts.items():
+        if not 0 <= found <= allowed:
+            raise ProgramError(f"{found:,} {what}, allowed {allowed:,}")
+
+
+def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
+    target = target_from_dict(head["target"], "embedded target")
+    if target_digest(target) != head["target_digest"]:
+        raise ProgramError("the embedded target does not match its digest")
+    answer = head["known_answer"]
+    return Program(
+        name=head["name"], target=target, instructions=isa.decode(sections["instructions"].tobytes()),
+        constants=sections["constants"], tensors=tuple(_tensor(t) for t in head["tensors"]),
+        inputs=tuple(head["inputs"]), outputs=tuple(head["outputs"]), layers=tuple(_layer(raw) for raw in head["layers"]),
+        used={Space[name.upper()]: int(count) for name, count in head["used"].items()},
+        lower_bound=head["lower_bound"], calibration=head["calibration"],
+        known_answer=KnownAnswer(answer["seed"], dict(answer["digests"])),
+    )
+
+
+def _tensor(raw: dict[str, Any]) -> Tensor:
+    if raw["dtype"] not in DTYPES:
+        raise ProgramError(f"tensor {raw['name']!r}: unknown dtype {raw['dtype']!r}")
+    quant = Quant(float(raw["quant"][0]), int(raw["quant"][1])) if raw["quant"] else None
+    if quant and not (isfinite(quant.scale) and quant.scale > 0 and -128 <= quant.zero_point <= 127):
+        raise ProgramError(f"tensor {raw['name']!r}: scale {quant.scale!r} or zero point {quant.zero_point!r} is illegal")
+    origin = raw["origin"] and Origin(raw["origin"][0], tuple((step, tuple(arg)) for step, arg in raw["origin"][1]))
+    kind = TensorType(tuple(raw["shape"]), raw["dtype"], quant)
+    return Tensor(raw["name"], kind, origin, Space[raw["space"].upper()], raw["address"], raw["ready"])
+
+
+def _layer(raw: dict[str, Any]) -> Layer:
+    known = {f.name for f in fields(Layer)}
+    if set(raw) != known:
+        raise ProgramError("a layer record has unknown or missing entries")
+    return Layer(**raw | {"inputs": tuple(raw["inputs"])})

@@ -1,0 +1,27 @@
+"""The reference execution: an integer graph run node by node with the operators' exact numpy meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from nnac.graph import Graph
+from nnac.ops.base import bind
+from nnac.targets import Arithmetic
+from nnac.types import Array
+
+
+def run(graph: Graph, inputs: Mapping[str, Array], law: Arithmetic) -> dict[str, Array]:
+    """Return every computed value (int8, device layout) of an integer graph for int8 inputs (device layout)."""
+    values: dict[str, Array] = {**graph.constants, **inputs}
+    for node in graph.nodes:
+        result = node.op.reference(bind(graph, node, law), [values[name] for name in node.inputs])
+        values[node.output] = result
+    return {name: array for name, array in values.items() if name not in graph.constants}
+
+
+def probe(graph: Graph, seed: int = 0) -> dict[str, Array]:
+    """Return seeded random int8 inputs over the whole range."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.integers(-128, 128, graph.values[name].shape).astype(np.int8) for name in graph.inputs}

@@ -1,0 +1,51 @@
+"""Small value types that every floor shares: dtypes, quantization parameters, tensor types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+DTYPES = {name: np.dtype(name) for name in ("float32", "int8", "int16", "int32", "int64", "uint8", "bool")}
+
+
+@dataclass(frozen=True, slots=True)
+class Quant:
+    """Per-tensor affine quantization: real = scale * (integer - zero_point).
+
+    The scale is a float32 value, so that every reader (onnxruntime too) computes with the same number.
+    """
+
+    scale: float
+    zero_point: int = 0
+
+    def quantize(self, x: Array) -> Array:
+        """Return int8 values of real `x`, rounded half to even in float32 as ONNX QuantizeLinear does, saturated."""
+        scaled = np.rint(x.astype(np.float32) / np.float32(self.scale)) + np.float32(self.zero_point)
+        return np.asarray(np.clip(scaled, -128, 127).astype(np.int8))
+
+    def dequantize(self, q: Array) -> Array:
+        """Return float32 values of the integers `q`."""
+        return np.asarray((q.astype(np.int32) - self.zero_point).astype(np.float32) * np.float32(self.scale))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Shape (row-major, channels last on the device), dtype name, and quantization when the values stand for reals."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    quant: Quant | None = None
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * DTYPES[self.dtype].itemsize

@@ -1,0 +1,111 @@
+"""Fold: constant arithmetic of neighbours goes into the weights and biases of a convolution or dense layer.
+
+Rules, on the float graph, each for a producer that nothing else reads:
+
+1. a depthwise 1x1 convolution without pads and clamp (what the frontend makes of BatchNormalization and of Mul and
+   Add by a constant per channel) behind a Conv or Dense scales its weights and replaces its bias;
+2. a scalar affine activation behind a Conv or Dense does the same;
+3. a Sum with a constant vector along the last axis behind a Conv or Dense adds to its bias;
+4. a zero Pad of height and width in front of a Conv becomes its pads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nnac.graph import Draft, Graph, Node, sort_nodes
+from nnac.ops import Activation, Conv, Dense, Pad, Reshape, Sum
+from nnac.ops.base import UNBOUNDED
+from nnac.ops.conv import BIAS, INPUT, WEIGHT
+from nnac.types import Array
+
+
+def fold(graph: Graph) -> Graph:
+    """Return the graph with foldable neighbours merged."""
+    draft = graph.draft()
+    for name in [node.name for node in sort_nodes(list(draft.nodes.values()))]:
+        node = draft.nodes[name]
+        if not _fold_affine(draft, node):
+            _fold_pad(draft, node)
+    return draft.freeze()
+
+
+def _fold_affine(draft: Draft, node: Node) -> bool:
+    affine = _as_affine(draft, node)
+    if affine is None:
+        return False
+    source, scale, offset = affine
+    head = draft.producers().get(source)
+    through = head is not None and isinstance(head.op, Reshape)
+    layer = draft.producers().get(head.inputs[0]) if head is not None and through else head
+    if layer is None or not isinstance(layer.op, Conv | Dense) or layer.op.clamp != UNBOUNDED:
+        return False
+    if not _only_reader(draft, source) or not _only_reader(draft, layer.output):
+        return False
+    if through and (scale.size > 1 or offset.size > 1) and draft.values[source].shape[-1] != draft.values[layer.output].shape[-1]:
+        return False
+    _merge(draft, node, layer, head if through else None, scale, offset)
+    return True
+
+
+def _as_affine(draft: Draft, node: Node) -> tuple[str, Array, Array] | None:
+    """Return (input, scale, offset) of a node that computes x * scale + offset with constants, per channel or not."""
+    match node.op:
+        case Conv(strides=(1, 1), pads=(0, 0, 0, 0), clamp=clamp) if clamp == UNBOUNDED:
+            weight = draft.constants[node.inputs[WEIGHT]]
+            if weight.shape[1:] == (1, 1, 1) and node.op.groups == weight.shape[0]:
+                return node.inputs[INPUT], weight.reshape(-1), draft.constants[node.inputs[BIAS]]
+        case Activation(kind="affine", params=(scale, offset)):
+            return node.inputs[0], np.array([scale], np.float32), np.array([offset], np.float32)
+        case Sum(clamp=clamp, signs=signs) if len(node.inputs) == 2 and clamp == UNBOUNDED:
+            return _as_offset(draft, node, signs)
+    return None
+
+
+def _as_offset(draft: Draft, node: Node, signs: tuple[int, ...]) -> tuple[str, Array, Array] | None:
+    fixed = [i for i in (0, 1) if node.inputs[i] in draft.constants]
+    if len(fixed) != 1:
+        return None
+    array, source = draft.constants[node.inputs[fixed[0]]], node.inputs[1 - fixed[0]]
+    shape = draft.values[source].shape
+    if draft.values[node.output].shape != shape or array.size not in (1, shape[-1]) or array.shape[-1:] != (array.size,):
+        return None
+    sign = np.array([signs[1 - fixed[0]]], np.float32)
+    return source, sign, (array.reshape(-1) * signs[fixed[0]]).astype(np.float32)
+
+
+def _only_reader(draft: Draft, name: str) -> bool:
+    return len(draft.users()[name]) == 1 and name not in draft.outputs
+
+
+def _merge(draft: Draft, node: Node, layer: Node, between: Node | None, scale: Array, offset: Array) -> None:
+    weight, bias = (draft.constants[layer.inputs[i]].astype(np.float64) for i in (WEIGHT, BIAS))
+    scale, offset = scale.astype(np.float64), offset.astype(np.float64)
+    weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    bias = bias * scale + offset
+    names = [draft.add_constant(layer.inputs[i], array.astype(np.float32)) for i, array in ((WEIGHT, weight), (BIAS, bias))]
+    result = draft.values[node.output]
+    del draft.nodes[node.name]
+    if between is None:
+        draft.update(layer, inputs=(layer.inputs[INPUT], *names), output=result.name)
+        return
+    inner = draft.values[layer.output]
+    draft.values[inner.name] = replace(inner, origin=result.origin and result.origin.after("reshape", result.shape))
+    draft.update(layer, inputs=(layer.inputs[INPUT], *names))
+    draft.update(between, output=result.name)
+
+
+def _fold_pad(draft: Draft, node: Node) -> None:
+    if not isinstance(node.op, Conv):
+        return
+    pad = draft.producers().get(node.inputs[INPUT])
+    if pad is None or not isinstance(pad.op, Pad) or pad.op.value != 0.0:
+        return
+    before, after = pad.op.before, pad.op.after
+    if before[0] or after[0] or before[3] or after[3] or not _only_reader(draft, pad.output):
+        return
+    extra = (before[1], before[2], after[1], after[2])
+    pads = tuple(p + e for p, e in zip(node.op.pads, extra, strict=True))
+    draft.update(node, op=replace(node.op, pads=pads), inputs=(pad.inputs[0], *node.inputs[1:]))

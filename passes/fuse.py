@@ -1,0 +1,55 @@
+"""Fuse: a Relu or Clip becomes the clamp of the operator in front of it.
+
+Rules, on the float graph:
+
+1. the producer is a Conv, Dense, Sum, Mul, AveragePool or MaxPool, and nothing else reads its output;
+2. its clamp and the activation's interval intersect; the producer then makes the activation's output value;
+3. an identity activation and a clamp that is idle behind a narrower one vanish the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from nnac.graph import Draft, Graph, Node, sort_nodes
+from nnac.ops import Activation, AveragePool, Conv, Dense, MaxPool, Mul, Sum
+
+CLAMPING = Conv | Dense | Sum | Mul | AveragePool | MaxPool
+
+
+def fuse(graph: Graph) -> Graph:
+    """Return the graph with clamping activations fused into their producers."""
+    draft = graph.draft()
+    made, users = draft.producers(), draft.users()
+    for node in sort_nodes(list(draft.nodes.values())):
+        producer = made.get(node.inputs[0])
+        interval = _interval(node)
+        if interval is None or producer is None or not isinstance(producer.op, CLAMPING):
+            continue
+        alone = len(users[node.inputs[0]]) == 1 and node.inputs[0] not in draft.outputs
+        clamp = _intersect(producer.op.clamp, interval)
+        if alone and clamp is not None:
+            made[node.output] = _absorb(draft, producer, node, clamp)
+    return draft.freeze()
+
+
+def _interval(node: Node) -> tuple[float, float] | None:
+    match node.op:
+        case Activation(kind="relu"):
+            return 0.0, inf
+        case Activation(kind="clip", params=(low, high)):
+            return low, high
+        case Activation(kind="identity"):
+            return -inf, inf
+    return None
+
+
+def _intersect(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float] | None:
+    low, high = max(a[0], b[0]), min(a[1], b[1])
+    return (low, high) if low <= high else None
+
+
+def _absorb(draft: Draft, producer: Node, node: Node, clamp: tuple[float, float]) -> Node:
+    del draft.nodes[node.name]
+    return draft.update(producer, op=replace(producer.op, clamp=clamp), output=node.output)

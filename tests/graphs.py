@@ -1,0 +1,40 @@
+"""Small integer graphs for tests: one operator alone, as a graph of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from nnac.graph import Graph, Node, Origin, Value
+from nnac.ops import Sample
+from nnac.targets import Memory, Target
+from nnac.types import Array
+
+
+def graph_of(sample: Sample) -> Graph:
+    """Return the graph of one node: its run-time operands are graph inputs."""
+    names = tuple(f"x{i}" for i in range(len(sample.inputs)))
+    values = {n: Value(n, t, Origin(n)) for n, t in zip(names, sample.inputs, strict=True)}
+    values["y"] = Value("y", sample.output, Origin("y"))
+    constants = {names[i]: array for i, array in sample.constants.items()}
+    inputs = tuple(n for n in names if n not in constants)
+    return Graph("sample", (Node("node", sample.op, names, "y"),), values, constants, inputs, ("y",))
+
+
+def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, Array]:
+    """Return int8 inputs with both ends of the range well represented."""
+    def draw(shape: tuple[int, ...]) -> Array:
+        x = rng.integers(-128, 128, shape)
+        ends = rng.random(shape)
+        return np.where(ends < 0.1, -128, np.where(ends > 0.9, 127, x)).astype(np.int8)
+
+    return {name: draw(graph.values[name].shape) for name in graph.inputs}
+
+
+def with_memory(target: Target, **sizes: int) -> Target:
+    """Return the target with other memory sizes, in bytes."""
+    memory: dict[str, Memory] = {**target.memory}
+    for name, size in sizes.items():
+        memory[name] = replace(memory[name], bytes=size)
+    return replace(target, memory=memory)
