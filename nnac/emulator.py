@@ -56,8 +56,15 @@ class Emulator:
                 after(index)
         return {name: self.read(self.program.tensor(name)) for name in self.program.outputs}
 
-    def trace(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every tensor of the program, each read at the moment when it is complete."""
+    def trace(
+        self, inputs: Mapping[str, Array], forced: Mapping[int, Mapping[str, Array]] | None = None
+    ) -> dict[str, Array]:
+        """Return every tensor of the program, each read at the moment when it is complete.
+
+        Args:
+            inputs: as for `run`.
+            forced: tensors to overwrite, in device layout, by the index of the instruction before which to do it.
+        """
         done: dict[int, list[Tensor]] = {}
         for tensor in self.program.tensors:
             done.setdefault(tensor.ready, []).append(tensor)
@@ -66,7 +73,13 @@ class Emulator:
         def look(index: int) -> None:
             seen.update({tensor.name: self.read(tensor) for tensor in done.get(index, ())})
 
-        self.run(inputs, before=lambda index: look(index) if index < 0 else None, after=look)
+        def before(index: int) -> None:
+            if index < 0:
+                look(index)
+            for name, array in (forced or {}).get(index, {}).items():
+                self.write(self.program.tensor(name), array)
+
+        self.run(inputs, before, look)
         return seen
 
     def read(self, tensor: Tensor) -> Array:

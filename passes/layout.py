@@ -192,7 +192,8 @@ class _Sweep:
         name = self.draft.add_constant(node.inputs[1], np.ascontiguousarray(columns.reshape(weight.shape)))
         source = self.draft.values[turn.inputs[0]]
         shape = self._shape(node.inputs[0])
-        new = Value(self.draft.fresh(flat.output), replace(source.type, shape=shape))
+        origin = source.origin.after("reshape", source.shape) if source.origin else None
+        new = Value(self.draft.fresh(flat.output), replace(source.type, shape=shape), origin)
         self.made[new.name] = self.draft.add_node(f"{flat.name}.flat", Reshape(shape), [source.name], new)
         self.draft.update(node, inputs=(new.name, name, *node.inputs[2:]))
         self.changed = True

@@ -168,6 +168,16 @@ def test_stripes_of_rows_and_channels_make_the_whole() -> None:
     np.testing.assert_array_equal(striped, whole)
 
 
+def test_parameters_may_lie_unaligned_behind_each_other() -> None:
+    packed = np.zeros(3 + 9 * 2, np.uint8)
+    bias, multiplier, shift = packed[3:11].view(np.int32), packed[11:19].view(np.int32), packed[19:].view(np.int8)
+    bias[:], multiplier[:], shift[:] = (10, -20), (3, 5), (1, 2)
+    packed.flags.writeable = False
+    x, w, y = np.zeros((1, 1, 1), np.int8), np.zeros((2, 1, 1, 1), np.int8), np.zeros((1, 1, 2), np.int8)
+    conv2d(x, w, bias, multiplier, shift, y, 1, 1, 1, 1, 0, 0, 2, 0, 0, 0, -128, 127, Rounding.HALF_EVEN, 32, False)
+    assert y.tolist() == [[[15, -25]]]
+
+
 def test_kernels_read_what_must_not_be_written_and_refuse_other_types() -> None:
     x, table, y = np.zeros((1, 4), np.int8), np.array(numerics.softmax_table(0.1), np.int32), np.zeros((1, 4), np.int8)
     x.flags.writeable = table.flags.writeable = False

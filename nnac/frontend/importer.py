@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -17,6 +17,8 @@ from nnac.graph import Graph
 
 TABLE: dict[str, Row] = dict(sorted(
     {**rows_window.ROWS, **rows_dense.ROWS, **rows_elementwise.ROWS, **rows_move.ROWS}.items()))
+
+_SHOWN = 4
 
 
 def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
@@ -40,6 +42,7 @@ def import_graph(model: onnx.ModelProto) -> Graph:
     problems = _interface_problems(model.graph, tensors)
     inputs = [info.name for info in model.graph.input if info.name in tensors.shapes]
     builder = Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
+    problems += _unsupported(uses)
     for use in uses:
         problems += [f"{use.op_type} {use.name!r}: {text}" for text in _import(builder, use)]
     raise_all(ModelError, "the model cannot be compiled:", problems)
@@ -50,35 +53,44 @@ def import_graph(model: onnx.ModelProto) -> Graph:
 def _import(builder: Builder, use: Use) -> Iterator[str]:
     """Add one node to the graph, or yield why that is not possible."""
     row = TABLE.get(use.op_type)
-    if row is None:
-        yield _unsupported(use.op_type)
-    else:
+    if row is not None and _readable(use):
         problems = list(_problems(use, row))
-        if not problems:
-            try:
+        try:
+            if not problems:
                 row.handler(builder, use)
-            except Refused as refused:
-                problems.append(f"{refused} (found {use.described()})")
+        except Refused as refused:
+            problems.append(f"{refused} (found {use.described()})")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a malformed attribute
+            problems.append(f"cannot be read: {one_line(error)} (found {use.described()})")
         yield from problems
     builder.stub(use)
 
 
-def _unsupported(op_type: str) -> str:
-    near = get_close_matches(op_type, TABLE, 3, 0.5)
-    hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
-    return f"the operator is not supported{hint} (`nnac ops` lists all)"
+def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
+    """Yield one line per operator that has no row, with the nodes that need it."""
+    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in TABLE):
+        names = [use.name for use in uses if use.op_type == op_type]
+        shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
+        near = get_close_matches(op_type, TABLE, 3, 0.5)
+        hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
+        yield f"{op_type} {shown}: the operator is not supported{hint} (`nnac ops` lists all)"
+
+
+def _readable(use: Use) -> bool:
+    """Tell whether all inputs have a fixed shape and, if computed, are float32; if not, that is reported elsewhere."""
+    return all(name in use.tensors.constants or use.tensors.dtypes.get(name) == "float32"
+               for name in use.inputs if name)
 
 
 def _problems(use: Use, row: Row) -> Iterator[str]:
     """Yield what the rules of the row refuse, the first broken rule only: later ones may rely on it."""
     unknown = [name for name in use.attributes if name not in row.attributes]
     if unknown:
-        yield f"attribute {', '.join(map(repr, unknown))} is not supported (known: {', '.join(row.attributes) or 'none'})"
-    typed = [*_type_problems(use)]
+        known = ", ".join(row.attributes) or "none"
+        yield f"attribute {', '.join(map(repr, unknown))} is not supported (known: {known})"
+    typed = list(_type_problems(use))
     yield from typed
-    if typed:
-        return
-    for rule in row.rules:
+    for rule in () if typed else row.rules:
         try:
             holds = rule.holds(use)
         except (Refused, LookupError, ValueError):
@@ -89,14 +101,14 @@ def _problems(use: Use, row: Row) -> Iterator[str]:
 
 
 def _type_problems(use: Use) -> Iterator[str]:
-    """Yield the tensors of a node without a static shape, and computed ones that are not float32."""
+    """Yield the outputs of a node without a static shape or of another type than float32."""
     if not use.inputs or not use.inputs[0]:
         yield "the first input is missing"
-    for name in dict.fromkeys([*use.inputs, *use.outputs]):
-        if name and name not in use.tensors.shapes:
-            yield f"tensor {name!r} has no fixed shape"
-        elif name and name not in use.tensors.constants and use.tensors.dtypes[name] != "float32":
-            yield f"tensor {name!r} is {use.tensors.dtypes[name]}; only float32 is supported"
+    for name in filter(None, use.outputs):
+        if name not in use.tensors.shapes:
+            yield f"output {name!r} has no fixed shape"
+        elif use.tensors.dtypes[name] != "float32":
+            yield f"output {name!r} is {use.tensors.dtypes[name]}; only float32 is supported"
     if use.inputs and all(not name or name in use.tensors.constants for name in use.inputs):
         yield "all inputs are constants, and this operator is not computed before run time"
 

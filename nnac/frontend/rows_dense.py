@@ -9,7 +9,6 @@ import numpy as np
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
-from nnac.graph import Origin
 from nnac.ops import Activation, Dense, Sum
 from nnac.types import Array
 
@@ -107,6 +106,6 @@ ROWS = {
              "B is a constant and A is computed"),
         Rule(lambda u: len(u.shape()) == 2, "A is a matrix"))),
     "MatMul": Row(matmul, (Dense,), (), (
-        Rule(_one_constant, "one of the two matrices is a constant (the product of two computed ones is not supported)"),
+        Rule(_one_constant, "one of the matrices is a constant (a product of two computed ones is not supported)"),
         Rule(_single_matrix, "the constant is one matrix, not a batch of them"))),
 }

@@ -68,7 +68,7 @@ def mul(b: Builder, use: Use) -> None:
 def div(b: Builder, use: Use) -> None:
     """Import Div by a constant as a product with its reciprocal."""
     c = real(use.array(1))
-    if c.size == 1 or per_channel(use, c) and use.shape() == use.out():
+    if c.size == 1 or (per_channel(use, c) and use.shape() == use.out()):
         linear(b, use, Mul(), lambda c: (1.0 / c, np.zeros(())))
     else:
         b.put(use, Mul(), [b.value(use.inputs[0]), b.constant(f"{use.inputs[1]}.reciprocal", 1.0 / c)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized
 from nnac.ops import Concat, Pad, Reshape, Slice, Transpose
@@ -93,7 +92,7 @@ def pad(b: Builder, use: Use) -> None:
 
 def _inference_dropout(use: Use) -> bool:
     mode = use.constant(2)
-    return not use.given(2) or mode is not None and not mode.any()
+    return not use.given(2) or (mode is not None and not mode.any())
 
 
 ROWS = {

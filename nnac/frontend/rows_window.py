@@ -52,11 +52,15 @@ def window(use: Use, kernel: Shape) -> Window:
     strides, dilations = use.ints("strides", ones), use.ints("dilations", ones)
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     before, after = _padding(use, reach, strides)
-    grown = [max((out - 1) * s + r - size - b, a) for out, s, r, size, b, a
-             in zip(use.out()[2:], strides, reach, spatial, before, after, strict=True)]
-    exact = after if not use.get("ceil_mode", 0) else grown
+    grown = after
+    if use.get("ceil_mode", 0):
+        last = [(out - 1) * s for out, s in zip(use.out()[2:], strides, strict=True)]
+        if any(start >= size + b for start, size, b in zip(last, spatial, before, strict=True)):
+            raise Refused("with ceil_mode the last window starts before the input ends (ONNX and onnxruntime differ)")
+        grown = [max(start + r - size - b, a)
+                 for start, r, size, b, a in zip(last, reach, spatial, before, after, strict=True)]
     return Window(_pair(kernel, 1), _pair(strides, 1), _pair(dilations, 1),
-                  _quad(before, after), _quad(before, exact))
+                  _quad(before, after), _quad(before, grown))
 
 
 def _padding(use: Use, reach: list[int], strides: Shape) -> tuple[list[int], list[int]]:

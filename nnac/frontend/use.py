@@ -55,7 +55,8 @@ class Use:
     def of(cls, node: onnx.NodeProto, name: str, opset: int, tensors: Tensors) -> Use:
         """Return the view of one NodeProto."""
         attributes = {a.name: _attribute(a) for a in node.attribute}
-        return cls(name, node.op_type, tuple(node.input), tuple(node.output), attributes, opset, tensors)
+        op_type = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        return cls(name, op_type, tuple(node.input), tuple(node.output), attributes, opset, tensors)
 
     def given(self, index: int) -> bool:
         """Tell whether input `index` is there."""

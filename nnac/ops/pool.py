@@ -134,6 +134,8 @@ class AveragePool(_Pool):
     counted: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     name: ClassVar[str] = "AveragePool"
+    constraints: ClassVar[tuple[Constraint, ...]] = (
+        *_Pool.constraints, Constraint(lambda op, s: op.dilations == (1, 1), "an average is not dilated"))
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
         return encode_ratio(bound.input_quant(0).scale / bound.quant.scale, bound.law.power_of_two_scales)

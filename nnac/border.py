@@ -1,0 +1,46 @@
+"""The border: real arrays in ONNX shape outside, integers in device layout inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from nnac.errors import ModelError, raise_all
+from nnac.program import Program, Tensor
+from nnac.types import Array
+
+
+def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return int8 arrays in device layout by tensor name, for arrays by ONNX input name."""
+    tensors = {t.onnx_name: t for t in map(program.tensor, program.inputs)}
+    problems = [f"input {name!r} is missing" for name in tensors if name not in inputs]
+    problems += [f"input {name!r} is unknown; the model has {', '.join(map(repr, tensors))}"
+                 for name in inputs if name not in tensors]
+    arrays = {name: np.asarray(array) for name, array in inputs.items()}
+    problems += [p for name, t in tensors.items() if name in arrays for p in _problems(name, t, arrays[name])]
+    raise_all(ModelError, "the inputs do not fit the model:", problems)
+    return {t.name: _to_device(t, arrays[name]) for name, t in tensors.items()}
+
+
+def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
+    shape = tensor.origin.onnx_shape(tensor.type.shape) if tensor.origin else tensor.type.shape
+    if array.shape != shape:
+        return [f"input {name!r} has shape {array.shape}, expected {shape}"]
+    if array.dtype.kind != "f" and array.dtype != np.int8:
+        return [f"input {name!r} has dtype {array.dtype}, expected floats, or int8 for values that are quantized already"]
+    return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []
+
+
+def _to_device(tensor: Tensor, array: Array) -> Array:
+    quant = tensor.type.quant
+    assert quant is not None
+    integers = array if array.dtype == np.int8 else quant.quantize(array)
+    return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
+
+
+def present(tensor: Tensor, array: Array, raw: bool = False) -> Array:
+    """Return a device array in ONNX shape, as reals unless `raw`."""
+    shaped = tensor.origin.to_onnx(array) if tensor.origin else array
+    assert tensor.type.quant is not None
+    return np.ascontiguousarray(shaped) if raw else tensor.type.quant.dequantize(shaped)

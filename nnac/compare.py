@@ -1,0 +1,171 @@
+"""Compare: where the program's integers part from the float model, layer by layer.
+
+The float model runs in onnxruntime with every tensor visible. The program runs twice on the emulator: once as it is
+(*cumulative*: each layer sees the errors of those before it), once with every layer's inputs replaced by the quantized
+float truth (*local*: the layer's own error alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import inf, log10
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnac.border import present, quantized
+from nnac.calibration import count
+from nnac.emulator import Emulator
+from nnac.errors import ModelError
+from nnac.floatmodel import FloatModel
+from nnac.program import Layer, Program, Tensor
+from nnac.types import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tensor against its float twin, over all samples.
+
+    Attributes:
+        layer, op: the node that makes it ("" for a graph input).
+        tensor: its ONNX name.
+        sqnr: cumulative signal-to-quantization-noise ratio, dB (inf: no difference).
+        local_sqnr: the same with the layer's inputs taken from float.
+        max_steps: largest cumulative difference in units of the tensor's scale.
+        saturated: float elements outside what the tensor can represent.
+        elements: float elements compared.
+        output: whether the tensor is an output of the model.
+    """
+
+    layer: str
+    op: str
+    tensor: str
+    sqnr: float
+    local_sqnr: float
+    max_steps: float
+    saturated: int
+    elements: int
+    output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Rows in the order of execution."""
+
+    rows: tuple[Row, ...]
+    samples: int
+
+    def worst(self) -> list[Row]:
+        """Return the rows, lowest local SQNR first."""
+        return sorted(self.rows, key=lambda row: (row.local_sqnr, row.sqnr))
+
+    def outputs(self) -> dict[str, float]:
+        """Return the cumulative SQNR in dB of every model output, by ONNX name."""
+        return {row.tensor: row.sqnr for row in self.rows if row.output}
+
+    def first_below(self, sqnr_db: float) -> Row | None:
+        """Return the first layer whose output has a cumulative SQNR below `sqnr_db`."""
+        return next((row for row in self.rows if row.sqnr < sqnr_db), None)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over samples for one tensor."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    local: float = 0.0
+    steps: float = 0.0
+    saturated: int = 0
+    elements: int = 0
+
+    def add(self, tensor: Tensor, truth: Array, found: Array, alone: Array) -> None:
+        quant = tensor.type.quant
+        assert quant is not None
+        exact = truth.astype(np.float64)
+        self.signal += float((exact**2).sum())
+        self.noise += float(((present(tensor, found) - exact) ** 2).sum())
+        self.local += float(((present(tensor, alone) - exact) ** 2).sum())
+        self.steps = max(self.steps, float(np.abs(present(tensor, found) - exact).max(initial=0.0)) / quant.scale)
+        scaled = exact / quant.scale + quant.zero_point
+        self.saturated += int(((scaled < -128.5) | (scaled > 127.5)).sum())
+        self.elements += truth.size
+
+    def row(self, tensor: Tensor, layer: Layer | None, output: bool) -> Row:
+        return Row(layer.name if layer else "", layer.op if layer else "input", tensor.onnx_name,
+                   decibel(self.signal, self.noise), decibel(self.signal, self.local), self.steps, self.saturated,
+                   self.elements, output)
+
+
+def decibel(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise): inf without noise, -inf without signal."""
+    if noise == 0.0:
+        return inf
+    return 10 * log10(signal / noise) if signal > 0.0 else -inf
+
+
+def compare(
+    model: onnx.ModelProto,
+    program: Program,
+    samples: Iterable[Mapping[str, Array]],
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Comparison:
+    """Compare `program` with the float `model` on every sample.
+
+    Raises:
+        ModelError: the model is not the one that the program was compiled from, or there are no samples.
+    """
+    tensors = _comparable(program)
+    twin = _twin(model, tensors)
+    emulator, tallies, done = Emulator(program), {t.name: _Tally() for t in tensors}, 0
+    for done, sample in enumerate(samples, 1):
+        _one(emulator, twin, tensors, sample, tallies)
+        if progress is not None:
+            progress("comparing", done, count(samples))
+    if not done:
+        raise ModelError("no samples to compare on")
+    makers = {layer.output: layer for layer in program.layers}
+    rows = tuple(tallies[t.name].row(t, makers.get(t.name), t.name in program.outputs) for t in tensors)
+    return Comparison(rows, done)
+
+
+def _comparable(program: Program) -> list[Tensor]:
+    """Return the tensors with a float twin, one per ONNX tensor, in order of completion."""
+    unique: dict[str, Tensor] = {}
+    for tensor in sorted(program.tensors, key=lambda t: t.ready):
+        if tensor.origin is not None and (tensor.origin.name not in unique or tensor.name in program.outputs):
+            unique[tensor.origin.name] = tensor
+    return sorted(unique.values(), key=lambda t: t.ready)
+
+
+def _twin(model: onnx.ModelProto, tensors: list[Tensor]) -> FloatModel:
+    try:
+        return FloatModel(model, [t.onnx_name for t in tensors])
+    except ModelError as error:
+        raise ModelError(f"the model does not belong to the program: {error}") from None
+
+
+def _one(
+    emulator: Emulator, twin: FloatModel, tensors: list[Tensor], sample: Mapping[str, Array], tallies: dict[str, _Tally]
+) -> None:
+    program = emulator.program
+    truth, inputs = twin.run(sample), quantized(program, sample)
+    found = emulator.trace(inputs)
+    alone = emulator.trace(inputs, _truths(program, truth))
+    for tensor in tensors:
+        tallies[tensor.name].add(tensor, truth[tensor.onnx_name], found[tensor.name], alone[tensor.name])
+
+
+def _truths(program: Program, truth: Mapping[str, Array]) -> dict[int, dict[str, Array]]:
+    """Return, per first instruction of a layer, its inputs as quantized float truth in device layout."""
+    forced: dict[int, dict[str, Array]] = {}
+    for layer in program.layers:
+        for tensor in map(program.tensor, layer.inputs):
+            if tensor.origin is not None and tensor.type.quant is not None and tensor.origin.name in truth:
+                array = tensor.type.quant.quantize(truth[tensor.origin.name])
+                forced.setdefault(layer.first, {})[tensor.name] = tensor.origin.from_onnx(array, tensor.type.shape)
+    return forced

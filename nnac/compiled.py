@@ -1,0 +1,45 @@
+"""A compiled model in the hands of a user: run it, time it, save it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nnac.border import present, quantized
+from nnac.emulator import Emulator
+from nnac.program import Program, dumps, write_file
+from nnac.timing import Timeline, simulate
+from nnac.types import Array
+
+
+@dataclass(slots=True)
+class CompiledModel:
+    """A program with real-valued inputs and outputs under their ONNX names and shapes."""
+
+    program: Program
+    _emulator: Emulator | None = field(default=None, repr=False)
+
+    def run(self, inputs: Mapping[str, Array], raw: bool = False) -> dict[str, Array]:
+        """Run one inference on the emulator.
+
+        Args:
+            inputs: one array per model input, of its ONNX shape: reals (quantized half to even, saturated), or int8,
+                taken as they are.
+            raw: return the int8 outputs instead of float32 reals.
+
+        Raises:
+            ModelError: an input is missing, unknown, has another shape or dtype, or is not finite.
+        """
+        if self._emulator is None:
+            self._emulator = Emulator(self.program)
+        outputs = self._emulator.run(quantized(self.program, inputs))
+        return {t.onnx_name: present(t, outputs[t.name], raw) for t in map(self.program.tensor, self.program.outputs)}
+
+    def simulate(self) -> Timeline:
+        """Return the timeline of one inference."""
+        return simulate(self.program)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the `.nna` file; the path then holds the whole file, or what it held before."""
+        write_file(path, dumps(self.program))

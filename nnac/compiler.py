@@ -1,0 +1,221 @@
+"""The compiler: from an ONNX model to a program, as one function that reads from top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnac import reference, stages
+from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
+from nnac.compare import Comparison, compare
+from nnac.compiled import CompiledModel
+from nnac.emulator import Emulator
+from nnac.errors import CapacityError, ModelError, NnacError
+from nnac.frontend import import_graph, prepare
+from nnac.graph import Graph
+from nnac.isa import Space
+from nnac.passes.emit import emit
+from nnac.passes.fold import fold
+from nnac.passes.fuse import fuse
+from nnac.passes.layout import layout
+from nnac.passes.legalize import legalize
+from nnac.passes.place import place
+from nnac.passes.quantize import quantize
+from nnac.passes.tile import tile
+from nnac.plan import Plan
+from nnac.program import KnownAnswer, Program
+from nnac.targets import Arithmetic, Target, load_target
+from nnac.timing import simulate
+from nnac.types import Array
+from nnac.validate import load as load_program
+from nnac.validate import validate
+
+if TYPE_CHECKING:
+    import onnx
+
+Model = "str | os.PathLike[str] | bytes | onnx.ModelProto"
+Calibration = "str | os.PathLike[str] | Iterable[Mapping[str, Array]]"
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how far it is, and the total if it is known."""
+
+RANDOM = "random"
+ATTEMPTS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Limits that the finished program must keep; None is no limit.
+
+    Attributes:
+        sram: bytes of scratchpad at the peak.
+        flash: bytes of constants (weights, tables) in the blob.
+        cycles: of one inference.
+    """
+
+    sram: int | None = None
+    flash: int | None = None
+    cycles: int | None = None
+
+
+def compile(
+    model: Any,
+    target: str | Path | Target = "nna8",
+    calibration: Any = None,
+    *,
+    method: str = "minmax",
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    check: bool = False,
+    budgets: Budgets | None = None,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compile an ONNX model for a machine.
+
+    Args:
+        model: path, bytes, or `onnx.ModelProto` of a float model.
+        target: name of a shipped target, path of a TOML, or a `Target`.
+        calibration: path of an `.npz` (one array per input, first axis = samples) or of a folder of them, an iterable
+            of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
+        method: "minmax", "percentile" or "mse".
+        shapes: full shapes of inputs with dynamic dimensions.
+        check: run the reference after every integer pass, and the emulator, on a probe, and compare every tensor.
+        budgets: limits on the result.
+        progress: called while calibrating.
+
+    Raises:
+        ModelError: the model or the calibration cannot be used; names each node or tensor.
+        TargetError: the target does not exist or is wrong.
+        CapacityError: the network does not fit the machine, or the result a budget.
+    """
+    machine = load_target(target)
+    if calibration is None:
+        raise ModelError("no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
+                         "shape and timing studies")
+    prepared = prepare(model, shapes)
+    graph = float_graph(prepared)
+    ranges, note = _calibrate(prepared, graph, calibration, method, progress)
+    program = lower(graph, ranges, machine, note, check=check)
+    _keep(program, budgets or Budgets())
+    return CompiledModel(program)
+
+
+def float_graph(prepared: onnx.ModelProto) -> Graph:
+    """Return the float graph of a prepared model after the float passes."""
+    graph = stages.check(import_graph(prepared), stages.FLOAT)
+    for step in (layout, fold, fuse):
+        graph = stages.check(step(graph), stages.FLOAT)
+    return graph
+
+
+def lower(graph: Graph, ranges: Mapping[str, Range], machine: Target, note: str, check: bool = False) -> Program:
+    """Return the validated program of a float graph with known ranges."""
+    law = machine.arithmetic
+    integer = stages.check(quantize(graph, ranges, law), stages.INTEGER)
+    legal = stages.check(legalize(integer, machine), stages.INTEGER)
+    probe = reference.probe(legal)
+    expected = reference.run(legal, probe, law)
+    if check:
+        _same("legalize", reference.run(integer, probe, law), expected)
+    digests = {name: hashlib.sha256(expected[name].tobytes()).hexdigest() for name in legal.outputs}
+    program = validate(emit(plan(legal, machine), note, KnownAnswer(0, digests)))
+    if check:
+        _same("lowering", expected, Emulator(program).trace(probe))
+    return program
+
+
+def plan(graph: Graph, machine: Target) -> Plan:
+    """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
+    size = machine.memory["sram"].bytes
+    budget = size
+    for _ in range(ATTEMPTS):
+        candidate = place(tile(graph, machine, budget))
+        excess = candidate.used[Space.SRAM] - size
+        if excess <= 0:
+            return candidate
+        budget -= max(excess // 2, size // 64)
+    raise CapacityError("scratchpad after placement", candidate.used[Space.SRAM], size,
+                        advice="use a machine with a larger memory.sram")
+
+
+def _calibrate(
+    prepared: onnx.ModelProto, graph: Graph, source: Any, method: str, progress: Progress | None
+) -> tuple[dict[str, Range], str]:
+    """Return ranges by ONNX tensor name, and the note that the program carries."""
+    if method not in METHODS:
+        raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
+    shapes = input_shapes(graph)
+    samples = random_samples(shapes) if isinstance(source, str) and source == RANDOM else load_samples(source, shapes)
+    total, seen = count(samples), [0]
+
+    def step(done: int) -> None:
+        seen[0] = done
+        if progress is not None:
+            progress("calibrating", done, total)
+
+    names = sorted({v.origin.name for v in graph.values.values() if v.origin})
+    ranges = calibrate(prepared, samples, names, method, step)
+    if isinstance(source, str) and source == RANDOM:
+        return ranges, RANDOM
+    return ranges, f"{method}, {seen[0]} samples"
+
+
+def input_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Return the ONNX shape of every graph input."""
+    shapes = {}
+    for name in graph.inputs:
+        value = graph.values[name]
+        assert value.origin is not None
+        shapes[value.origin.name] = value.origin.onnx_shape(value.shape)
+    return shapes
+
+
+def _same(step: str, expected: Mapping[str, Array], found: Mapping[str, Array]) -> None:
+    """Raise when a tensor that both executions know differs in any bit."""
+    for name in expected.keys() & found.keys():
+        wrong = int((expected[name] != found[name]).sum())
+        if wrong:
+            raise NnacError(f"check: {step} changed {wrong} of {expected[name].size} elements of tensor {name!r}; "
+                            f"this is a fault of nnac, please report it")
+
+
+def _keep(program: Program, budgets: Budgets) -> None:
+    """Raise when a budget is exceeded."""
+    if budgets.sram is not None and program.used[Space.SRAM] > budgets.sram:
+        raise CapacityError("budget --max-sram", program.used[Space.SRAM], budgets.sram)
+    if budgets.flash is not None and program.constants.size > budgets.flash:
+        raise CapacityError("budget --max-flash", program.constants.size, budgets.flash)
+    if budgets.cycles is not None and (cycles := simulate(program).cycles) > budgets.cycles:
+        raise CapacityError("budget --max-cycles", cycles, budgets.cycles, "cycles")
+
+
+def load(path: str | os.PathLike[str]) -> CompiledModel:
+    """Return the compiled model of a `.nna` file.
+
+    Raises:
+        ProgramError: the file is not a valid program.
+    """
+    return CompiledModel(load_program(path))
+
+
+def diff(
+    model: Any,
+    program: CompiledModel | Program,
+    samples: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
+
+    Args:
+        model: the ONNX model that the program was compiled from.
+        program: the compiled model.
+        samples: as `calibration` of `compile` (but not "random").
+        shapes: as for `compile`.
+        progress: called after every sample.
+    """
+    blob = program.program if isinstance(program, CompiledModel) else program
+    inputs = {t.onnx_name: t.origin.onnx_shape(t.type.shape) for t in map(blob.tensor, blob.inputs) if t.origin}
+    return compare(prepare(model, shapes or inputs), blob, load_samples(samples, inputs), progress)

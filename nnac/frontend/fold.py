@@ -1,0 +1,125 @@
+"""Functions inlined, constants folded: onnx-ir holds the model, onnxscript's folder computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from nnac.errors import ModelError
+from nnac.frontend.check import report
+from nnac.frontend.limits import Limits, one_line
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+ROUNDS = 4
+
+FOLDABLE = frozenset("""
+    Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand EyeLike
+    Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
+    LeakyRelu Less LessOrEqual Log MatMul Max Mean Min Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow Range Reciprocal
+    ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
+    ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Sqrt Squeeze Sub Sum Tan Tanh Tile
+    Transpose Trilu Unsqueeze Where Xor
+""".split())
+"""Operators that are computed ahead when all inputs are constants; their cost is that of their inputs and outputs."""
+
+BOUNDED_BY_INPUT = frozenset({"NonZero"})
+"""Their output's size is not inferred, but is at most rank times the input's."""
+
+
+@dataclass(slots=True)
+class _Gate:
+    """Decides what may be folded, and keeps the account of the bytes."""
+
+    limits: Limits
+    spent: int = 0
+    refused: list[str] = field(default_factory=list)
+
+    def __call__(self, node: onnx_ir.Node) -> bool:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDABLE or len(node.outputs) != 1:
+            return False
+        size = _output_bytes(node)
+        if size is None:
+            return False
+        if self.spent + size > self.limits.folded_bytes:
+            self.refused.append(f"{node.op_type} {node.outputs[0].name!r} would make a constant of {size:,} bytes; "
+                                f"at most {self.limits.folded_bytes:,} may be made in all")
+            return False
+        self.spent += size
+        return True
+
+
+def _output_bytes(node: onnx_ir.Node) -> int | None:
+    """Return the size of a node's result, or None if it is not known beforehand."""
+    if node.op_type in BOUNDED_BY_INPUT:
+        held = node.inputs[0].const_value if node.inputs[0] is not None else None
+        return None if held is None else held.size * max(len(held.shape), 1) * 8
+    shape = node.outputs[0].shape
+    if shape is None or not shape.is_static():
+        return None
+    return 8 * prod(shape.numpy())
+
+
+def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
+    """Return the model with functions inlined and everything that is constant stored as an initializer.
+
+    1. Computed values keep their names; only values that become constants, copies of others, or unused vanish.
+    2. Nodes that quantize are kept.
+    3. A constant that would be too large is refused before it is made.
+
+    Raises:
+        ModelError: the tools fail on the model, or the constants get too large.
+    """
+    gate = _Gate(limits)
+    try:
+        with _quiet():
+            folded = _run(model, gate)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ModelError(f"the model's functions and constants cannot be resolved: {one_line(cause)}") from error
+    report(dict.fromkeys(gate.refused))
+    return folded
+
+
+def _run(model: onnx.ModelProto, gate: _Gate) -> onnx.ModelProto:
+    import onnx_ir
+    from onnx_ir.passes import common
+    from onnxscript.optimizer._constant_folding import FoldConstantsPass
+
+    everything = gate.limits.elements
+    passes = onnx_ir.passes.Sequential(
+        common.InlinePass(),
+        onnx_ir.passes.PassManager(
+            [FoldConstantsPass(shape_inference=True, input_size_limit=everything, output_size_limit=everything,
+                               should_fold=gate), common.RemoveUnusedNodesPass()],
+            steps=ROUNDS, early_stop=True),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        common.RemoveUnusedOpsetsPass(),
+    )
+    held = onnx_ir.serde.deserialize_model(model)
+    passes(held)
+    return onnx_ir.serde.serialize_model(held)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tools' remarks on what they leave alone off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

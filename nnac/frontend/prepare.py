@@ -1,0 +1,76 @@
+"""From what the user gives to the checked, self-contained, static model that everything downstream reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+
+from nnac.errors import ModelError, NnacError
+from nnac.frontend.check import DOMAINS, check_structure, report
+from nnac.frontend.fold import fold
+from nnac.frontend.limits import LIMITS, Limits, one_line
+from nnac.frontend.loader import Source, embed_external_data, load
+from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
+from nnac.frontend.walk import nodes
+
+OLDEST_IR, NEWEST_IR = 8, 13  # initializers need not be inputs since 4; onnxruntime 1.31 reads up to 13
+
+
+def prepare(source: Source, shapes: Mapping[str, Shape] | None = None, limits: Limits = LIMITS) -> onnx.ModelProto:
+    """Return the model of `source` with fixed shapes, its weights inside, constants folded, functions inlined.
+
+    Computed tensors keep their names: runs of the result compare with the original by name.
+
+    Args:
+        source: a path, the bytes of a file, or a model (which is not changed).
+        shapes: full shapes of graph inputs by name; needed for those with open dimensions.
+        limits: what is refused for its size.
+
+    Raises:
+        ModelError: whatever is wrong with the file or the model.
+    """
+    try:
+        return _prepare(source, shapes or {}, limits)
+    except NnacError:
+        raise
+    except Exception as error:  # protobuf, onnx and onnx-ir raise about anything on a hostile model
+        raise ModelError(f"the model is damaged: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits) -> onnx.ModelProto:
+    model = load(source, limits)
+    embed_external_data(model, source, limits)
+    check_structure(model, limits)
+    _normalize_domains(model)
+    drop_constant_inputs(model.graph)
+    fix_inputs(model.graph, shapes, limits)
+    forget_inferred(model.graph)
+    model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
+    model = fold(model, limits)
+    forget_inferred(model.graph)
+    report(_number_problems(model.graph))
+    return infer(model, limits)
+
+
+def _normalize_domains(model: onnx.ModelProto) -> None:
+    """Write the default domain as "" everywhere."""
+    for entry in (*model.opset_import, *nodes(model), *(o for f in model.functions for o in f.opset_import)):
+        if entry.domain in DOMAINS:
+            entry.domain = ""
+    known = {entry.domain for entry in model.opset_import}
+    for domain in dict.fromkeys(node.domain for node in nodes(model)):
+        if domain not in known:  # an operator that the import will report
+            model.opset_import.add(domain=domain, version=1)
+
+
+def _number_problems(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the stored tensors that are not finite; a single infinity is a limit and may stand."""
+    for tensor in graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16):
+            array = onnx.numpy_helper.to_array(tensor)
+            bad = ~np.isfinite(array)
+            if bad.any() and (array.size > 1 or np.isnan(array).any()):
+                first = [int(i) for i in np.argwhere(bad)[0]]
+                yield f"tensor {tensor.name!r} has {int(bad.sum()):,} values that are not finite, the first at {first}"

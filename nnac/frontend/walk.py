@@ -1,0 +1,50 @@
+"""Walks over everything that a model holds, subgraphs and functions included; no recursion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that a node holds directly."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def walk(start: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield the given nodes and those of their subgraphs, at any depth."""
+    waiting = list(start)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for graph in subgraphs(node):
+            waiting.extend(graph.node)
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of all graphs and functions."""
+    yield from walk(model.graph.node)
+    for function in model.functions:
+        yield from walk(function.node)
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """Yield the main graph and all subgraphs, those of functions too."""
+    yield model.graph
+    for node in nodes(model):
+        yield from subgraphs(node)
+
+
+def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every stored tensor: initializers and attributes, in subgraphs and functions too."""
+    for graph in graphs(model):
+        yield from graph.initializer
+    for node in nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors

@@ -1,0 +1,59 @@
+"""Legalize: rewrite what the machine cannot do in one piece into pieces that it can.
+
+Rules, on the integer graph, bit-exact:
+
+1. a pool whose single output row needs more scratchpad than there is works on slices of channels, concatenated again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nnac.graph import Draft, Graph, Node, Value
+from nnac.ops import AveragePool, Concat, MaxPool, Slice
+from nnac.ops.base import aligned, bind
+from nnac.targets import Target
+
+
+def legalize(graph: Graph, target: Target) -> Graph:
+    """Return the graph with oversized pools split along their channels."""
+    draft = graph.draft()
+    for node in graph.nodes:
+        if isinstance(node.op, AveragePool | MaxPool):
+            parts = _parts(graph, node, target)
+            if parts > 1:
+                _split(draft, node, parts)
+    return draft.freeze()
+
+
+def _parts(graph: Graph, node: Node, target: Target) -> int:
+    """Return into how many slices of channels the pool must fall so that input and output of one row fit."""
+    bound = bind(graph, node, target.arithmetic)
+    _, height, width, channels = bound.inputs[0].shape
+    _, out_h, out_w, _ = bound.output.shape
+    rows = min(height, node.op.dilations[0] * (node.op.kernel[0] - 1) + 1)
+    room = target.memory["sram"].bytes
+    for parts in range(1, channels + 1):
+        share = -(-channels // parts)
+        whole = aligned(height * width * share)
+        if min(2 * aligned(rows * width * share), whole) + 2 * aligned(out_w * share) <= room // (1 if parts == 1 else 2):
+            return parts
+    return 1
+
+
+def _split(draft: Draft, node: Node, parts: int) -> None:
+    source, result = draft.values[node.inputs[0]], draft.values[node.output]
+    channels, pieces = source.shape[3], []
+    for index, first in enumerate(range(0, channels, -(-channels // parts))):
+        count = min(-(-channels // parts), channels - first)
+        cut = Slice((0, 0, 0, first), (1, 1, 1, 1), (*source.shape[:3], count))
+        taken = _like(draft, source, f"{node.output}.in{index}", (*source.shape[:3], count))
+        made = _like(draft, result, f"{node.output}.out{index}", (*result.shape[:3], count))
+        draft.add_node(f"{node.name}.slice{index}", cut, [source.name], taken)
+        draft.add_node(f"{node.name}.part{index}", node.op, [taken.name], made)
+        pieces.append(made.name)
+    draft.update(node, op=Concat(3), inputs=tuple(pieces))
+
+
+def _like(draft: Draft, value: Value, stem: str, shape: tuple[int, ...]) -> Value:
+    return Value(draft.fresh(stem), replace(value.type, shape=shape))
