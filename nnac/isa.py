@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
 from nnac.errors import ProgramError
@@ -422,13 +423,16 @@ def _encode_field(instruction: AnyInstruction, f: Any) -> bytes:
         ) from None
 
 
-def decode(stream: bytes) -> tuple[AnyInstruction, ...]:
-    """Return the instructions of a byte stream; the inverse of `encode`.
+def decode(stream: bytes, count: int | None = None) -> tuple[AnyInstruction, ...]:
+    """Return the instructions of a byte stream, of which there are `count` if given; the inverse of `encode`.
 
     Raises:
-        ProgramError: unknown opcode, or the stream ends inside an instruction.
+        ProgramError: unknown opcode, the stream ends inside an instruction, or it holds another number of them.
     """
-    return tuple(_decode(stream))
+    found = tuple(_decode(stream) if count is None else islice(_decode(stream), count + 1))
+    if count is not None and len(found) != count:
+        raise ProgramError(f"instruction stream: expected {count:,} instructions, found {'more' if len(found) > count else len(found)}")
+    return found
 
 
 def _decode(stream: bytes) -> Iterator[AnyInstruction]:

@@ -32,7 +32,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a loader accepts at most; whoever trusts a file more may pass larger ones."""
+    """What a loader accepts at most; whoever trusts a file more may pass larger ones.
+
+    Attributes:
+        name: characters of a name.
+        memory_bytes: used in DRAM or flash, and working memory of one kernel call.
+        buffer_bytes: used in the scratchpad or the weight buffer.
+        work: elements, taps and products of the whole program.
+    """
 
     file_bytes: int = 1 << 32
     header_bytes: int = 1 << 26
@@ -40,6 +47,9 @@ class Limits:
     rank: int = 8
     instructions: int = 1 << 20
     name: int = 1024
+    memory_bytes: int = 1 << 31
+    buffer_bytes: int = 1 << 28
+    work: int = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +195,8 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise ProgramError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ProgramError(f"{str(path)!r} cannot be written: {getattr(error, 'strerror', error)}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -217,13 +227,14 @@ def loads(data: bytes, where: str = "program", limits: Limits | None = None) -> 
         head = json.loads(text)
         _check_head(head, sections, limits)
         program = _program(head, sections)
+        canonical = dumps(program) == data
     except ProgramError as error:
         raise ProgramError(f"{where}: {error}") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
         raise ProgramError(f"{where}: damaged header: {type(error).__name__}: {str(error)[:200]!r}") from None
     except Exception as error:  # target_from_dict raises TargetError; a blob's embedded target is the blob's fault
         raise ProgramError(f"{where}: {error}") from None
-    if dumps(program) != data:
+    if not canonical:
         raise ProgramError(f"{where}: not in canonical form, so it was not written by nnac; compile the model again")
     return program
 
@@ -270,7 +281,7 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
         raise ProgramError("the embedded target does not match its digest")
     answer = head["known_answer"]
     return Program(
-        name=head["name"], target=target, instructions=isa.decode(sections["instructions"].tobytes()),
+        name=head["name"], target=target, instructions=isa.decode(sections["instructions"].tobytes(), head["instruction_count"]),
         constants=sections["constants"], tensors=tuple(_tensor(t) for t in head["tensors"]),
         inputs=tuple(head["inputs"]), outputs=tuple(head["outputs"]), layers=tuple(_layer(raw) for raw in head["layers"]),
         used={Space[name.upper()]: int(count) for name, count in head["used"].items()},

@@ -81,12 +81,18 @@ def _homes(tasks: tuple[Task, ...], storages: Mapping[str, Storage], target: Tar
         worst = needs.index(max(needs))
         victim = _victim(storages, homes, worst)
         if victim is None:
-            raise CapacityError(f"scratchpad, node {tasks[worst].node.name!r} ({tasks[worst].node.op.name}), one row at a "
-                                f"time", needs[worst], budget, advice="use a machine with a larger memory.sram")
+            raise _too_large(tasks[worst], storages, needs[worst], budget)
         homes[victim.name] = spill
         for t in range(max(victim.first, 0), min(victim.last, len(tasks) - 1) + 1):
             needs[t] = _need(tasks, t, storages, homes)
     return homes
+
+
+def _too_large(task: Task, storages: Mapping[str, Storage], need: int, budget: int) -> CapacityError:
+    largest = max((storages[name] for name in (*task.operands, task.output)), key=lambda s: s.nbytes)
+    return CapacityError(f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, the "
+                         f"largest {largest.name!r} of {largest.nbytes:,} bytes", need, budget,
+                         advice="use a machine with a larger memory.sram, or a smaller --shape")
 
 
 def _live(storages: Mapping[str, Storage], homes: Mapping[str, Space], t: int) -> list[Storage]:

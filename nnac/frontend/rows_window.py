@@ -56,7 +56,7 @@ def window(use: Use, kernel: Shape) -> Window:
     if use.get("ceil_mode", 0):
         last = [(out - 1) * s for out, s in zip(use.out()[2:], strides, strict=True)]
         if any(start >= size + b for start, size, b in zip(last, spatial, before, strict=True)):
-            raise Refused("with ceil_mode the last window starts before the input ends (ONNX and onnxruntime differ)")
+            raise Refused("with ceil_mode the last window starts before the input ends (onnxruntime drops it, ONNX does not)")
         grown = [max(start + r - size - b, a)
                  for start, r, size, b, a in zip(last, reach, spatial, before, after, strict=True)]
     return Window(_pair(kernel, 1), _pair(strides, 1), _pair(dilations, 1),

@@ -1,0 +1,34 @@
+# Two commands do all: `make demo` and `make test`. Both create .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+ASSETS := $(if $(NNAC_ASSETS),NNAC_ASSETS=$(NNAC_ASSETS))
+
+.PHONY: demo test test-all lint golden clean
+
+demo: .venv/installed
+	$(BIN)/nnac demo
+
+test: .venv/installed-dev lint
+	$(ASSETS) $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: .venv/installed-dev lint
+	$(ASSETS) $(BIN)/python -m pytest -q -n 2
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+golden: .venv/installed-dev
+	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,618 @@
+"""The fence: everything that emulator, kernels, timing and reports take for granted about a program is checked here.
+
+Kernels have no bounds checks, so only a validated program may run. What holds afterwards:
+
+1. every record has its types, names are unique, printable and short, shapes are positive, addresses lie in memory;
+2. every instruction's values fit their fields, keep the kernels' contracts (`RULES`) and touch used bytes only;
+3. constants never change, and weight-buffer bytes are read only after a Load of this program has filled them, with
+   multipliers, shifts and exponentials of legal value;
+4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums and products;
+5. no wait can block for ever, and the whole program is a bounded amount of work.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain, islice
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+import numpy as np
+
+from nnac import isa
+from nnac.errors import ProgramError, raise_all
+from nnac.graph import Origin
+from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
+from nnac.targets import Target
+from nnac.types import DTYPES, Quant, TensorType
+
+SHOWN = 10
+"""Problems that an error lists; the rest is counted."""
+SHIFT_MAX = 62
+PRODUCT_MAX = 1 << 62
+"""Largest magnitude that the kernels' int64 arithmetic takes (see `nnac.kernels.requantize`)."""
+LANES = 32
+"""Output channels that the convolution kernel packs together."""
+RAW = 0
+MAX, AVERAGE = 0, 1
+
+
+def load(path: str | os.PathLike[str], limits: Limits | None = None) -> Program:
+    """Return the validated program of a `.nna` file, which is read once, into memory.
+
+    Raises:
+        ProgramError: not a regular file, unreadable, too large, damaged, or not valid (see `validate`).
+    """
+    limits = limits or Limits()
+    return validate(loads(_read(path, limits), repr(os.fspath(path)), limits), limits)
+
+
+def _read(path: str | os.PathLike[str], limits: Limits) -> bytes:
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ProgramError(f"{str(path)!r} is not a regular file")
+            if found.st_size > limits.file_bytes:
+                raise ProgramError(f"{str(path)!r}: {found.st_size:,} bytes, allowed {limits.file_bytes:,}")
+            return file.read(limits.file_bytes + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ProgramError(f"{str(Path(path))!r} cannot be read: {reason}") from None
+
+
+def validate(program: Program, limits: Limits | None = None) -> Program:
+    """Return the program, which is safe to emulate and to time.
+
+    Raises:
+        ProgramError: it is not; all problems are collected, one per instruction.
+    """
+    limits = limits or Limits()
+    _raise(program, _frame(program, limits))
+    _raise(program, _tensors(program, limits))
+    _raise(program, chain(_ports(program), _layers(program, limits), _answer(program)))
+    _raise(program, _Stream(program, limits).problems())
+    return program
+
+
+def _raise(program: Program, found: Iterator[str]) -> None:
+    problems = list(islice(found, 1 << 16))
+    listed = problems[:SHOWN]
+    if len(problems) > SHOWN:
+        listed.append(f"and {len(problems) - SHOWN:,} more")
+    raise_all(ProgramError, f"program {str(program.name)[:80]!r} cannot be run:", listed)
+
+
+# -- types and names -----------------------------------------------------------------------------------------------
+
+
+def _is_int(value: object, low: int = 0, high: int = 1 << 62) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _name_problem(what: str, name: object, limits: Limits) -> Iterator[str]:
+    if not isinstance(name, str):
+        yield f"{what}: found {name!r:.80}, expected text"
+    elif len(name) > limits.name:
+        yield f"{what}: {len(name):,} characters, allowed {limits.name:,}"
+    elif not name.isprintable():
+        yield f"{what} {ascii(name[:80])}: a character in it cannot be printed"
+
+
+# -- the frame: target, memories, constants, counts ----------------------------------------------------------------
+
+
+def _frame(program: Program, limits: Limits) -> Iterator[str]:
+    """What all other checks rest on."""
+    yield from _name_problem("the program's name", program.name, limits)
+    yield from _name_problem("calibration", program.calibration, limits)
+    yield from _name_problem("the target's name", program.target.name, limits)
+    yield from _memories(program, limits)
+    yield from _constants(program)
+    if not _is_int(program.lower_bound, 0, program.used.get(Space.SRAM, 0)):
+        yield f"lower_bound: found {program.lower_bound!r:.80}, allowed 0 to the scratchpad's used bytes"
+    counts = {"instructions": limits.instructions, "tensors": limits.tensors, "layers": limits.instructions}
+    for what, allowed in counts.items():
+        if len(getattr(program, what)) > allowed:
+            yield f"{len(getattr(program, what)):,} {what}, allowed {allowed:,}"
+    for name in chain(program.inputs, program.outputs):
+        yield from _name_problem("input or output", name, limits)
+
+
+def _memories(program: Program, limits: Limits) -> Iterator[str]:
+    target: Target = program.target
+    for space in (Space.SRAM, Space.WEIGHTS, program.constants_space):
+        if space not in program.used:
+            yield f"memory.{space.label}: not in the program's memory map"
+    for space, used in program.used.items():
+        size = target.memory[space.label].bytes if space.label in target.memory else -1
+        on_chip = space in (Space.SRAM, Space.WEIGHTS)
+        allowed = min(size, limits.buffer_bytes if on_chip else limits.memory_bytes)
+        if size < 0:
+            yield f"memory.{space.label}: used, but the target has none"
+        elif not _is_int(used, 0, allowed):
+            yield f"memory.{space.label}: {used!r:.80} bytes used, allowed 0 to {allowed:,}"
+
+
+def _constants(program: Program) -> Iterator[str]:
+    image, space = program.constants, program.constants_space
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 1:
+        yield "constants: expected one row of bytes"
+    elif image.size > program.used.get(space, 0):
+        yield f"constants: {image.size:,} bytes, but only {program.used.get(space, 0):,} used in memory.{space.label}"
+
+
+# -- tensors -------------------------------------------------------------------------------------------------------
+
+
+def _tensors(program: Program, limits: Limits) -> Iterator[str]:
+    counts = Counter(t.name for t in program.tensors if isinstance(t.name, str))
+    yield from (f"tensor {ascii(name)}: {count} tensors have this name" for name, count in counts.items() if count > 1)
+    for tensor in program.tensors:
+        where = f"tensor {ascii(tensor.name)[:80]}"
+        problem = next(chain(_name_problem("its name", tensor.name, limits), _type(tensor.type, limits),
+                             _home(tensor, program), _origin(tensor, limits)), None)
+        if problem is not None:
+            yield f"{where}: {problem}"
+
+
+def _type(kind: TensorType, limits: Limits) -> Iterator[str]:
+    if kind.dtype not in DTYPES:
+        yield f"unknown dtype {kind.dtype!r:.80}"
+    yield from _shape(kind.shape, limits)
+    if kind.quant is None and kind.dtype == "int8":
+        yield "int8, but without a quantization"
+    if kind.quant is not None:
+        yield from _quant(kind.quant)
+
+
+def _shape(shape: Sequence[int], limits: Limits) -> Iterator[str]:
+    if len(shape) > limits.rank:
+        yield f"{len(shape):,} axes, allowed {limits.rank}"
+    elif not all(_is_int(side, 1) for side in shape):
+        yield f"shape {shape!r:.80}: sides are at least 1"
+
+
+def _quant(quant: Quant) -> Iterator[str]:
+    if not isinstance(quant.scale, float) or not _float32_positive(quant.scale):
+        yield f"scale {quant.scale!r:.80} is not a positive float32"
+    if not _is_int(quant.zero_point, -128, 127):
+        yield f"zero point {quant.zero_point!r:.80}, allowed -128 to 127"
+
+
+def _float32_positive(scale: float) -> bool:
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = float(np.float32(scale))
+    return isfinite(rounded) and rounded > 0
+
+
+def _home(tensor: Tensor, program: Program) -> Iterator[str]:
+    count = len(program.instructions)
+    if not _is_int(tensor.ready, -1, count - 1):
+        yield f"ready after instruction {tensor.ready!r:.80}, but there are {count:,} instructions"
+    used = program.used.get(tensor.space, 0)
+    if not _is_int(tensor.address):
+        yield f"address {tensor.address!r:.80} is not a number of bytes"
+    elif tensor.address + tensor.type.nbytes > used:
+        end = tensor.address + tensor.type.nbytes
+        yield f"bytes {tensor.address:#x} to {end:#x} of memory.{tensor.space.label}, used {used:#x}"
+
+
+def _origin(tensor: Tensor, limits: Limits) -> Iterator[str]:
+    if tensor.origin is None:
+        return
+    yield from _name_problem("ONNX name", tensor.origin.name, limits)
+    shape: tuple[int, ...] = tensor.type.shape
+    for number, (step, arg) in enumerate(tensor.origin.steps):
+        problem = next(_step(step, arg, shape, limits), None)
+        if problem is not None:
+            yield f"origin step {number}: {problem}"
+            return
+        shape = Origin("", ((step, arg),)).onnx_shape(shape)
+
+
+def _step(step: str, arg: tuple[int, ...], shape: tuple[int, ...], limits: Limits) -> Iterator[str]:
+    if step not in ("transpose", "reshape"):
+        yield f"unknown step {step!r:.80}"
+    elif step == "transpose" and not (all(_is_int(a) for a in arg) and sorted(arg) == list(range(len(shape)))):
+        yield f"{arg!r:.80} is no permutation of {len(shape)} axes"
+    elif step == "reshape":
+        yield from _shape(arg, limits)
+        if isa.volume(arg) != isa.volume(shape):
+            yield f"reshape of {shape} to {arg!r:.80} changes the number of elements"
+
+
+def _ports(program: Program) -> Iterator[str]:
+    """Inputs and outputs: they exist; inputs are there from the start, apart from each other and from constants."""
+    known = {t.name: t for t in program.tensors if isinstance(t.name, str)}
+    for way, names in (("input", program.inputs), ("output", program.outputs)):
+        yield from (f"{way} {ascii(name)[:80]}: no such tensor" for name in names if name not in known)
+    inputs = [known[name] for name in program.inputs if name in known]
+    yield from (f"input {ascii(t.name)}: ready after instruction {t.ready}, expected -1" for t in inputs if t.ready != -1)
+    for t in inputs:
+        if t.space == program.constants_space and t.address < program.constants.size:
+            yield f"input {ascii(t.name)}: lies in the constants"
+    places = sorted((t.space, t.address, t.address + t.type.nbytes, t.name) for t in inputs)
+    for (space, _, end, name), (other, start, _, second) in zip(places, places[1:], strict=False):
+        if space == other and start < end:
+            yield f"inputs {ascii(name)} and {ascii(second)}: they share bytes"
+
+
+# -- layers and the known answer -----------------------------------------------------------------------------------
+
+
+def _layers(program: Program, limits: Limits) -> Iterator[str]:
+    known, reached = {t.name for t in program.tensors}, 0
+    for number, layer in enumerate(program.layers):
+        problem = next(_layer(layer, reached, len(program.instructions), known, limits), None)
+        if problem is not None:
+            yield f"layer {number}: {problem}"
+            return
+        reached = layer.end
+
+
+def _layer(layer: Layer, reached: int, count: int, known: set[str], limits: Limits) -> Iterator[str]:
+    yield from _name_problem("name", layer.name, limits)
+    yield from _name_problem("op", layer.op, limits)
+    if not (_is_int(layer.first, reached, count) and _is_int(layer.end, layer.first, count)):
+        yield (f"instructions {layer.first!r:.80} to {layer.end!r:.80}, "
+               f"expected a range behind {reached} and up to {count}")
+    missing = [name for name in (*layer.inputs, layer.output) if not isinstance(name, str) or name not in known]
+    yield from (f"no tensor is called {ascii(name)[:80]}" for name in missing)
+    if not (_is_int(layer.macs) and _is_int(layer.weight_bytes)):
+        yield "macs and weight_bytes are not negative"
+
+
+def _answer(program: Program) -> Iterator[str]:
+    answer: KnownAnswer = program.known_answer
+    if not _is_int(answer.seed):
+        yield f"known answer: seed {answer.seed!r:.80} is not a non-negative integer"
+    for name, digest in answer.digests.items():
+        if name not in program.outputs:
+            yield f"known answer: {ascii(name)[:80]} is no output"
+        if not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
+            yield f"known answer: the digest of {ascii(name)[:80]} is not 64 hexadecimal digits"
+
+
+# -- what instructions have to keep --------------------------------------------------------------------------------
+
+
+class Rule(NamedTuple):
+    """A contract of an instruction: the predicate, the sentence that a user reads, and the fields it is about."""
+
+    holds: Callable[[Any], bool]
+    sentence: str
+    shown: str
+
+
+def _positive(*names: str) -> Rule:
+    def holds(i: Any) -> bool:
+        return all(getattr(i, name) >= 1 for name in names)
+
+    return Rule(holds, "all of these are at least 1", " ".join(names))
+
+
+def _injective(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Tell that no two places of a strided view share a byte: each axis steps over all that lies inside of it."""
+    reach = 0
+    for stride, side in sorted((abs(t), s) for s, t in zip(shape, strides, strict=True) if s > 1):
+        if stride <= reach:
+            return False
+        reach += (side - 1) * stride
+    return True
+
+
+def _windows_filled(i: isa.Pool) -> bool:
+    """Tell that every window of a maximum has a tap inside the stripe (along each axis on its own)."""
+    return (_axis_filled(i.in_h, i.out_h, i.kernel_h, i.stride_h, i.dilation_h, i.pad_top)
+            and _axis_filled(i.in_w, i.out_w, i.kernel_w, i.stride_w, i.dilation_w, i.pad_left))
+
+
+def _axis_filled(size: int, out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
+    if (out - 1) * stride - pad >= size:
+        return False
+    early = min(out, -(-pad // stride))  # windows that begin before the stripe; a pad has 16 bits, so they are few
+    if early <= 0:
+        return True
+    starts = np.arange(early) * stride - pad
+    taps = -(starts // dilation)  # the first tap at 0 or behind
+    return bool(np.all((taps < kernel) & (starts + taps * dilation < size)))
+
+
+def _averages_filled(i: isa.Pool) -> bool:
+    """Tell that every window of an average overlaps the stripe."""
+    return (i.kernel_h > i.pad_top and i.kernel_w > i.pad_left
+            and (i.out_h - 1) * i.stride_h - i.pad_top < i.in_h and (i.out_w - 1) * i.stride_w - i.pad_left < i.in_w)
+
+
+def _divisors_positive(i: isa.Pool) -> bool:
+    return i.padded_h > (i.out_h - 1) * i.stride_h and i.padded_w > (i.out_w - 1) * i.stride_w
+
+
+ACTIVATIONS = (Space.SRAM, Space.DRAM)
+"""Memories that instructions other than a Load may write."""
+SCALED = Rule(lambda i: i.multiplier < 1 << 31 and i.shift <= SHIFT_MAX,
+              f"the multiplier is under 2**31, the shift at most {SHIFT_MAX}", "multiplier shift")
+SHIFTED = Rule(lambda i: i.shift <= SHIFT_MAX, f"the shift is at most {SHIFT_MAX}", "shift")
+CLAMPED = Rule(lambda i: i.low <= i.high, "low is at most high", "low high")
+NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
+
+RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
+    isa.Load: (
+        Rule(lambda i: i.space in (Space.DRAM, Space.FLASH), "constants come from dram (2) or flash (3)", "space"),
+        Rule(lambda i: i.packer == RAW, "the packer is 0, raw bytes", "packer"),
+        _positive("source_bytes", "target_bytes"),
+        Rule(lambda i: i.source_bytes == i.target_bytes, "raw bytes keep their number", "source_bytes target_bytes"),
+    ),
+    isa.Copy: (
+        Rule(lambda i: i.source_space in (*ACTIVATIONS, Space.FLASH), "the source is sram (0), dram (2) or flash (3)",
+             "source_space"),
+        Rule(lambda i: i.target_space in ACTIVATIONS, "the target is sram (0) or dram (2)", "target_space"),
+        NESTED,
+        Rule(lambda i: _injective(i.shape, i.target_strides), "no byte is written twice", "shape target_strides"),
+    ),
+    isa.Fill: (
+        Rule(lambda i: i.space in ACTIVATIONS, "the target is sram (0) or dram (2)", "space"),
+        _positive("count"),
+    ),
+    isa.Conv: (
+        _positive("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w",
+                  "dilation_h", "dilation_w", "groups"),
+        Rule(lambda i: i.channel + i.out_c <= i.channels, "the slice ends within the channels", "channel out_c channels"),
+        Rule(lambda i: i.channels % i.groups == 0 and i.in_c % i.groups == 0, "groups divide channels and in_c",
+             "groups channels in_c"),
+        Rule(lambda i: i.pitch >= i.out_c, "the pitch is at least out_c", "pitch out_c"),
+        Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
+        CLAMPED,
+    ),
+    isa.Pool: (
+        Rule(lambda i: i.kind in (MAX, AVERAGE), "the kind is 0 (max) or 1 (average)", "kind"),
+        Rule(lambda i: i.count_pads in (0, 1), "count_pads is 0 or 1", "count_pads"),
+        _positive("in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
+                  "dilation_h", "dilation_w"),
+        SCALED,
+        CLAMPED,
+        Rule(lambda i: i.kind != MAX or _windows_filled(i), "every window has a tap inside the stripe",
+             "in_h in_w out_h out_w pad_top pad_left"),
+        Rule(lambda i: i.kind != AVERAGE or i.dilation_h == i.dilation_w == 1, "an average has no dilation",
+             "dilation_h dilation_w"),
+        Rule(lambda i: i.kind != AVERAGE or _averages_filled(i), "every window overlaps the stripe",
+             "in_h in_w out_h out_w pad_top pad_left"),
+        Rule(lambda i: i.kind != AVERAGE or not i.count_pads or _divisors_positive(i),
+             "every window begins within the padded area", "padded_h padded_w"),
+        Rule(lambda i: i.kind != AVERAGE or 255 * i.kernel_h * i.kernel_w * max(i.multiplier, 1) <= PRODUCT_MAX,
+             "a window's sum times the multiplier stays within 2**62", "kernel_h kernel_w multiplier"),
+    ),
+    isa.Sum: (
+        NESTED,
+        Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
+        Rule(lambda i: len(i.zeros) == len(i.multipliers) == len(i.sources)
+             and len(i.strides) == isa.LOOPS * len(i.sources),
+             f"each operand has a zero point, a multiplier and {isa.LOOPS} strides", "sources zeros multipliers strides"),
+        Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
+        SHIFTED,
+        CLAMPED,
+    ),
+    isa.Mul: (NESTED, SCALED, CLAMPED),
+    isa.Lookup: (
+        _positive("count", "tables"),
+        Rule(lambda i: i.count % i.tables == 0, "the tables divide the count", "count tables"),
+    ),
+    isa.Softmax: (
+        _positive("rows", "length"),
+        SCALED,
+        Rule(lambda i: i.table % 4 == 0, "the table is aligned to 4 bytes", "table"),
+    ),
+}
+"""Contracts by instruction; of a kind's rules each may rely on those before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field's values: lowest, highest, and how many (0: any number up to 255)."""
+
+    name: str
+    low: int
+    high: int
+    count: int
+
+    def holds(self, value: object) -> bool:
+        if self.count == 1:
+            return isinstance(value, int) and self.low <= value <= self.high
+        if not isinstance(value, tuple) or len(value) > 255 or self.count not in (0, len(value)):
+            return False
+        return all(isinstance(v, int) and self.low <= v <= self.high for v in value)
+
+
+def _layout(kind: type[AnyInstruction]) -> tuple[_Field, ...]:
+    result = []
+    for f in fields(kind):
+        signed, bits = f.metadata["code"][0] == "i", int(f.metadata["code"][1:])
+        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+        result.append(_Field(f.name, low, high, f.metadata["count"]))
+    return tuple(result)
+
+
+LAYOUTS = {kind: _layout(kind) for kind in isa.OPCODES.values()}
+
+
+def work_of(i: AnyInstruction) -> int:
+    """Return the elements, taps or products that the emulator goes through for one instruction."""
+    match i:
+        case isa.Load():
+            return i.target_bytes
+        case isa.Copy():
+            return isa.volume(i.shape)
+        case isa.Fill():
+            return i.count
+        case isa.Conv():
+            return i.out_h * i.out_w * i.out_c * (i.kernel_h * i.kernel_w * i.depth + 1)
+        case isa.Pool():
+            return i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w
+        case isa.Sum() | isa.Mul():
+            return isa.volume(i.shape) * len(i.sources)
+        case isa.Lookup():
+            return i.count
+        case isa.Softmax():
+            return 3 * i.rows * i.length
+        case _:
+            assert_never(i)
+
+
+# -- the stream ----------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """One walk over the instructions, with the weight buffer as the Loads fill it."""
+
+    def __init__(self, program: Program, limits: Limits) -> None:
+        self.program, self.limits = program, limits
+        self.issued = [0] * len(Engine)
+        self.work = 0
+        self.buffer = np.zeros(program.used[Space.WEIGHTS], np.uint8)
+        self.filled = np.zeros(self.buffer.size, np.bool_)
+        self.seen: set[tuple[object, ...]] = set()
+        self.sure = True
+        """Everything so far was legal, so that waits and the weight buffer's contents can be told."""
+
+    def problems(self) -> Iterator[str]:
+        for index, instruction in enumerate(self.program.instructions):
+            problem = self._problem(instruction)
+            if problem is not None:
+                yield f"instruction {index} ({type(instruction).__name__}): {problem}"
+            if self.work > self.limits.work:
+                yield f"instruction {index}: more work than {self.limits.work:,} elements and products up to here"
+                return
+
+    def _problem(self, i: AnyInstruction) -> str | None:
+        problem = _field_problem(i) or _rule_problem(i) or self._range_problem(i)
+        if problem is not None:
+            self.sure = False
+            return problem
+        self.work += work_of(i)
+        if self.work > self.limits.work or not self.sure:
+            return None
+        return self._wait_problem(i) or self._content_problem(i)
+
+    def _range_problem(self, i: AnyInstruction) -> str | None:
+        """Return what is wrong with the bytes that a legal instruction touches."""
+        reads, writes = i.reads(), i.writes()
+        for way, ranges in (("reads", reads), ("writes", writes)):
+            for r in ranges:
+                if r.start < 0 or r.end > self.program.used.get(r.space, 0):
+                    return f"{way} {_show(r)}, used {self.program.used.get(r.space, 0):#x} bytes"
+        return self._constants_problem(i, reads, writes) or _overlap_problem(i, reads, writes)
+
+    def _constants_problem(self, i: AnyInstruction, reads: Sequence[Range], writes: Sequence[Range]) -> str | None:
+        space, size = self.program.constants_space, self.program.constants.size
+        for r in writes:
+            if r.space == space and r.start < size:
+                return f"writes {_show(r)}, where the constants lie"
+        if isinstance(i, isa.Load) and (reads[0].space != space or reads[0].end > size):
+            return f"loads {_show(reads[0])}, constants end at {size:#x} of {space.label}"
+        return None
+
+    def _wait_problem(self, i: AnyInstruction) -> str | None:
+        engine = i.engine
+        if i.waits[engine]:
+            return f"waits for its own engine, {engine.label}"
+        for other, count in enumerate(i.waits):
+            if count > self.issued[other]:
+                return f"waits for {count} instructions of {Engine(other).label}, before it stand {self.issued[other]}"
+        self.issued[engine] += 1
+        return None
+
+    # -- the weight buffer's contents ------------------------------------------------------------------------------
+
+    def _content_problem(self, i: AnyInstruction) -> str | None:
+        """Return what is wrong with the constants that the instruction finds in the weight buffer."""
+        if isinstance(i, isa.Load):
+            self._fill(i)
+            return None
+        key = (type(i), *(r for r in i.reads() if r.space == Space.WEIGHTS))
+        if len(key) == 1 or key in self.seen:  # stripes share their constants: one look is enough
+            return None
+        self.seen.add(key)
+        return self._unfilled(i) or self._values_problem(i)
+
+    def _fill(self, i: isa.Load) -> None:
+        self.buffer[i.target:i.target + i.target_bytes] = self.program.constants[i.source:i.source + i.source_bytes]
+        self.filled[i.target:i.target + i.target_bytes] = True
+        self.seen.clear()
+
+    def _unfilled(self, i: AnyInstruction) -> str | None:
+        for r in i.reads():
+            if r.space == Space.WEIGHTS and not self.filled[r.start:r.end].all():
+                return f"reads {_show(r)}, which no Load has filled"
+        return None
+
+    def _values_problem(self, i: AnyInstruction) -> str | None:
+        if isinstance(i, isa.Conv):
+            return self._conv_problem(i)
+        if isinstance(i, isa.Softmax):
+            table = self._words(i.table, 256)
+            return None if table.min() >= 0 and table[0] > 0 else "the table of exponentials has illegal entries"
+        return None
+
+    def _conv_problem(self, i: isa.Conv) -> str | None:
+        scratch = 2 * i.kernel_h * i.kernel_w * i.depth * -(-i.out_c // LANES) * LANES
+        if scratch > self.limits.memory_bytes:
+            return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
+        shifts = self.buffer[i.params + 8 * i.out_c:i.params + 9 * i.out_c].view(np.int8)
+        if shifts.min() < 0 or shifts.max() > SHIFT_MAX:
+            return f"a shift is outside of 0 to {SHIFT_MAX}"
+        return "a multiplier is negative" if self._words(i.params + 4 * i.out_c, i.out_c).min() < 0 else None
+
+    def _words(self, address: int, count: int) -> Any:
+        return self.buffer[address:address + 4 * count].view("<i4")
+
+
+def _field_problem(i: AnyInstruction) -> str | None:
+    layout = LAYOUTS.get(type(i))
+    if layout is None:
+        return "not an instruction"
+    for f in layout:
+        if not f.holds(getattr(i, f.name)):
+            return f"{f.name} = {getattr(i, f.name)!r:.80} does not fit its field"
+    return None
+
+
+def _rule_problem(i: AnyInstruction) -> str | None:
+    for rule in RULES[type(i)]:
+        if not rule.holds(i):
+            found = ", ".join(f"{name} {getattr(i, name)!r:.80}" for name in rule.shown.split())
+            return f"{rule.sentence} (found {found})"
+    return None
+
+
+def _overlap_problem(i: AnyInstruction, reads: Sequence[Range], writes: Sequence[Range]) -> str | None:
+    for w in writes:
+        for k, r in enumerate(reads):
+            if r.space == w.space and r.start < w.end and w.start < r.end and not _in_place(i, k):
+                return f"reads {_show(r)} and writes {_show(w)}, which overlap"
+    return None
+
+
+def _in_place(i: AnyInstruction, operand: int) -> bool:
+    """Tell that each byte of an operand is read for the byte that is written over it, and for no other."""
+    if isinstance(i, isa.Lookup):
+        return i.source == i.target
+    if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target:
+        return False
+    step = 1
+    for side, stride in zip(reversed(i.shape), reversed(i.operand_strides(operand)), strict=True):
+        if side != 1 and stride != step:
+            return False
+        step *= side
+    return True
+
+
+def _show(r: Range) -> str:
+    return f"bytes {r.start:#x} to {r.end:#x} of {r.space.label}"

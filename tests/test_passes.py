@@ -1,0 +1,122 @@
+"""Rules of single passes on graphs made by hand (whole nets are in test_compiler.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnac import reference, stages
+from nnac.calibration import Range
+from nnac.emulator import Emulator
+from nnac.errors import CapacityError, ModelError
+from nnac.graph import Graph, Node, Origin, Value, sort_nodes
+from nnac.isa import Space
+from nnac.ops import Activation, AveragePool, Concat, MaxPool
+from nnac.ops.base import random_quant
+from nnac.passes.emit import emit
+from nnac.passes.legalize import legalize
+from nnac.passes.place import allocate
+from nnac.passes.place import _Item as Item
+from nnac.passes.place import place
+from nnac.passes.quantize import activation_quant, quantize, weight_scales
+from nnac.passes.tile import tile
+from nnac.program import KnownAnswer
+from nnac.targets import load_target
+from nnac.types import Quant, TensorType
+from tests.graphs import random_inputs, with_memory
+
+NNA8 = load_target("nna8")
+
+
+def pool_graph(op: AveragePool | MaxPool, shape: tuple[int, ...]) -> Graph:
+    """Return an integer graph of one pool."""
+    quant = random_quant(np.random.default_rng(1))
+    values = {"x": Value("x", TensorType(shape, "int8", quant), Origin("x")),
+              "y": Value("y", TensorType(op.infer([shape]), "int8", quant), Origin("y"))}
+    return Graph("pool", (Node("pool", op, ("x",), "y"),), values, {}, ("x",), ("y",))
+
+
+@pytest.mark.parametrize("op", [AveragePool((9, 9)), MaxPool((9, 9))], ids=["average", "max"])
+def test_legalize_splits_a_pool_that_does_not_fit(op: AveragePool | MaxPool) -> None:
+    """A global pool larger than the scratchpad works on slices of channels, with the same bits."""
+    target = with_memory(NNA8, sram=4096)
+    graph = pool_graph(op, (1, 9, 9, 64))
+    legal = stages.check(legalize(graph, target), stages.INTEGER)
+    assert any(isinstance(node.op, Concat) for node in legal.nodes)
+    inputs = random_inputs(graph, np.random.default_rng(2))
+    expected = reference.run(graph, inputs, target.arithmetic)["y"]
+    np.testing.assert_array_equal(reference.run(legal, inputs, target.arithmetic)["y"], expected)
+    program = emit(place(tile(legal, target, 4096)), "test", KnownAnswer(0, {}))
+    assert program.used[Space.SRAM] <= 4096
+    np.testing.assert_array_equal(Emulator(program).run(inputs)["y"], expected)
+
+
+def test_legalize_leaves_what_fits() -> None:
+    """A pool that fits is not touched."""
+    graph = pool_graph(AveragePool((9, 9)), (1, 9, 9, 64))
+    assert legalize(graph, NNA8).nodes == graph.nodes
+
+
+def test_capacity_error_names_node_tensor_and_figures() -> None:
+    """What cannot be tiled enough says required, available, excess, and which tensor."""
+    graph = pool_graph(MaxPool((2, 2)), (1, 2, 5000, 4))
+    with pytest.raises(CapacityError, match=r"node 'pool'.*'x' of 40,000 bytes: required .* available 1,024, excess"):
+        tile(graph, NNA8, 1024)
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 6.0), (-3.0, 0.0), (-1e-20, 1e-20), (0.0, 0.0), (-5.0, 1e6)])
+@pytest.mark.parametrize("power", [False, True])
+def test_activation_quant_covers_the_range(low: float, high: float, power: bool) -> None:
+    """Zero is exact, the scale legal, and both ends lie within half a step of what int8 can say."""
+    quant = activation_quant(low, high, power)
+    reach = quant.dequantize(np.array([-128, 127], np.int8)).astype(np.float64)
+    assert quant.dequantize(np.array([quant.zero_point], np.int8))[0] == 0.0
+    assert reach[0] <= low + 0.51 * quant.scale and reach[1] >= high - 0.51 * quant.scale
+    assert not power or np.log2(quant.scale) == int(np.log2(quant.scale))
+
+
+def test_weight_scale_grows_for_a_large_bias() -> None:
+    """A bias beyond 30 bits in units of the product's scale enlarges its channel's weight scale."""
+    scale = weight_scales(np.full((2, 3), 1e-6), np.array([1e3, 0.0]), 0.01, NNA8.arithmetic)
+    assert abs(1e3 / (scale[0] * 0.01)) <= 2**30 * 1.001
+    assert scale[1] == np.float32(1e-6 / 127)
+
+
+def test_quantize_wants_a_range() -> None:
+    """A tensor without a calibrated range is an error that names it."""
+    values = {n: Value(n, TensorType((2,)), Origin(n)) for n in "xy"}
+    graph = Graph("g", (Node("n", Activation("relu"), ("x",), "y"),), values, {}, ("x",), ("y",))
+    with pytest.raises(ModelError, match="'y' has no calibrated range"):
+        quantize(graph, {"x": Range(-1.0, 1.0)}, NNA8.arithmetic)
+
+
+def test_sharing_operators_have_one_quant() -> None:
+    """Operands and output of a concat share the union of their ranges."""
+    values = {n: Value(n, TensorType(s), Origin(n)) for n, s in (("a", (2,)), ("b", (3,)), ("y", (5,)))}
+    graph = Graph("g", (Node("n", Concat(0), ("a", "b"), "y"),), values, {}, ("a", "b"), ("y",))
+    ranges = {"a": Range(-1.0, 1.0), "b": Range(-2.0, 0.5), "y": Range(-2.0, 1.0)}
+    integer = quantize(graph, ranges, NNA8.arithmetic)
+    stages.check(integer, stages.INTEGER)
+    quants = {value.type.quant for value in integer.values.values()}
+    assert quants == {Quant(float(np.float32(3 / 255)), 42)}
+
+
+def test_cycle_is_an_error() -> None:
+    """Sorting a cyclic graph names a node on the cycle."""
+    nodes = [Node("a", Activation(), ("y",), "x"), Node("b", Activation(), ("x",), "y")]
+    with pytest.raises(ModelError, match="cycle through node"):
+        sort_nodes(nodes)
+
+
+def test_allocate_never_overlaps() -> None:
+    """Items alive at the same time never share bytes; the top is the highest end."""
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        first = rng.integers(0, 20, 40)
+        items = [Item(("t", i), int(rng.integers(1, 100)) * 16, int(f), int(f + rng.integers(0, 6)))
+                 for i, f in enumerate(first)]
+        at, top = allocate(items)
+        spans = [(i, at[i.key], at[i.key] + i.nbytes) for i in items]
+        assert top == max(end for _, _, end in spans)
+        for a, start, end in spans:
+            assert all(b is a or b.last < a.first or a.last < b.first or e <= start or end <= s for b, s, e in spans)
