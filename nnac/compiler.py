@@ -18,6 +18,7 @@ from nnac.errors import CapacityError, ModelError, NnacError
 from nnac.frontend import import_graph, prepare
 from nnac.graph import Graph
 from nnac.isa import Space
+from nnac.orders import adversarial_order, completion_order
 from nnac.passes.emit import emit
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
@@ -81,7 +82,8 @@ def compile(
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
-        check: run the reference after every integer pass, and the emulator, on a probe, and compare every tensor.
+        check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
+            a probe, and compare every tensor.
         budgets: limits on the result.
         progress: called while calibrating.
 
@@ -122,8 +124,17 @@ def lower(graph: Graph, ranges: Mapping[str, Range], machine: Target, note: str,
     digests = {name: hashlib.sha256(expected[name].tobytes()).hexdigest() for name in legal.outputs}
     program = validate(emit(plan(legal, machine), note, KnownAnswer(0, digests)))
     if check:
-        _same("lowering", expected, Emulator(program).trace(probe))
+        _check_program(program, probe, expected)
     return program
+
+
+def _check_program(program: Program, probe: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+    """Compare every tensor in program order, and the outputs in completion order and in adversarial orders."""
+    _same("lowering", expected, Emulator(program).trace(probe))
+    orders = {"completion order": completion_order(simulate(program))}
+    orders |= {f"adversarial order {seed}": adversarial_order(program.instructions, seed) for seed in range(2)}
+    for name, order in orders.items():
+        _same(f"execution in {name}", expected, Emulator(program).run(probe, order=order))
 
 
 def plan(graph: Graph, machine: Target) -> Plan:

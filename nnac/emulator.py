@@ -6,7 +6,7 @@ only validated programs may come here (`nnac.validate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -33,13 +33,20 @@ class Emulator:
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
-    def run(self, inputs: Mapping[str, Array], before: Watch | None = None, after: Watch | None = None) -> dict[str, Array]:
-        """Execute the program once, in program order.
+    def run(
+        self,
+        inputs: Mapping[str, Array],
+        before: Watch | None = None,
+        after: Watch | None = None,
+        order: Sequence[int] | None = None,
+    ) -> dict[str, Array]:
+        """Execute the program once.
 
         Args:
             inputs: int8 arrays in device layout, one per program input.
             before, after: called with the index of each instruction around its execution; `before` first with -1, when
                 the inputs are in place.
+            order: indices of all instructions in an order that the tokens allow (`nnac.orders`); program order by default.
 
         Returns:
             int8 arrays in device layout, one per program output.
@@ -48,10 +55,11 @@ class Emulator:
             self.write(self.program.tensor(name), array)
         if before is not None:
             before(-1)
-        for index, instruction in enumerate(self.program.instructions):
+        instructions = self.program.instructions
+        for index in range(len(instructions)) if order is None else order:
             if before is not None:
                 before(index)
-            self.execute(instruction)
+            self.execute(instructions[index])
             if after is not None:
                 after(index)
         return {name: self.read(self.program.tensor(name)) for name in self.program.outputs}

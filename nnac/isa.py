@@ -431,7 +431,8 @@ def decode(stream: bytes, count: int | None = None) -> tuple[AnyInstruction, ...
     """
     found = tuple(_decode(stream) if count is None else islice(_decode(stream), count + 1))
     if count is not None and len(found) != count:
-        raise ProgramError(f"instruction stream: expected {count:,} instructions, found {'more' if len(found) > count else len(found)}")
+        more = "more" if len(found) > count else f"{len(found):,}"
+        raise ProgramError(f"instruction stream: expected {count:,} instructions, found {more}")
     return found
 
 

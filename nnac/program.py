@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from nnac import isa
-from nnac.errors import ProgramError
+from nnac.errors import NnacError, ProgramError
 from nnac.graph import Origin
 from nnac.isa import AnyInstruction, Space
 from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
@@ -227,15 +227,12 @@ def loads(data: bytes, where: str = "program", limits: Limits | None = None) -> 
         head = json.loads(text)
         _check_head(head, sections, limits)
         program = _program(head, sections)
-        canonical = dumps(program) == data
-    except ProgramError as error:
+        if dumps(program) != data:
+            raise ProgramError("not in canonical form, so it was not written by nnac; compile the model again")
+    except NnacError as error:  # a TargetError too: an embedded target is the blob's fault
         raise ProgramError(f"{where}: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+    except Exception as error:  # whatever a hostile header makes the parsers say
         raise ProgramError(f"{where}: damaged header: {type(error).__name__}: {str(error)[:200]!r}") from None
-    except Exception as error:  # target_from_dict raises TargetError; a blob's embedded target is the blob's fault
-        raise ProgramError(f"{where}: {error}") from None
-    if not canonical:
-        raise ProgramError(f"{where}: not in canonical form, so it was not written by nnac; compile the model again")
     return program
 
 
@@ -281,9 +278,11 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
         raise ProgramError("the embedded target does not match its digest")
     answer = head["known_answer"]
     return Program(
-        name=head["name"], target=target, instructions=isa.decode(sections["instructions"].tobytes(), head["instruction_count"]),
+        name=head["name"], target=target,
+        instructions=isa.decode(sections["instructions"].tobytes(), head["instruction_count"]),
         constants=sections["constants"], tensors=tuple(_tensor(t) for t in head["tensors"]),
-        inputs=tuple(head["inputs"]), outputs=tuple(head["outputs"]), layers=tuple(_layer(raw) for raw in head["layers"]),
+        inputs=tuple(head["inputs"]), outputs=tuple(head["outputs"]),
+        layers=tuple(_layer(raw) for raw in head["layers"]),
         used={Space[name.upper()]: int(count) for name, count in head["used"].items()},
         lower_bound=head["lower_bound"], calibration=head["calibration"],
         known_answer=KnownAnswer(answer["seed"], dict(answer["digests"])),
@@ -295,7 +294,7 @@ def _tensor(raw: dict[str, Any]) -> Tensor:
         raise ProgramError(f"tensor {raw['name']!r}: unknown dtype {raw['dtype']!r}")
     quant = Quant(float(raw["quant"][0]), int(raw["quant"][1])) if raw["quant"] else None
     if quant and not (isfinite(quant.scale) and quant.scale > 0 and -128 <= quant.zero_point <= 127):
-        raise ProgramError(f"tensor {raw['name']!r}: scale {quant.scale!r} or zero point {quant.zero_point!r} is illegal")
+        raise ProgramError(f"tensor {raw['name']!r}: scale {quant.scale!r} or zero point {quant.zero_point!r} is wrong")
     origin = raw["origin"] and Origin(raw["origin"][0], tuple((step, tuple(arg)) for step, arg in raw["origin"][1]))
     kind = TensorType(tuple(raw["shape"]), raw["dtype"], quant)
     return Tensor(raw["name"], kind, origin, Space[raw["space"].upper()], raw["address"], raw["ready"])

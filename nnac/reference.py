@@ -23,5 +23,10 @@ def run(graph: Graph, inputs: Mapping[str, Array], law: Arithmetic) -> dict[str,
 
 def probe(graph: Graph, seed: int = 0) -> dict[str, Array]:
     """Return seeded random int8 inputs over the whole range."""
+    return seeded({name: graph.values[name].shape for name in graph.inputs}, seed)
+
+
+def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
+    """Return the int8 arrays (device layout) that a known answer's seed stands for, drawn in the order of `shapes`."""
     rng = np.random.default_rng(seed)
-    return {name: rng.integers(-128, 128, graph.values[name].shape).astype(np.int8) for name in graph.inputs}
+    return {name: rng.integers(-128, 128, shape).astype(np.int8) for name, shape in shapes.items()}

@@ -1,56 +1,69 @@
-"""The timing model: one event-driven reading of a program's instructions on its target.
+"""The timing model: a program's instructions on its target, as one longest path.
 
-Contract. Every engine takes its instructions in program order; one starts when its engine is free and its wait tokens
-are there. Nothing else serializes: transfers, decoding, array and vector work overlap.
+Contract. Every engine takes its instructions in program order; an instruction starts when its engine is free and its
+wait tokens are there, and nothing else serializes: transfers, decoding, array and vector work overlap. Transfers that
+share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row. An
+instruction lasts as long as the slowest of
 
-- array (`Conv`), weight-stationary R x C: each fold holds R taps of the dot product for C output channels and streams
-  the output pixels; weights of the next fold are preloaded meanwhile, so a fold costs max(pixels, R) cycles, and the
-  instruction pays fill and drain (R + C cycles) once. Groups are folded one by one; a depthwise convolution lays C
-  channels side by side and fills only its taps' rows.
-- vector unit: elements (window taps for pooling, twice for softmax, once per operand for sums) over lanes.
-- memories: every instruction moves its operands and results once through the ports of the memories that they lie in,
-  after the slowest port's latency, in whole bursts (a strided access pays bursts per contiguous run); what uses a port
-  at the same time shares its bandwidth equally. Work and its transfers overlap: an instruction ends when both are done.
-- the weight decoder writes at its own rate; each instruction costs its engine's issue cycles.
+- its engine's issue cycles plus its work: the array's closed form with fill, skew, drain and edge tiles (`nnac.array`);
+  the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for softmax); the decoder's
+  bytes over its rate;
+- its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped at
+  outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the port of
+  the scratchpad or weight buffer once per instruction; partial sums stay in the accumulators.
 
-Costs are in cycles of the target's clock; a result is never under MACs / peak nor under bytes / bandwidth.
+The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth. All durations are
+whole cycles of the target's clock, so the total falls, or stays, when any rate grows. Energy counts MACs and bytes
+through each port by the target's table; it leaves out leakage, clocks and the host.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import assert_never
 
 from nnac import isa
+from nnac.array import array_cycles, over
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program
-from nnac.targets import Target
+from nnac.targets import Memory, Target
+
+OUTSIDE = (Space.DRAM, Space.FLASH)
+"""Memories outside the chip: their ports are what transfers share."""
+BOUND = {Engine.MAC: "MAC", Engine.DECODER: "weights", Engine.VECTOR: "vector", Engine.DMA_IN: "activations",
+         Engine.DMA_OUT: "activations"}
+"""What an engine's time is called when it bounds a layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an instruction asks for: engine cycles that nothing can shorten, and bytes through each memory's port.
+    """What one instruction costs, alone.
 
     Attributes:
-        cycles: of the engine itself (work, issue); transfers start after `latency` and overlap with them.
-        latency: before the first byte moves.
-        traffic: bytes per memory, in whole bursts.
+        issue: fixed cycles of its engine.
+        work: cycles that its engine works.
+        transfer: cycles of its slowest transfer, latency included.
     """
 
-    cycles: int
-    latency: int = 0
-    traffic: tuple[tuple[Space, int], ...] = ()
+    issue: int
+    work: int
+    transfer: int
+
+    @property
+    def cycles(self) -> int:
+        return max(self.issue + self.work, self.transfer)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """When an instruction ran, in cycles."""
+    """When an instruction ran: cycles [start, end), and the instruction whose end it waited for (-1: none)."""
 
-    start: float
-    end: float
+    start: int
+    end: int
+    after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +72,10 @@ class LayerTime:
 
     Attributes:
         start, end: cycles of its first start and last end.
-        critical: cycles during which this layer was the one that the program waited for; they sum to the total.
-        bound: the engine that was busiest for it.
-        utilisation: share of the array's peak during `critical` cycles.
+        critical: cycles of the critical path inside this layer; over all layers they sum to the total.
+        bound: what most of its critical (or else busy) cycles are spent on: a value of `BOUND`, or "issue".
+        utilisation: its MACs over the array's peak during `critical` cycles; 0 where nothing is critical.
+        traffic: bytes by (memory, purpose).
     """
 
     layer: Layer
@@ -70,18 +84,29 @@ class LayerTime:
     critical: int
     bound: str
     utilisation: float
+    traffic: Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The result of timing a program once."""
+    """The result of timing a program once.
+
+    Attributes:
+        spans: per instruction.
+        cycles: of one inference.
+        busy: cycles that each engine is occupied.
+        traffic: bytes by (memory, purpose); purposes are weights, tables, constants, input, output, spill, operands.
+        layers: in program order.
+        energy: picojoules by part, or empty when the target has no energy table.
+    """
 
     program: Program
     spans: tuple[Span, ...]
     cycles: int
     busy: Mapping[Engine, int]
-    traffic: Mapping[str, int]
+    traffic: Mapping[tuple[str, str], int]
     layers: tuple[LayerTime, ...]
+    energy: Mapping[str, float]
 
     @property
     def milliseconds(self) -> float:
@@ -98,19 +123,33 @@ class Timeline:
 
     @property
     def bound(self) -> str:
-        """The engine that is busy for the longest time."""
-        return max(self.busy, key=lambda engine: self.busy[engine]).label
+        """What most of the critical path is spent on."""
+        share: Counter[str] = Counter()
+        for layer in self.layers:
+            share[layer.bound] += layer.critical
+        return share.most_common(1)[0][0] if share else "nothing"
 
 
-def simulate(program: Program) -> Timeline:
-    """Return the timeline of one inference of a validated program."""
-    costs = [cost(instruction, program.target) for instruction in program.instructions]
-    spans = tuple(_Events(program, costs).run())
-    cycles = max(1, ceil(max((span.end for span in spans), default=0)))
+def simulate(program: Program, target: Target | None = None) -> Timeline:
+    """Return the timeline of one inference of a validated program.
+
+    Args:
+        program: what to time.
+        target: another machine of the same sizes and law, with other rates (a what-if); the program's own by default.
+    """
+    machine = target or program.target
+    costs = [cost(instruction, machine) for instruction in program.instructions]
+    spans = longest_path(program.instructions, [c.cycles for c in costs])
+    last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
+    traffic = _traffic(program)
+    floor = max((over(sum(n for (m, _), n in traffic.items() if m == name), 1) / memory.bytes_per_cycle
+                 for name, memory in machine.memory.items()), default=0.0)
+    cycles = max(1, spans[last].end if spans else 1, ceil(floor))
     busy = {engine: 0 for engine in Engine}
     for instruction, span in zip(program.instructions, spans, strict=True):
-        busy[instruction.engine] += round(span.end - span.start)
-    return Timeline(program, spans, cycles, busy, _traffic(program), _layers(program, spans, cycles))
+        busy[instruction.engine] += span.end - span.start
+    layers = tuple(_layers(program, spans, costs, _critical(spans, last), machine))
+    return Timeline(program, tuple(spans), cycles, busy, _summed(traffic), layers, _energy(program, traffic, machine))
 
 
 # -- what one instruction costs ------------------------------------------------------------------------------------
@@ -119,14 +158,17 @@ def simulate(program: Program) -> Timeline:
 def cost(i: AnyInstruction, target: Target) -> Cost:
     """Return the cost of one instruction on `target`, alone."""
     issue = {Engine.MAC: target.mac.issue_cycles, Engine.DECODER: target.decoder.issue_cycles}
-    cycles = issue.get(i.engine, target.vector.issue_cycles) + work_cycles(i, target)
-    ports = list(ports_of(i))
-    latency = max((target.memory[space.label].latency for space, _, _ in ports), default=0)
-    traffic: Counter[Space] = Counter()
-    for space, nbytes, run in ports:
-        burst = target.memory[space.label].burst
-        traffic[space] += nbytes // run * _over(run, burst) * burst
-    return Cost(cycles, latency, tuple(traffic.items()))
+    transfers = (transfer_cycles(target.memory[space.label], nbytes, run) for space, nbytes, run in ports_of(i))
+    return Cost(issue.get(i.engine, target.vector.issue_cycles), work_cycles(i, target), max(transfers, default=0))
+
+
+def transfer_cycles(memory: Memory, nbytes: int, run: int) -> int:
+    """Return latency + bursts over bandwidth for `nbytes` in contiguous runs of `run` bytes."""
+    moved = nbytes // run * over(run, memory.burst) * memory.burst
+    rate = memory.bytes_per_cycle
+    if memory.outstanding and memory.latency:
+        rate = min(rate, memory.outstanding * memory.burst / memory.latency)
+    return memory.latency + ceil(moved / rate)
 
 
 def work_cycles(i: AnyInstruction, target: Target) -> int:
@@ -134,21 +176,21 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
     lanes = target.vector.lanes
     match i:
         case isa.Load():
-            return _over(i.target_bytes, target.decoder.bytes_per_cycle)
+            return over(i.target_bytes, target.decoder.bytes_per_cycle)
         case isa.Copy():
-            return _over(isa.volume(i.shape), lanes) if i.engine == Engine.VECTOR else 0
+            return over(isa.volume(i.shape), lanes) if i.engine == Engine.VECTOR else 0
         case isa.Fill():
-            return _over(i.count, lanes) if i.engine == Engine.VECTOR else 0
+            return over(i.count, lanes) if i.engine == Engine.VECTOR else 0
         case isa.Conv():
-            return array_cycles(i, target)
+            return array_cycles(i, target.mac)
         case isa.Pool():
-            return _over(i.out_h * i.out_w * i.channels, lanes) * i.kernel_h * i.kernel_w
+            return over(i.out_h * i.out_w * i.channels, lanes) * i.kernel_h * i.kernel_w
         case isa.Sum() | isa.Mul():
-            return _over(isa.volume(i.shape), lanes) * len(i.sources)
+            return over(isa.volume(i.shape), lanes) * len(i.sources)
         case isa.Lookup():
-            return _over(i.count, lanes)
+            return over(i.count, lanes)
         case isa.Softmax():
-            return 2 * i.rows * _over(i.length, lanes)
+            return 2 * i.rows * over(i.length, lanes)
         case _:
             assert_never(i)
 
@@ -164,26 +206,15 @@ def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
                 yield space, end - start, end - start
             pixels = i.out_h * i.out_w
             yield Space.SRAM, pixels * i.out_c, i.out_c if i.out_c < i.pitch else pixels * i.out_c
+        case isa.Sum() | isa.Mul():
+            for index in range(len(i.sources)):
+                distinct = tuple(side if stride else 1 for side, stride in zip(i.shape, i.operand_strides(index), strict=True))
+                yield Space.SRAM, isa.volume(distinct), isa.volume(distinct)
+            yield Space.SRAM, isa.volume(i.shape), isa.volume(i.shape)
         case _:
             for space, start, end in (*i.reads(), *i.writes()):
                 if end > start:
                     yield space, end - start, end - start
-
-
-def array_cycles(i: isa.Conv, target: Target) -> int:
-    """Return the cycles of the array for one convolution: folds, each streaming the output pixels."""
-    rows, cols, pixels = target.mac.rows, target.mac.cols, i.out_h * i.out_w
-    taps, per_group = i.kernel_h * i.kernel_w * i.depth, i.channels // i.groups
-    if i.depth == 1 and per_group == 1:
-        folds = _over(taps, rows) * _over(i.out_c, cols)
-    else:
-        groups = _over(i.out_c, per_group)
-        folds = groups * _over(taps, rows) * _over(min(i.out_c, per_group), cols)
-    return folds * max(pixels, rows) + rows + cols
-
-
-def _over(amount: int, rate: int) -> int:
-    return -(-amount // rate)
 
 
 def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
@@ -196,123 +227,117 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
     return isa.volume(shape), run
 
 
-# -- events --------------------------------------------------------------------------------------------------------
+# -- the longest path ----------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Job:
-    """An instruction in flight: bytes still to move per memory, and the time before which it cannot end."""
+def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) -> list[Span]:
+    """Return when each instruction runs, given its duration: engines in order, tokens kept, nothing else.
 
-    index: int
-    opens: float
-    earliest: float
-    left: dict[Space, float]
+    The instructions must be free of deadlock (`nnac.validate` proves it).
+    """
+    queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
+    for index, instruction in enumerate(instructions):
+        queues[instruction.engine].append(index)
+    spans, done = [Span(0, 0, -1)] * len(instructions), {engine: 0 for engine in Engine}
+    moved = True
+    while moved:
+        moved = False
+        for engine, queue in queues.items():
+            while done[engine] < len(queue):
+                index = queue[done[engine]]
+                waits = instructions[index].waits
+                if any(done[e] < waits[e] for e in Engine):
+                    break
+                before = [queues[e][waits[e] - 1] for e in Engine if waits[e]]
+                before += [queue[done[engine] - 1]] if done[engine] else []
+                after = max(before, key=lambda j: spans[j].end, default=-1)
+                start = spans[after].end if before else 0
+                spans[index] = Span(start, start + cycles[index], after)
+                done[engine], moved = done[engine] + 1, True
+    return spans
 
 
-class _Events:
-    """Engines as queues; memory ports as fluids that the transfers in flight share equally."""
-
-    def __init__(self, program: Program, costs: list[Cost]) -> None:
-        self.instructions, self.costs = program.instructions, costs
-        self.rate = {space: program.target.memory[space.label].bytes_per_cycle for space in Space
-                     if space.label in program.target.memory}
-        self.queue: dict[Engine, list[int]] = {engine: [] for engine in Engine}
-        for index, instruction in reversed(list(enumerate(program.instructions))):
-            self.queue[instruction.engine].append(index)
-        self.done = [0] * len(Engine)
-        self.active: dict[Engine, _Job] = {}
-        self.spans: list[Span] = [Span(0.0, 0.0)] * len(costs)
-        self.now = 0.0
-
-    def run(self) -> list[Span]:
-        """Advance from event to event until every queue is empty."""
-        self._start()
-        while self.active:
-            self._advance(self._next())
-            for engine in [e for e, job in self.active.items() if self._finished(job)]:
-                self._finish(engine)
-            self._start()
-        return self.spans
-
-    def _start(self) -> None:
-        for engine, queue in self.queue.items():
-            if engine in self.active or not queue:
-                continue
-            instruction, cost_ = self.instructions[queue[-1]], self.costs[queue[-1]]
-            if any(self.done[e] < count for e, count in enumerate(instruction.waits)):
-                continue
-            left = {space: float(count) for space, count in cost_.traffic}
-            opens = self.now + cost_.latency
-            self.active[engine] = _Job(queue.pop(), opens, max(self.now + cost_.cycles, opens), left)
-            self.spans[self.active[engine].index] = Span(self.now, self.now)
-
-    def _shares(self) -> Counter[Space]:
-        return Counter(space for job in self.active.values() if job.opens <= self.now for space in job.left)
-
-    def _next(self) -> float:
-        """Return the time of the next event: a port opens, a transfer ends, or an engine is done."""
-        shares = self._shares()
-        return min(time for job in self.active.values() for time in self._moments(job, shares))
-
-    def _moments(self, job: _Job, shares: Counter[Space]) -> Iterator[float]:
-        if job.left and job.opens > self.now:
-            yield job.opens
-        elif job.left:
-            yield min(self.now + left * shares[space] / self.rate[space] for space, left in job.left.items())
-        else:
-            yield max(job.earliest, self.now)
-
-    def _advance(self, time: float) -> None:
-        shares, step = self._shares(), time - self.now
-        for job in self.active.values():
-            if job.opens <= self.now:
-                job.left = {space: rest for space, left in job.left.items()
-                            if (rest := left - step * self.rate[space] / shares[space]) > 1e-6 * self.rate[space]}
-        self.now = time
-
-    def _finished(self, job: _Job) -> bool:
-        return not job.left and job.earliest <= self.now
-
-    def _finish(self, engine: Engine) -> None:
-        job = self.active.pop(engine)
-        self.spans[job.index] = Span(self.spans[job.index].start, self.now)
-        self.done[engine] += 1
+def _critical(spans: Sequence[Span], last: int) -> set[int]:
+    """Return the instructions on the critical path that ends with `last`."""
+    path = set()
+    while last >= 0:
+        path.add(last)
+        last = spans[last].after
+    return path
 
 
 # -- accounts ------------------------------------------------------------------------------------------------------
 
+Traffic = Counter[tuple[str, str]]
 
-def _traffic(program: Program) -> dict[str, int]:
-    """Return bytes that cross each memory's port, by memory and direction."""
-    traffic: Counter[str] = Counter()
-    for i in program.instructions:
-        match i:
-            case isa.Load():
-                traffic[f"{Space(i.space).label} read (constants)"] += i.source_bytes
-            case isa.Copy():
-                for space, way in ((i.source_space, "read"), (i.target_space, "write")):
-                    if space in (Space.DRAM, Space.FLASH):
-                        traffic[f"{Space(space).label} {way} (activations)"] += isa.volume(i.shape)
-            case isa.Fill() if i.space == Space.DRAM:
-                traffic["dram write (activations)"] += i.count
+
+def _layers(
+    program: Program, spans: Sequence[Span], costs: Sequence[Cost], path: set[int], target: Target
+) -> Iterator[LayerTime]:
+    """Yield the layers with the part of the critical path that each one is charged."""
+    for layer in program.layers:
+        own = range(layer.first, layer.end)
+        on_path = [i for i in own if i in path]
+        critical = sum(spans[i].end - spans[i].start for i in on_path)
+        share: Counter[str] = Counter()
+        for i in on_path or own:
+            share[_bound(program.instructions[i], costs[i])] += spans[i].end - spans[i].start
+        traffic: Traffic = Counter()
+        for i in own:
+            traffic.update(_bytes(program, layer, program.instructions[i]))
+        yield LayerTime(
+            layer, min((spans[i].start for i in own), default=0), max((spans[i].end for i in own), default=0), critical,
+            share.most_common(1)[0][0] if share else "nothing",
+            layer.macs / (critical * target.mac.peak) if critical else 0.0, dict(sorted(traffic.items())),
+        )
+
+
+def _bound(instruction: AnyInstruction, c: Cost) -> str:
+    return "issue" if c.issue > max(c.work, c.transfer) else BOUND[instruction.engine]
+
+
+def _traffic(program: Program) -> Traffic:
+    """Return bytes through each memory's port, by (memory, purpose)."""
+    traffic: Traffic = Counter()
+    for layer in program.layers:
+        for i in range(layer.first, layer.end):
+            traffic.update(_bytes(program, layer, program.instructions[i]))
+    return traffic
+
+
+def _summed(traffic: Traffic) -> dict[tuple[str, str], int]:
     return dict(sorted(traffic.items()))
 
 
-def _layers(program: Program, spans: tuple[Span, ...], cycles: int) -> tuple[LayerTime, ...]:
-    """Return the layers with the share of the total that each one is charged: the progress of the latest end."""
-    result, reached = [], 0
-    for layer in program.layers:
-        own = spans[layer.first:layer.end]
-        start = round(min((s.start for s in own), default=reached))
-        end = ceil(max((s.end for s in own), default=reached))
-        critical, reached = max(0, end - reached), max(reached, end)
-        result.append(LayerTime(layer, start, end, critical, _busiest(program, layer, spans),
-                                layer.macs / (critical * program.target.mac.peak) if critical else 0.0))
-    return tuple(result)
+def _bytes(program: Program, layer: Layer, i: AnyInstruction) -> Traffic:
+    """Return the bytes of one instruction by (memory, purpose)."""
+    traffic: Traffic = Counter()
+    for space, nbytes, _ in ports_of(i):
+        traffic[space.label, _purpose(program, layer, i, space)] += nbytes
+    return traffic
 
 
-def _busiest(program: Program, layer: Layer, spans: tuple[Span, ...]) -> str:
-    busy: Counter[Engine] = Counter()
-    for index in range(layer.first, layer.end):
-        busy[program.instructions[index].engine] += round(spans[index].end - spans[index].start)
-    return busy.most_common(1)[0][0].label if busy else ""
+def _purpose(program: Program, layer: Layer, i: AnyInstruction, space: Space) -> str:
+    if isinstance(i, isa.Load):
+        return "weights" if layer.macs else "tables"
+    if space not in OUTSIDE:
+        return "operands"
+    if isinstance(i, isa.Copy) and i.source_space == space and i.source_space == program.constants_space and (
+            i.source < program.constants.size):
+        return "constants"
+    names = {name for name in (*layer.inputs, layer.output) if program.tensor(name).space == space}
+    if names & set(program.inputs):
+        return "input"
+    return "output" if names & set(program.outputs) else "spill"
+
+
+def _energy(program: Program, traffic: Traffic, target: Target) -> dict[str, float]:
+    """Return picojoules by part."""
+    table = target.energy
+    if table is None:
+        return {}
+    outside = {space.label for space in OUTSIDE}
+    inner = sum(n for (memory, _), n in traffic.items() if memory not in outside)
+    outer = sum(n for (memory, _), n in traffic.items() if memory in outside)
+    return {"MACs": program.macs * table.mac_pj, "on-chip memory": inner * table.sram_pj_per_byte,
+            "off-chip memory": outer * table.dram_pj_per_byte}

@@ -7,7 +7,8 @@ Kernels have no bounds checks, so only a validated program may run. What holds a
 3. constants never change, and weight-buffer bytes are read only after a Load of this program has filled them, with
    multipliers, shifts and exponentials of legal value;
 4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums and products;
-5. no wait can block for ever, and the whole program is a bounded amount of work.
+5. no wait can block for ever, no two accesses to the same bytes are left without an order when one writes, and the
+   whole program is a bounded amount of work.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
@@ -27,6 +28,7 @@ import numpy as np
 from nnac import isa
 from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
+from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
@@ -103,7 +105,7 @@ def _name_problem(what: str, name: object, limits: Limits) -> Iterator[str]:
     elif len(name) > limits.name:
         yield f"{what}: {len(name):,} characters, allowed {limits.name:,}"
     elif not name.isprintable():
-        yield f"{what} {ascii(name[:80])}: a character in it cannot be printed"
+        yield f"{what} {name[:80]!a}: a character in it cannot be printed"
 
 
 # -- the frame: target, memories, constants, counts ----------------------------------------------------------------
@@ -154,7 +156,7 @@ def _constants(program: Program) -> Iterator[str]:
 
 def _tensors(program: Program, limits: Limits) -> Iterator[str]:
     counts = Counter(t.name for t in program.tensors if isinstance(t.name, str))
-    yield from (f"tensor {ascii(name)}: {count} tensors have this name" for name, count in counts.items() if count > 1)
+    yield from (f"tensor {name!a}: {count} tensors have this name" for name, count in counts.items() if count > 1)
     for tensor in program.tensors:
         where = f"tensor {ascii(tensor.name)[:80]}"
         problem = next(chain(_name_problem("its name", tensor.name, limits), _type(tensor.type, limits),
@@ -235,14 +237,15 @@ def _ports(program: Program) -> Iterator[str]:
     for way, names in (("input", program.inputs), ("output", program.outputs)):
         yield from (f"{way} {ascii(name)[:80]}: no such tensor" for name in names if name not in known)
     inputs = [known[name] for name in program.inputs if name in known]
-    yield from (f"input {ascii(t.name)}: ready after instruction {t.ready}, expected -1" for t in inputs if t.ready != -1)
     for t in inputs:
+        if t.ready != -1:
+            yield f"input {t.name!a}: ready after instruction {t.ready}, expected -1"
         if t.space == program.constants_space and t.address < program.constants.size:
-            yield f"input {ascii(t.name)}: lies in the constants"
+            yield f"input {t.name!a}: lies in the constants"
     places = sorted((t.space, t.address, t.address + t.type.nbytes, t.name) for t in inputs)
-    for (space, _, end, name), (other, start, _, second) in zip(places, places[1:], strict=False):
+    for (space, _, end, name), (other, start, _, second) in pairwise(places):
         if space == other and start < end:
-            yield f"inputs {ascii(name)} and {ascii(second)}: they share bytes"
+            yield f"inputs {name!a} and {second!a}: they share bytes"
 
 
 # -- layers and the known answer -----------------------------------------------------------------------------------
@@ -365,7 +368,8 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Conv: (
         _positive("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w",
                   "dilation_h", "dilation_w", "groups"),
-        Rule(lambda i: i.channel + i.out_c <= i.channels, "the slice ends within the channels", "channel out_c channels"),
+        Rule(lambda i: i.channel + i.out_c <= i.channels, "the slice ends within the channels",
+             "channel out_c channels"),
         Rule(lambda i: i.channels % i.groups == 0 and i.in_c % i.groups == 0, "groups divide channels and in_c",
              "groups channels in_c"),
         Rule(lambda i: i.pitch >= i.out_c, "the pitch is at least out_c", "pitch out_c"),
@@ -395,7 +399,8 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
         Rule(lambda i: len(i.zeros) == len(i.multipliers) == len(i.sources)
              and len(i.strides) == isa.LOOPS * len(i.sources),
-             f"each operand has a zero point, a multiplier and {isa.LOOPS} strides", "sources zeros multipliers strides"),
+             f"each operand has a zero point, a multiplier and {isa.LOOPS} strides",
+             "sources zeros multipliers strides"),
         Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
         SHIFTED,
         CLAMPED,
@@ -474,7 +479,7 @@ class _Stream:
 
     def __init__(self, program: Program, limits: Limits) -> None:
         self.program, self.limits = program, limits
-        self.issued = [0] * len(Engine)
+        self.queued = Counter(i.engine for i in program.instructions)
         self.work = 0
         self.buffer = np.zeros(program.used[Space.WEIGHTS], np.uint8)
         self.filled = np.zeros(self.buffer.size, np.bool_)
@@ -490,6 +495,18 @@ class _Stream:
             if self.work > self.limits.work:
                 yield f"instruction {index}: more work than {self.limits.work:,} elements and products up to here"
                 return
+        if self.sure:
+            yield from self._order_problems()
+
+    def _order_problems(self) -> Iterator[str]:
+        """Yield where tokens block for ever, or leave two accesses to the same bytes without an order."""
+        instructions = self.program.instructions
+        for index, (needs, known) in enumerate(zip(dependencies(instructions), known_before(instructions), strict=True)):
+            where = f"instruction {index} ({type(instructions[index]).__name__})"
+            if known is None:
+                yield f"{where}: can never start: its wait tokens go round in a circle"
+            elif missing := [Engine(e).label for e, (n, k) in enumerate(zip(needs, known, strict=True)) if n > k]:
+                yield f"{where}: touches bytes that {' and '.join(missing)} may still use; a wait token is missing"
 
     def _problem(self, i: AnyInstruction) -> str | None:
         problem = _field_problem(i) or _rule_problem(i) or self._range_problem(i)
@@ -524,9 +541,8 @@ class _Stream:
         if i.waits[engine]:
             return f"waits for its own engine, {engine.label}"
         for other, count in enumerate(i.waits):
-            if count > self.issued[other]:
-                return f"waits for {count} instructions of {Engine(other).label}, before it stand {self.issued[other]}"
-        self.issued[engine] += 1
+            if count > self.queued[other]:
+                return f"waits for {count} instructions of {Engine(other).label}, which has {self.queued[other]}"
         return None
 
     # -- the weight buffer's contents ------------------------------------------------------------------------------

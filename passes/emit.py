@@ -24,6 +24,7 @@ from nnac.isa import AnyInstruction, Space
 from nnac.ops import Block, Move, Slab, Step
 from nnac.ops.base import aligned
 from nnac.ops.move import Home, copy
+from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import schedule
 from nnac.plan import Plan, Storage, Task
 from nnac.program import KnownAnswer, Layer, Program, Tensor
@@ -218,7 +219,7 @@ class _Emitter:
         self._check_capacity(used)
         tensors = tuple(self._tensor(name) for name in (*self.graph.inputs, *(n.output for n in self.graph.nodes)))
         return Program(
-            name=self.graph.name, target=self.target, instructions=schedule(self.instructions),
+            name=self.graph.name, target=self.target, instructions=arbitrate(schedule(self.instructions), self.target),
             constants=self.image.array(), tensors=tensors, inputs=self.graph.inputs, outputs=self.graph.outputs,
             layers=tuple(self.layers), used=used, lower_bound=self._lower_bound(), calibration=calibration,
             known_answer=known_answer,

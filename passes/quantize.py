@@ -5,7 +5,9 @@ Rules:
 1. values joined by an operator that changes none (reshape, transpose, slice, concat, pad, max pooling) share one
    quantization, over the union of their ranges; that saves a requantization at no cost in operators;
 2. an activation is int8 with scale (high - low) / 255 and the zero point that makes real zero exact; functions with a
-   natural range (softmax, sigmoid, tanh) use that; under power-of-two scales the scale is rounded up to one;
+   natural range (softmax, sigmoid, tanh) use that; under power-of-two scales the scale is rounded up to one and the
+   zero point is even, so that ties fall alike whether the zero point is added after rounding (ONNX's definition, and
+   ours) or before (onnxruntime's fused QLinearAdd, QLinearMul and QLinearAveragePool);
 3. weights are int8 in [-127, 127], symmetric, with a scale per output channel (per tensor if the machine demands it);
 4. biases are int32 in units of input scale * weight scale; a channel whose bias would not fit gets a larger scale;
 5. a constant operand of sum and product is quantized over its own range, one of concat with its group.
@@ -103,7 +105,10 @@ def activation_quant(low: float, high: float, power_of_two: bool) -> Quant:
     """Return the int8 quantization of the real interval [low, high], which holds zero."""
     width = high - low
     scale = _scale(width / 255 if width > 0 else 1.0, power_of_two)
-    return Quant(scale, int(np.clip(np.rint(-128 - low / scale), -128, 127)))
+    lowest, highest = -128 - low / scale, 127 - high / scale
+    if power_of_two:  # the even number nearest to the middle of what covers both ends, or to the first two steps of it
+        return Quant(scale, int(np.clip(2 * np.rint((lowest + min(highest, lowest + 2)) / 4), -128, 126)))
+    return Quant(scale, int(np.clip(np.rint(lowest), -128, 127)))
 
 
 def _scale(value: float, power_of_two: bool) -> float:

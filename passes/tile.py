@@ -121,22 +121,14 @@ def _buffers(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Stor
     op, bound = task.node.op, task.bound
     total, period = op.rows(bound)
     rows = min(rows, period)
-    sample = _widest(op, bound, total, period, rows)
     buffers = []
-    for name, count, taken in zip(task.operands, op.operand_rows(bound), sample, strict=True):
+    for name, count, taken in zip(task.operands, op.operand_rows(bound), op.most_rows(bound, rows), strict=True):
         whole = taken is None or taken >= count
         nbytes = storages[name].nbytes if taken is None else -(-storages[name].nbytes * taken // count)
         buffers.append((0, 0) if homes[name] == Space.SRAM else (aligned(nbytes), 1 if whole else 2))
     nbytes = storages[task.output].nbytes // total * rows
     buffers.append((0, 0) if homes[task.output] == Space.SRAM else (aligned(nbytes), 1 if rows == total else 2))
     return buffers
-
-
-def _widest(op: object, bound: object, total: int, period: int, rows: int) -> list[int | None]:
-    """Return the most rows of each operand that any stripe takes (borders take fewer, so look at three)."""
-    stripes = {(lo, min(lo + rows, period)) for lo in (0, min(rows, period - 1), max(period // 2 // rows * rows, 0))}
-    taken = [op.input_rows(bound, stripe) for stripe in stripes]  # type: ignore[attr-defined]
-    return [None if spans[0] is None else max(hi - lo for lo, hi in spans) for spans in zip(*taken, strict=True)]
 
 
 def _free(tasks: tuple[Task, ...], storages: Mapping[str, Storage], homes: Mapping[str, Space], budget: int) -> list[int]:

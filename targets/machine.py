@@ -14,10 +14,13 @@ def figure(unit: str, text: str, low: float = 1, high: float = 2**40, default: A
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
 
 
-def choice(text: str, allowed: tuple[Any, ...], default: Any = None) -> Any:
-    """Declare one choice of a target and the values it may take."""
+def choice(text: str, allowed: tuple[Any, ...] | None, default: Any = None) -> Any:
+    """Declare one choice of a target and the values it may take (None: any text)."""
     metadata = {"unit": "", "text": text, "allowed": allowed}
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
+
+
+DATAFLOWS = ("weight_stationary", "output_stationary", "input_stationary", "dot_product")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,21 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Mac:
-    """The multiply-accumulate array."""
+    """The multiply-accumulate array (see `nnac.array` for what the figures mean in cycles)."""
 
-    rows: int = figure("MACs", "rows of the array: input channels (or kernel taps) taken side by side", 1, 4096)
-    cols: int = figure("MACs", "columns of the array: output channels computed side by side", 1, 4096)
+    rows: int = figure("MACs", "rows of the array; products summed side by side", 1, 4096)
+    cols: int = figure("MACs", "columns of the array; output channels side by side", 1, 4096)
     issue_cycles: int = figure("cycles", "fixed cost of starting one instruction", 0, 1 << 20)
+    dataflow: str = choice("what stays in the array while the rest streams through", DATAFLOWS, "weight_stationary")
+    preload: bool = choice("the next fold fills while this one streams", (True, False), True)
+    pixels: int = figure("MACs", "output columns side by side (dot_product only)", 1, 64, 1)
+    depthwise: str = choice("how a depthwise convolution lies in a systolic array", ("columns", "single"), "columns")
+    accumulators: int = figure("bytes", "partial sums that stay on chip, 4 bytes each; 0: enough for all", 0, 2**32, 0)
 
     @property
     def peak(self) -> int:
         """MACs per cycle when every cell works."""
-        return self.rows * self.cols
+        return self.rows * self.cols * self.pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,19 @@ class Memory:
     bytes_per_cycle: float = figure("bytes/cycle", "bandwidth, shared by all engines that use it", 0.001, 65536)
     latency: int = figure("cycles", "from a transfer's start to its first byte", 0, 1 << 20)
     burst: int = figure("bytes", "smallest transfer; shorter runs cost a whole burst", 1, 65536)
+    outstanding: int = figure("bursts", "in flight at once: one transfer gets at most outstanding * burst / latency "
+                              "bytes per cycle; 0: no such limit", 0, 65536, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """What a MAC and a byte cost; name the node and where the figures come from."""
+
+    node: str = choice("process node and supply", None)
+    source: str = choice("where the figures come from", None)
+    mac_pj: float = figure("pJ", "one int8 multiply-accumulate", 0, 1e6)
+    sram_pj_per_byte: float = figure("pJ/byte", "scratchpad and weight buffer", 0, 1e6)
+    dram_pj_per_byte: float = figure("pJ/byte", "memories outside the chip", 0, 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +106,8 @@ class MemoryMode:
 
     constants: str = choice("where weights and tables lie", ("dram", "flash"), "dram")
     spill: str = choice("where activations go that do not fit the scratchpad", ("dram",), "dram")
+    shared_bus: bool = choice("dram and flash share one bus, so that their transfers exclude each other", (True, False),
+                              False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class Target:
     decoder: Decoder
     memory: dict[str, Memory]
     memory_mode: MemoryMode
+    energy: Energy | None = None
 
     def milliseconds(self, cycles: int) -> float:
         """Return `cycles` of this machine's clock in milliseconds."""

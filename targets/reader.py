@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nnac.errors import TargetError, raise_all
-from nnac.targets.machine import Arithmetic, Decoder, Mac, Memory, MemoryMode, Target, Vector
+from nnac.targets.machine import Arithmetic, Decoder, Energy, Mac, Memory, MemoryMode, Target, Vector
 
+OPTIONAL = {"energy": Energy}
 SECTIONS = {"arithmetic": Arithmetic, "mac": Mac, "vector": Vector, "decoder": Decoder, "memory_mode": MemoryMode}
 MEMORIES = ("sram", "weights", "dram", "flash")
 MAX_BYTES = 1 << 20
@@ -61,9 +62,10 @@ def parse_target(text: str, where: str) -> Target:
 def target_from_dict(raw: dict[str, Any], where: str) -> Target:
     """Return the target of a nested dict (a TOML file's, or the one that a blob embeds)."""
     problems: list[str] = []
-    known = {"name", "description", "clock_mhz", "memory", *SECTIONS}
+    known = {"name", "description", "clock_mhz", "memory", *SECTIONS, *OPTIONAL}
     problems += [f"unknown entry {key!r}; allowed: {', '.join(sorted(known))}" for key in raw if key not in known]
     parts = {name: _section(kind, raw.get(name, {}), name, problems) for name, kind in SECTIONS.items()}
+    parts |= {name: _section(kind, raw[name], name, problems) for name, kind in OPTIONAL.items() if raw.get(name)}
     memory = _memories(raw.get("memory", {}), problems)
     head = _head(raw, problems)
     raise_all(TargetError, f"target {where!r} cannot be used:", problems)
@@ -109,7 +111,9 @@ def _section(kind: type, raw: Any, where: str, problems: list[str]) -> Any:
 
 def _value(found: Any, f: Any, where: str, problems: list[str]) -> Any:
     if "allowed" in f.metadata:
-        if found not in f.metadata["allowed"] or isinstance(found, bool) != (f.type == "bool"):
+        if f.metadata["allowed"] is None:
+            problems += [] if isinstance(found, str) else [f"{where}: found {found!r}, expected text"]
+        elif found not in f.metadata["allowed"] or isinstance(found, bool) != (f.type == "bool"):
             problems.append(f"{where}: found {found!r}, allowed {', '.join(map(str, f.metadata['allowed']))}")
         return found
     numeric = (int,) if f.type == "int" else (int, float)
@@ -141,6 +145,7 @@ def explain(target: Target) -> Iterator[tuple[str, str, str, str]]:
     """Yield (entry, value, unit, meaning) for every figure of a target."""
     yield "clock_mhz", f"{target.clock_mhz:g}", "MHz", "clock of all engines"
     sections = {name: getattr(target, name) for name in SECTIONS}
+    sections |= {name: getattr(target, name) for name in OPTIONAL if getattr(target, name)}
     sections |= {f"memory.{name}": memory for name, memory in target.memory.items()}
     for name, section in sections.items():
         for f in fields(section):

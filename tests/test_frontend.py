@@ -170,8 +170,10 @@ CASES: list[Case] = [
     ("conv", "y = Conv (x, w, b)", ALL, X4, {"w": random(4, 6, 3, 2), "b": random(4)}, ["Conv"]),
     ("conv groups", "y = Conv <group=3, pads=[1,0,2,1], strides=[2,1], dilations=[1,2]> (x, w)", ALL, X4,
      {"w": random(9, 2, 3, 2)}, ["Conv"]),
-    ("conv 1-D", "y = Conv <kernel_shape=[3], pads=[2,1], strides=[2]> (x, w)", ALL, X3, {"w": random(4, 6, 3)}, ["Conv"]),
-    ("conv same", 'y = Conv <auto_pad="SAME_LOWER", strides=[2,2]> (x, w)', ALL, X4, {"w": random(4, 6, 4, 3)}, ["Conv"]),
+    ("conv 1-D", "y = Conv <kernel_shape=[3], pads=[2,1], strides=[2]> (x, w)", ALL, X3, {"w": random(4, 6, 3)},
+     ["Conv"]),
+    ("conv same", 'y = Conv <auto_pad="SAME_LOWER", strides=[2,2]> (x, w)', ALL, X4, {"w": random(4, 6, 4, 3)},
+     ["Conv"]),
     ("conv valid", 'y = Conv <auto_pad="VALID"> (x, w)', ALL, X4, {"w": random(4, 6, 4, 3)}, ["Conv"]),
     ("conv twice", "h = Conv (x, w)\nz = Relu (h)\ny = Conv (z, v)", ALL, X4,
      {"w": random(4, 6, 3, 2), "v": random(3, 4, 1, 1)}, ["Conv", "Activation", "Conv"]),
@@ -179,7 +181,8 @@ CASES: list[Case] = [
     ("max pool dilated", "y = MaxPool <kernel_shape=[3,2], dilations=[2,3]> (x)", (11, 13, 22), X4, {}, ["MaxPool"]),
     ("max pool 1-D", "y = MaxPool <kernel_shape=[3], ceil_mode=1, strides=[2]> (x)", (11, 13, 22), X3, {}, ["MaxPool"]),
     ("average pool", "y = AveragePool <kernel_shape=[3,2], pads=[1,1,1,0]> (x)", ALL, X4, {}, ["AveragePool"]),
-    ("average pool counted", "y = AveragePool <kernel_shape=[3,2], pads=[1,1,1,0], count_include_pad=1> (x)", ALL, X4, {},
+    ("average pool counted", "y = AveragePool <kernel_shape=[3,2], pads=[1,1,1,0], count_include_pad=1> (x)", ALL, X4,
+     {},
      ["AveragePool"]),
     ("global pools", "a = GlobalAveragePool (x)\nm = GlobalMaxPool (x)\ny = Add (a, m)", ALL, X4, {},
      ["AveragePool", "MaxPool", "Sum"]),
@@ -197,7 +200,8 @@ CASES: list[Case] = [
      {"w": random(5, 6), "b": random(1, 5)}, ["Dense"]),
     ("gemm scalar bias", "y = Gemm (x, w, b)", ALL, X2, {"w": random(6, 5), "b": random(1)}, ["Dense"]),
     ("gemm without bias", "y = Gemm (x, w)", (11, 13), X2, {"w": random(6, 5)}, ["Dense"]),
-    ("gemm matrix added", "y = Gemm <beta=0.5> (x, w, b)", ALL, X2, {"w": random(6, 5), "b": random(3, 1)}, ["Dense", "Sum"]),
+    ("gemm matrix added", "y = Gemm <beta=0.5> (x, w, b)", ALL, X2, {"w": random(6, 5), "b": random(3, 1)},
+     ["Dense", "Sum"]),
     ("gemm computed added", "y = Gemm <beta=0.5> (x, w, c)", ALL, {**X2, "c": (5,)}, {"w": random(6, 5)},
      ["Dense", "Activation", "Sum"]),
     ("matmul", "y = MatMul (x, w)", ALL, X3, {"w": random(9, 5)}, ["Dense"]),
@@ -221,15 +225,19 @@ CASES: list[Case] = [
     ("channels 1-D", "a = Add (x, c)\ny = Mul (c, a)", ALL, X3, {"c": random(1, 6, 1)}, ["Conv"] * 2),
     ("constants", "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)", ALL, X3,
      {"c": random(6, 9)}, ["Sum", "Sum", "Sum", "Mul", "Mul"]),
-    ("bias behind dense", "h = MatMul (x, w)\ny = Add (h, c)", ALL, X2, {"w": random(6, 4), "c": random(4)}, ["Dense", "Sum"]),
+    ("bias behind dense", "h = MatMul (x, w)\ny = Add (h, c)", ALL, X2, {"w": random(6, 4), "c": random(4)},
+     ["Dense", "Sum"]),
     ("constant that grows x", "y = Add (x, c)", ALL, X2, {"c": random(2, 3, 6)}, ["Sum"]),
-    ("two tensors", "a = Add (x, z)\nb = Mul (a, z)\ny = Sub (b, x)", ALL, {**X4, "z": (1, 6, 1, 7)}, {}, ["Sum", "Mul", "Sum"]),
+    ("two tensors", "a = Add (x, z)\nb = Mul (a, z)\ny = Sub (b, x)", ALL, {**X4, "z": (1, 6, 1, 7)}, {},
+     ["Sum", "Mul", "Sum"]),
     ("square", "y = Mul (x, x)", ALL, X3, {}, ["Mul"]),
     ("sum", "y = Sum (x, z, c)", ALL[1:], {**X3, "z": (6, 1)}, {"c": random(9)}, ["Sum"]),
     ("sum of one", "y = Sum (x)", ALL, X3, {}, []),
-    ("functions", "a = Relu (x)\nb = LeakyRelu <alpha=0.3> (x)\nc = Sigmoid (b)\nd = Tanh (a)\ny = Mul (c, d)", ALL, X3, {},
+    ("functions", "a = Relu (x)\nb = LeakyRelu <alpha=0.3> (x)\nc = Sigmoid (b)\nd = Tanh (a)\ny = Mul (c, d)", ALL,
+     X3, {},
      ["Activation"] * 4 + ["Mul"]),
-    ("hard functions", "a = HardSigmoid <alpha=0.3> (x)\nb = HardSwish (x)\nc = Neg (b)\ny = Add (a, c)", (14, 21), X3, {},
+    ("hard functions", "a = HardSigmoid <alpha=0.3> (x)\nb = HardSwish (x)\nc = Neg (b)\ny = Add (a, c)", (14, 21), X3,
+     {},
      ["Activation"] * 3 + ["Sum"]),
     ("prelu scalar", "y = PRelu (x, s)", ALL, X4, {"s": random(1)}, ["Activation"]),
     ("prelu channels", "y = PRelu (x, s)", ALL, X4, {"s": C4}, ["Activation"]),
@@ -248,12 +256,14 @@ CASES: list[Case] = [
     ("split input", "a, b = Split <axis=-1> (x, s)\ny = Concat <axis=2> (b, a)", (13, 18, 23), X3, {"s": ints(5, 4)},
      ["Slice", "Slice", "Concat"]),
     ("split equal", "a, b, c = Split <axis=1> (x)\ny = Add (c, a)", (7, 11, 13), X3, {}, ["Slice", "Slice", "Sum"]),
-    ("split uneven", "a, b = Split <axis=2, num_outputs=2> (x)\ny = Relu (b)", (18, 23), X3, {}, ["Slice", "Activation"]),
+    ("split uneven", "a, b = Split <axis=2, num_outputs=2> (x)\ny = Relu (b)", (18, 23), X3, {},
+     ["Slice", "Activation"]),
     ("slice attributes", "y = Slice <axes=[1,2], starts=[1,-5], ends=[1000,-1]> (x)", OLD, X3, {}, ["Slice"]),
     ("slice inputs", "y = Slice (x, s, e, a, t)", (11, 13, 23), X3,
      {"s": ints(-1, 7), "e": ints(-100, 2), "a": ints(1, -1), "t": ints(-2, -1)}, ["Slice"]),
     ("slice plain", "y = Slice (x, s, e)", (11, 13), X3, {"s": ints(0, 2), "e": ints(1, 2**63 - 1)}, ["Slice"]),
-    ("reshape", "a = Reshape (x, s)\nb = Flatten <axis=2> (a)\ny = Relu (b)", ALL, X3, {"s": ints(0, 3, 2, -1)}, ["Activation"]),
+    ("reshape", "a = Reshape (x, s)\nb = Flatten <axis=2> (a)\ny = Relu (b)", ALL, X3, {"s": ints(0, 3, 2, -1)},
+     ["Activation"]),
     ("squeeze attributes", "a = Unsqueeze <axes=[0,3]> (x)\ny = Squeeze <axes=[0]> (a)", (7, 11), X3, {}, []),
     ("squeeze inputs", "a = Unsqueeze (x, u)\nb = Squeeze (a, s)\ny = Squeeze (b)", (13, 23), X3,
      {"u": ints(-1, 0), "s": ints(0)}, []),
@@ -261,9 +271,11 @@ CASES: list[Case] = [
     ("pad attributes", "y = Pad <pads=[0,1,2,0,0,3], value=0.5> (x)", OLD, X3, {}, ["Pad"]),
     ("pad inputs", "y = Pad (x, p, v)", MID + NEW, X3, {"p": ints(0, 1, 2, 0, 0, 3), "v": np.float32(0.5)}, ["Pad"]),
     ("pad axes", "y = Pad (x, p, , a)", (18, 23), X3, {"p": ints(1, 2), "a": ints(-2)}, ["Pad"]),
-    ("identities", "a = Identity (x)\nb = Dropout (a)\nc = Cast <to=1> (b)\nd = Relu (c)\ny = Identity (d)", ALL, X3, {},
+    ("identities", "a = Identity (x)\nb = Dropout (a)\nc = Cast <to=1> (b)\nd = Relu (c)\ny = Identity (d)", ALL, X3,
+     {},
      ["Activation"]),
-    ("dropout input", "a = Relu (x)\nb = Dropout (a, r, t)\ny = Relu (b)", (13, 22), X3, {"r": np.float32(0.5), "t": np.array(False)},
+    ("dropout input", "a = Relu (x)\nb = Dropout (a, r, t)\ny = Relu (b)", (13, 22), X3, {"r": np.float32(0.5),
+     "t": np.array(False)},
      ["Activation"] * 2),
 ]
 
@@ -334,7 +346,8 @@ def test_average_pool_geometry(axes: list[tuple[int, ...]], auto: str, ceil: boo
 
 
 @settings(max_examples=60, deadline=None)
-@given(low=st.integers(-9, 9), high=st.integers(-9, 9), step=st.sampled_from([1, 1, 2, 3, -1, -2]), side=st.integers(1, 6))
+@given(low=st.integers(-9, 9), high=st.integers(-9, 9), step=st.sampled_from([1, 1, 2, 3, -1, -2]), side=st.integers(1,
+6))
 def test_slice_bounds(low: int, high: int, step: int, side: int) -> None:
     proto = model("y = Slice (x, s, e, a, t)", 13, {"x": (2, side)}, s=ints(low), e=ints(high), a=ints(1), t=ints(step))
     if ort(proto, {"x": random(2, side)})["y"].size:
@@ -370,16 +383,18 @@ def with_attribute(proto: onnx.ModelProto, name: str, value: Any) -> onnx.ModelP
 
 
 CONV = "y = Conv (x, w)"
-W = {"w": random(4, 6, 3, 2)}
+W: dict[str, Any] = {"w": random(4, 6, 3, 2)}
+NUL: dict[str, Any] = {"w\0": random(2)}
 NAN = np.array([[np.nan, 1.0]], np.float32)
 
 UNSUPPORTED = [  # name, model, words that the refusal has
     ("unknown operator", model("y = Softsign (x)", 13, X3), ["Softsign 'y'", "not supported", "Softmax"]),
     ("foreign domain", model("y = my.Thing (x)", 13, X3), ["my.Thing 'y'", "not supported"]),
     ("several", model("a = Softsign (x)\nb = Softsign (a)\ny = Elu (b)", 13, X3), ["Softsign 'a', 'b'", "Elu 'y'"]),
-    ("conv 3-D", model(CONV, 13, {"x": (1, 2, 4, 4, 4)}, w=random(3, 2, 1, 1, 1)), ["Conv 'y'", "rank 3 or 4", "[1, 2, 4, 4, 4]"]),
+    ("conv 3-D", model(CONV, 13, {"x": (1, 2, 4, 4, 4)}, w=random(3, 2, 1, 1, 1)),
+     ["Conv 'y'", "rank 3 or 4", "[1, 2, 4, 4, 4]"]),
     ("group", with_attribute(model(CONV, 13, X4, **W), "group", 0), ["group divides", "group=0"]),
-    ("pads", model("y = Conv <pads=[0,-1,0,0]> (x, w)", 13, X4, **W), ["pads are not negative"]),
+    ("pads", model("y = Conv <pads=[0,-1,0,0]> (x, w)", 13, X4, **W), ["Conv 'y'", "negative"]),
     ("both paddings", model('y = Conv <pads=[1,1,1,1], auto_pad="VALID"> (x, w)', 13, X4, **W), ["auto_pad NOTSET"]),
     ("auto pad", model('y = Conv <auto_pad="SOME"> (x, w)', 13, X4, **W), ["auto_pad is one of", "SOME"]),
     ("kernel shape", model("y = Conv <kernel_shape=[2,2]> (x, w)", 13, X4, **W), ["Conv"]),
@@ -388,19 +403,20 @@ UNSUPPORTED = [  # name, model, words that the refusal has
     ("storage order", model("y = MaxPool <kernel_shape=[2,2], storage_order=1> (x)", 13, X4), ["storage_order is 0"]),
     ("dilated average", model("y = AveragePool <kernel_shape=[2,2], dilations=[2,3]> (x)", 19, X4), ["not dilated"]),
     ("training", model("y = BatchNormalization <training_mode=1> (x, s, s, s, s)", 15, X4, s=np.ones(6, np.float32)),
-     ["training_mode is 0"]),
+     ["BatchNormalization 'y'", "Training_mode"]),
     ("spatial", model("y = BatchNormalization <spatial=0> (x, s, s, s, s)", 7, X4, s=np.ones((6, 9, 7), np.float32)),
      ["spatial is 1"]),
     ("computed factors", model("y = MatMul (x, z)", 13, {"x": (2, 3), "z": (3, 2)}), ["two computed ones"]),
     ("batch of matrices", model("y = MatMul (x, w)", 13, X3, w=random(2, 9, 4)), ["not a batch"]),
     ("divisor", model("y = Div (x, z)", 13, {**X3, "z": (1,)}), ["the divisor is a constant"]),
-    ("zero divisor", model("y = Div (x, c)", 13, X3, c=ints(0, 1, 1).astype(np.float32).reshape(3, 1, 1)), ["no zero"]),
+    ("zero divisor", model("y = Div (x, c)", 13, X3, c=np.arange(9, dtype=np.float32)), ["no zero"]),
     ("slope", model("y = PRelu (x, s)", 13, X4, s=random(9, 1)), ["one, or one per channel"]),
     ("clip", model("y = Clip <min=2.0, max=1.0> (x)", 9, X3), ["min is not above max", "2 and 1"]),
     ("cast", model("y = Cast <to=10> (x)", 13, X3), ["Cast 'y'", "float16"]),
-    ("reflect", model('y = Pad <mode="reflect"> (x, p)', 13, X3, p=ints(0, 0, 1, 0, 0, 1)), ["the mode is constant", "reflect"]),
+    ("reflect", model('y = Pad <mode="reflect"> (x, p)', 13, X3, p=ints(0, 0, 1, 0, 0, 1)),
+     ["the mode is constant", "reflect"]),
     ("negative pad", model("y = Pad (x, p)", 13, X3, p=ints(0, 0, -1, 0, 0, 1)), ["pads are not negative"]),
-    ("split", model("a, y = Split <axis=2> (x)", 13, X3), ["divides evenly"]),
+    ("split", model("a, y = Split <axis=2> (x)", 13, X3), ["Split 'a'", "evenly"]),
     ("output is input", model("y = Relu (x)", 13, X3, "y x"), ["graph output 'x' is a graph input"]),
     ("output is constant", model("y = Relu (x)", 13, X3, "y w", w=random(2)), ["graph output 'w' is a constant"]),
     ("integer input", edited(model("y = Relu (x)", 14, X3), lambda m: setattr(
@@ -447,15 +463,18 @@ HOSTILE = [  # name, source, words
     ("infinity", model("y = Add (x, w)", 13, {"x": (1, 2)}, w=np.array([1, np.inf], np.float32)), ["'w'", "[1]"]),
     ("infinite scalar", model("y = Add (x, w)", 13, {"x": (1, 2)}, w=np.float32(np.inf)), ["Add 'y'", "finite"]),
     ("folded NaN", model("w = Log (c)\ny = Add (x, w)", 13, {"x": (1, 2)}, c=np.array([-1, 2], np.float32)), ["'w'"]),
-    ("cycle", model("a = Add (x, b)\nb = Relu (a)\ny = Relu (b)", 13, X3), ["'a'", "cycle"]),
+    ("cycle", model("a = Add (x, b)\nb = Relu (a)\ny = Relu (b)", 13, X3),
+     ["Add 'a' reads 'b' before Relu 'b'", "cycle"]),
     ("reads nothing", model("y = Add (x, b)", 13, X3), ["reads 'b', which nothing makes"]),
     ("made twice", model("y = Relu (x)\ny = Tanh (x)", 13, X3), ["makes 'y', which exists already"]),
     ("two inputs", edited(small(), lambda m: m.graph.input.append(m.graph.input[0])), ["'x' appears twice"]),
     ("no such output", edited(small(), lambda m: setattr(m.graph.output[0], "name", "q")), ["'q' is made by nothing"]),
-    ("escape in a name", edited(small(), lambda m: setattr(m.graph.node[0], "name", "\x1b[2Jx")), ["cannot be printed"]),
-    ("NUL in a name", model("y = Relu (x)", 13, {"x": (1, 2)}, **{"w\0": NAN}), ["cannot be printed"]),
+    ("escape in a name", edited(small(), lambda m: setattr(m.graph.node[0], "name", "\x1b[2Jx")),
+     ["cannot be printed"]),
+    ("NUL in a name", model("y = Relu (x)", 13, {"x": (1, 2)}, **NUL), ["cannot be printed"]),
     ("long name", edited(small(), lambda m: setattr(m.graph.node[0], "name", "n" * 2000)), ["2,000 characters"]),
-    ("bytes too few", edited(small(), lambda m: m.graph.initializer.append(tensor(b"1234"))), ["needs 16 bytes", "found 4"]),
+    ("bytes too few", edited(small(), lambda m: m.graph.initializer.append(tensor(b"1234"))),
+     ["needs 16 bytes", "found 4"]),
     ("bytes too many", edited(small(), lambda m: m.graph.initializer.append(tensor(b"1" * 20))), ["found 20"]),
     ("no data", edited(small(), lambda m: m.graph.initializer.append(
         TensorProto(name="w", data_type=FLOAT, dims=[2**40]))), ["'w'", "every dimension"]),
@@ -473,12 +492,12 @@ HOSTILE = [  # name, source, words
     ("rank 9", model("y = Relu (x)", 13, {"x": (1,) * 9}), ["rank 9"]),
     ("zero size", model("y = Relu (x)", 13, {"x": (2, 0)}), ["'x'"]),
     ("too many entries", model("y = Relu (x)", 13, {"x": (2**20, 2**12)}), ["'x'", "elements"]),
-    ("huge constant", model("w = ConstantOfShape (s)\ny = Add (x, w)", 13, {"x": (1,)}, s=ints(2**30, 2)), ["'w'", "bytes"]),
-    ("huge expand", model("w = Expand (c, s)\ny = Add (x, w)", 13, {"x": (1,)}, c=np.float32(1), s=ints(2**40)), ["'w'"]),
+    ("huge constant", model("w = ConstantOfShape (s)\ny = Add (x, w)", 13, {"x": (1,)}, s=ints(2**30, 2)),
+     ["'w'", "bytes"]),
+    ("huge expand", model("w = Expand (c, s)\ny = Add (x, w)", 13, {"x": (1,)}, c=np.float32(1), s=ints(2**40)),
+     ["'w'"]),
     ("huge range", model("w = Range (a, b, d)\ny = Add (x, w)", 13, {"x": (1,)}, a=np.float32(0), b=np.float32(1e18),
                          d=np.float32(1)), ["'w'"]),
-    ("huge in all", model("\n".join(f"w{i} = ConstantOfShape (s)" for i in range(9)) + "\ny = Sum (x, "
-                          + ", ".join(f"w{i}" for i in range(9)) + ")", 13, {"x": (1,)}, s=ints(2**24)), ["in all"]),
     ("function in a circle", functions(3, recursive=True), ["calls itself"]),
     ("functions in heaps", functions(60), ["nodes", "inlined"]),
     ("channels", model(CONV, 13, X4, w=random(4, 5, 3, 2)), ["Conv"]),
@@ -493,6 +512,31 @@ def test_hostile_models_are_refused(source: Any, words: list[str]) -> None:
     text = refusal(source)
     assert all(word in text for word in words), text
     assert time.perf_counter() - start < 3
+
+
+def test_folding_has_a_budget() -> None:
+    proto = model("w = ConstantOfShape (s)\nv = ConstantOfShape (s)\ny = Sum (x, w, v)", 13, {"x": (1,)}, s=ints(100))
+    assert "'v' would make a constant of 400 bytes; at most 700" in refusal(proto, folded_bytes=700)
+    prepare(proto, limits=Limits(folded_bytes=800))
+
+
+RICH = model(CASES[1][1] + "\nz = ReduceMean <axes=[2]> (y)\na, b = Split <axis=1, split=[4,5]> (z)\n"
+             "k = ConstantOfShape (s)\nq = Add (a, k)", 11, X4, "q", **CASES[1][4], s=ints(1, 4, 1,
+             1)).SerializeToString()
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.lists(st.tuples(st.integers(0, len(RICH) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+       cut=st.integers(0, len(RICH) * 3))
+def test_damaged_bytes_never_give_a_traceback(at: list[tuple[int, int]], cut: int) -> None:
+    """Random damage is read as another model, or refused by a ModelError."""
+    data = bytearray(RICH)
+    for index, byte in at:
+        data[index] = byte
+    try:
+        import_graph(prepare(bytes(data[:cut] if cut else data)))
+    except ModelError:
+        pass
 
 
 def test_files(tmp_path: Path) -> None:
@@ -531,7 +575,8 @@ def test_external_data(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(w.tobytes())
     (path.parent / "link").symlink_to(tmp_path / "secret")
     (path.parent / "up").symlink_to(tmp_path)
-    for location in ("../secret", str(tmp_path / "secret"), "sub/../../secret", "link", "up/secret", "", "..\\secret", "C:\\x"):
+    for location in ("../secret", str(tmp_path / "secret"), "sub/../../secret", "link", "up/secret", "", "..\\secret",
+    "C:\\x"):
         text = refusal(external(tmp_path, location=location))
         assert "tensor 'w'" in text and "folder" in text, text
     for entries, words in [({"location": "gone"}, "No such file"), ({"location": "sub"}, "regular"),
@@ -550,9 +595,12 @@ def test_open_shapes() -> None:
     assert "'x'" in text and "[N, 3]" in text and "--shape x=1,3" in text and "--shape z=1,1" in text
     graph = agree(proto, {"x": (5, 3)})
     assert graph.values["z"].shape == (5, 1) and graph.values["y"].shape == (5, 3)
-    for shapes, words in [({"q": (1,)}, "'q'"), ({"x": (5,)}, "contradicts"), ({"x": (5, 4)}, "[N, 3]"),
-                          ({"x": (5, 3), "z": (4, 1)}, "'N' is given as 5 and as 4"), ({"x": (0, 3)}, "every dimension"),
-                          ({"x": (-1, 3)}, "every dimension"), ({"x": (2**31, 3)}, "elements")]:
+    wrong: list[tuple[dict[str, tuple[int, ...]], str]] = [({"q": (1,)}, "'q'"), ({"x": (5,)}, "contradicts"),
+    ({"x": (5, 4)}, "[N, 3]"),
+                          ({"x": (5, 3), "z": (4, 1)}, "'N' is given as 5 and as 4"), ({"x": (0, 3)},
+                           "every dimension"),
+                          ({"x": (-1, 3)}, "every dimension"), ({"x": (2**31, 3)}, "elements")]
+    for shapes, words in wrong:
         assert words in refusal(proto, shapes)
 
 
@@ -560,7 +608,7 @@ def test_constants_wherever_they_hide() -> None:
     """Old-style inputs, Constant nodes, shape arithmetic, casts, identities and functions are all resolved."""
     proto = model("""
         s = Shape (x)
-        n = Gather (s, zero)
+        n = Gather (s, first)
         u = Unsqueeze (n, zero)
         t = Concat <axis=0> (u, rest)
         c = Constant <value = float[1] {2.0}> ()
@@ -572,7 +620,8 @@ def test_constants_wherever_they_hide() -> None:
         e = Add (b, k)
         f = Mul (e, c)
         y = Reshape (f, t)
-    """, 13, {"x": (3, 4), "w": (4,)}, w=random(4), wide=np.arange(4.0), zero=ints(0), rest=ints(2, 2), four=ints(4))
+    """, 13, {"x": (3, 4), "w": (4,)}, w=random(4), wide=np.arange(4.0), zero=ints(0), first=np.int64(0), rest=ints(2,
+    2), four=ints(4))
     proto.functions.append(helper.make_function("my", "Scaled", ["p", "q"], ["r"], [
         onnx.parser.parse_node("h = Mul (p, q)"), onnx.parser.parse_node("r = Relu (h)")], proto.opset_import))
     proto.opset_import.append(helper.make_opsetid("my", 1))
@@ -581,14 +630,14 @@ def test_constants_wherever_they_hide() -> None:
     assert [info.name for info in prepared.graph.input] == ["x"]
     assert {"a", "b", "e", "f", "y"} <= {name for node in prepared.graph.node for name in node.output}
     graph, x = import_graph(prepared), random(3, 4)
-    w = numpy_helper.to_array(proto.graph.initializer[0])
-    np.testing.assert_allclose(interpret(graph, {"x": x})["y"].reshape(3, 4), 2 * (np.maximum(x * w, 0) + np.arange(4)), rtol=1e-5)
-    np.testing.assert_allclose(ort(prepared, {"x": x})["y"].reshape(3, 4), 2 * (np.maximum(x * w, 0) + np.arange(4)), rtol=1e-5)
+    expected = 2 * (np.maximum(x * numpy_helper.to_array(proto.graph.initializer[0]), 0) + np.arange(4))
+    np.testing.assert_allclose(interpret(graph, {"x": x})["y"].reshape(3, 4), expected, rtol=1e-5)
+    np.testing.assert_allclose(ort(prepared, {"x": x})["y"].reshape(3, 4), expected, rtol=1e-5)
 
 
 def test_the_source_is_not_changed_and_names_are_kept() -> None:
     proto = model("h = Relu (x)\ny = Identity (h)\nz = Tanh (h)", 13, X3, "y z")
-    proto.graph.node[0].name = proto.graph.node[2].name = "twin"
+    proto.graph.node[0].name = "y"
     before = proto.SerializeToString(deterministic=True)
     graph = agree(proto)
     assert proto.SerializeToString(deterministic=True) == before
@@ -600,7 +649,7 @@ def test_views_of_one_tensor_are_shared() -> None:
     graph = agree(model("a = Conv (x, w)\nb = Conv (x, w)\ny = Add (a, b)", 13, X4, **W))
     assert [node.op.name for node in graph.nodes].count("Transpose") == 3
     assert graph.values["x.nhwc"].origin is not None and graph.values["a.nhwc"].shape == (2, 7, 6, 4)
-    assert sorted(graph.constants) == ["a.bias", "w.ohwi"]
+    assert sorted(graph.constants) == ["a.bias", "b.bias", "w.ohwi"]
 
 
 def test_a_long_chain_is_quick() -> None:

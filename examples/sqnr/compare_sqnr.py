@@ -150,7 +150,8 @@ def main() -> None:
     where = "held-out samples" if arguments.held_out else "the calibration samples"
     print(f"output SQNR in dB on {where}; nnac: nna8, {arguments.method}; onnxruntime {onnxruntime.__version__}: "
           f"quantize_static, QDQ, MinMax, its optimizer on and off\n")
-    print(f"{'model':20} {'output':20} {'learn':>5} {'score':>5} {'ort, on':>10} {'ort, off':>10} {'nnac':>8} {'gain':>8}")
+    print(f"{'model':20} {'output':20} {'learn':>5} {'score':>5} {'ort, on':>10} {'ort, off':>10} {'nnac':>8} "
+          f"{'gain':>8}")
     for case in (kws(arguments.assets), faces(arguments.assets)):
         report(case, arguments.method, arguments.held_out)
 

@@ -44,7 +44,8 @@ class Builder:
 
     def constant(self, name: str, array: Array) -> str:
         """Return the name of a float32 constant, `name` unless that is taken by other numbers."""
-        array = np.ascontiguousarray(array, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, dtype=np.float32)
         if not np.isfinite(array).all():
             raise Refused(f"the constant {name!r} that follows from the inputs is not finite in float32")
         known = self.draft.constants.get(name)

@@ -11,7 +11,7 @@ import onnx
 
 from nnac.errors import ModelError, raise_all
 from nnac.frontend.limits import Limits, one_line
-from nnac.frontend.walk import graphs, nodes, stored_tensors, subgraphs, walk
+from nnac.frontend.walk import graphs, label, nodes, stored_tensors, subgraphs, walk
 
 OLDEST_OPSET = 7
 DOMAINS = ("", "ai.onnx")
@@ -161,20 +161,21 @@ def shape_problems(dims: tuple[int, ...], limits: Limits, smallest: int = 1) -> 
 def _wiring_problems(model: onnx.ModelProto) -> Iterator[str]:
     """Yield names of the main graph that are made twice, never, or after they are read."""
     graph = model.graph
-    made = {name: f"node {node.name or node.op_type!r}" for node in graph.node for name in node.output if name}
+    made = {name: node for node in graph.node for name in node.output if name}
     ready = [*(i.name for i in graph.input), *(t.name for t in graph.initializer)]
     yield from _twice("graph input", [i.name for i in graph.input])
     yield from _twice("initializer", [t.name for t in graph.initializer])
     yield from _twice("graph output", [i.name for i in graph.output])
     known = {"", *ready}
     for node in graph.node:
-        label = f"node {node.name or node.op_type!r}"
         for name in (*node.input, *_captured(node)):
             if name not in known and name in made:
-                yield f"{label} reads {name!r} before {made[name]} makes it: the graph has a cycle or is not in order"
+                yield (f"{label(node)} reads {name!r} before {label(made[name])} makes it: "
+                       "the graph has a cycle, or its nodes are not in order")
             elif name not in known:
-                yield f"{label} reads {name!r}, which nothing makes"
-        yield from (f"{label} makes {name!r}, which exists already" for name in node.output if name and name in known)
+                yield f"{label(node)} reads {name!r}, which nothing makes"
+        yield from (f"{label(node)} makes {name!r}, which exists already"
+                    for name in node.output if name and name in known)
         known.update(node.output)
     yield from (f"graph output {i.name!r} is made by nothing" for i in graph.output if i.name not in known)
     if not graph.output:
@@ -214,4 +215,4 @@ def _node_problems(model: onnx.ModelProto) -> Iterator[str]:
         try:
             onnx.checker.check_node(node, context)
         except Exception as error:
-            yield f"{node.op_type} {node.name or next(iter(node.output), '')!r}: {one_line(error)}"
+            yield f"{label(node)}: {one_line(error)}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 ROUNDS = 4
+_WIDEST = 8  # bytes of an element of unknown type
 
 FOLDABLE = frozenset("""
     Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand EyeLike
@@ -61,11 +62,12 @@ def _output_bytes(node: onnx_ir.Node) -> int | None:
     """Return the size of a node's result, or None if it is not known beforehand."""
     if node.op_type in BOUNDED_BY_INPUT:
         held = node.inputs[0].const_value if node.inputs[0] is not None else None
-        return None if held is None else held.size * max(len(held.shape), 1) * 8
+        return None if held is None else held.size * max(len(held.shape), 1) * _WIDEST
     shape = node.outputs[0].shape
     if shape is None or not shape.is_static():
         return None
-    return 8 * prod(shape.numpy())
+    dtype = node.outputs[0].dtype
+    return prod(shape.numpy()) * (_WIDEST if dtype is None else max(int(dtype.itemsize), 1))
 
 
 def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:

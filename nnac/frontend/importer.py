@@ -146,15 +146,7 @@ def _dtype(code: int) -> str:
 
 
 def _uses(model: onnx.ModelProto, tensors: Tensors) -> Iterator[Use]:
-    """Yield the nodes under unique names: ONNX's, or that of the first output."""
+    """Yield the nodes of the main graph; `prepare` has given them unique names."""
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    taken: set[str] = {node.name for node in model.graph.node if node.name}
-    seen: set[str] = set()
     for node in model.graph.node:
-        stem = node.name or next((name for name in node.output if name), node.op_type)
-        name, count = stem, 1
-        while name in seen or (not node.name and name in taken):
-            count += 1
-            name = f"{stem}.{count}"
-        seen.add(name)
-        yield Use.of(node, name, opset, tensors)
+        yield Use.of(node, node.name, opset, tensors)

@@ -28,6 +28,8 @@ def load(source: Source, limits: Limits) -> onnx.ModelProto:
         return model
     what = "the model" if isinstance(source, bytes) else repr(os.fspath(source))
     data = source if isinstance(source, bytes) else read_file(Path(source), limits.file_bytes)
+    if len(data) > limits.file_bytes:
+        raise ModelError(f"{what} has {len(data):,} bytes; at most {limits.file_bytes:,} are allowed")
     if not data:
         raise ModelError(f"{what} is empty; an ONNX model is expected")
     return _parsed(data, what)

@@ -13,7 +13,7 @@ from nnac.frontend.fold import fold
 from nnac.frontend.limits import LIMITS, Limits, one_line
 from nnac.frontend.loader import Source, embed_external_data, load
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
-from nnac.frontend.walk import nodes
+from nnac.frontend.walk import nodes, stem
 
 OLDEST_IR, NEWEST_IR = 8, 13  # initializers need not be inputs since 4; onnxruntime 1.31 reads up to 13
 
@@ -44,6 +44,7 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits) -> onn
     embed_external_data(model, source, limits)
     check_structure(model, limits)
     _normalize_domains(model)
+    _name_nodes(model.graph)
     drop_constant_inputs(model.graph)
     fix_inputs(model.graph, shapes, limits)
     forget_inferred(model.graph)
@@ -63,6 +64,19 @@ def _normalize_domains(model: onnx.ModelProto) -> None:
     for domain in dict.fromkeys(node.domain for node in nodes(model)):
         if domain not in known:  # an operator that the import will report
             model.opset_import.add(domain=domain, version=1)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node of the main graph a unique name: its own, or that of its first output."""
+    reserved = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for node in graph.node:
+        name, count = stem(node), 1
+        while name in seen or (not node.name and name in reserved):
+            count += 1
+            name = f"{stem(node)}.{count}"
+        seen.add(name)
+        node.name = name
 
 
 def _number_problems(graph: onnx.GraphProto) -> Iterator[str]:

@@ -32,6 +32,8 @@ def linear(b: Builder, use: Use, op: Op, coefficients: Callable[[Array], tuple[A
         return
     c, x = real(use.array(side)), 1 - side
     scale, shift = (np.broadcast_to(v, c.shape) for v in coefficients(c))
+    if not np.isfinite(np.float32(scale + shift)).all():
+        raise Refused("the constant is finite in float32, and so is the reciprocal of a divisor")
     if c.size == 1:
         affine = Activation("affine", (float(scale.reshape(-1)[0]), float(shift.reshape(-1)[0])))
         b.put(use, affine, [b.view(use.inputs[x], views.reshape(use.shape(x), use.out()))])

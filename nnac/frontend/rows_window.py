@@ -25,6 +25,7 @@ AUTO_PAD = Rule(lambda u: u.get("auto_pad", "NOTSET") in AUTO_PADS, f"auto_pad i
 ONE_PADDING = Rule(lambda u: u.get("auto_pad", "NOTSET") in ("NOTSET", "") or not any(u.get("pads", ())),
                    "pads are given only with auto_pad NOTSET")
 NO_NEGATIVE_PADS = Rule(lambda u: all(p >= 0 for p in u.get("pads", ())), "pads are not negative")
+CEIL_WINDOW = "with ceil_mode the last window starts before the input ends (onnxruntime drops it, ONNX does not)"
 WINDOW_RULES = (SPATIAL, AUTO_PAD, ONE_PADDING, NO_NEGATIVE_PADS)
 
 
@@ -56,7 +57,7 @@ def window(use: Use, kernel: Shape) -> Window:
     if use.get("ceil_mode", 0):
         last = [(out - 1) * s for out, s in zip(use.out()[2:], strides, strict=True)]
         if any(start >= size + b for start, size, b in zip(last, spatial, before, strict=True)):
-            raise Refused("with ceil_mode the last window starts before the input ends (onnxruntime drops it, ONNX does not)")
+            raise Refused(CEIL_WINDOW)
         grown = [max(start + r - size - b, a)
                  for start, r, size, b, a in zip(last, reach, spatial, before, after, strict=True)]
     return Window(_pair(kernel, 1), _pair(strides, 1), _pair(dilations, 1),

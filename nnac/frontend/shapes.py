@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 import onnx
@@ -116,6 +117,13 @@ def forget_inferred(graph: onnx.GraphProto) -> None:
         info.type.tensor_type.ClearField("shape")
 
 
+def _inference_problems(text: str) -> list[str]:
+    """Return the nodes and sentences of the inference's message, without its decoration."""
+    found = re.findall(r"\(op_type:(\w+)(?:, node name: ([^)]*))?\): (.*?)(?=\(op_type:|$)", text, re.DOTALL)
+    clean = [(op_type, name, re.sub(r"\[\w+Error\]", "", sentence)) for op_type, name, sentence in found]
+    return [f"{op_type} {name!r}: {one_line(sentence)}" for op_type, name, sentence in clean] or [one_line(text)]
+
+
 def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """Return the model with the shape of every value that ONNX's inference knows.
 
@@ -125,7 +133,8 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
-        raise ModelError(f"the shapes do not fit together: {one_line(error)}") from error
+        found = _inference_problems(str(error))
+        raise ModelError("\n  - ".join(["the shapes do not fit together:", *found])) from error
     problems = []
     for info in (*model.graph.value_info, *model.graph.output):
         dims = tuple(d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value"))

@@ -39,6 +39,16 @@ def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
         yield from subgraphs(node)
 
 
+def label(node: onnx.NodeProto) -> str:
+    """Return how messages name a node: its operator, and its name or that of its first output."""
+    return f"{node.op_type} {stem(node)!r}"
+
+
+def stem(node: onnx.NodeProto) -> str:
+    """Return a node's name, or that of its first output."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
 def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every stored tensor: initializers and attributes, in subgraphs and functions too."""
     for graph in graphs(model):

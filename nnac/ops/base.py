@@ -165,6 +165,10 @@ class Op:
         """Return, per scratchpad operand, the rows needed for output `rows`; None asks for the whole tensor."""
         return tuple(rows for _ in bound.inputs[: self.operands])
 
+    def most_rows(self, bound: Bound, rows: int) -> tuple[int | None, ...]:
+        """Return, per scratchpad operand, the most rows that any stripe of `rows` output rows needs; None: all."""
+        return tuple(None if span is None else rows for span in self.input_rows(bound, (0, 1)))
+
     def operand_rows(self, bound: Bound) -> tuple[int, ...]:
         """Return, per scratchpad operand, how many equal rows it has (1 for an operand that is taken whole)."""
         total = self.rows(bound)[0]

@@ -46,6 +46,11 @@ def window_rows(rows: Rows, out_h: int, in_h: int, kernel: int, stride: int, dil
     return batch * in_h + low, batch * in_h + high + 1
 
 
+def window_reach(rows: int, kernel: int, stride: int, dilation: int) -> int:
+    """Return the input rows from the first to the last tap of `rows` neighbouring windows."""
+    return (rows - 1) * stride + dilation * (kernel - 1) + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Conv(Op):
     """2-D convolution on (N, H, W, C) with weights (O, KH, KW, C / groups); 1-D runs along H with W = 1.
@@ -115,6 +120,10 @@ class Conv(Op):
     def input_rows(self, bound: Bound, rows: Rows) -> tuple[Rows | None, ...]:
         kernel, in_h, out_h = bound.inputs[WEIGHT].shape[1], bound.inputs[INPUT].shape[1], bound.output.shape[1]
         return (window_rows(rows, out_h, in_h, kernel, self.strides[0], self.dilations[0], self.pads[0]),)
+
+    def most_rows(self, bound: Bound, rows: int) -> tuple[int | None, ...]:
+        in_h, kernel = bound.inputs[INPUT].shape[1], bound.inputs[WEIGHT].shape[1]
+        return (min(in_h, window_reach(rows, kernel, self.strides[0], self.dilations[0])),)
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
         return channel_blocks(bound, limit, granule, self.groups)

@@ -24,7 +24,7 @@ from nnac.ops.base import (
     clamp_limits,
     random_quant,
 )
-from nnac.ops.conv import window_out, window_rows
+from nnac.ops.conv import window_out, window_reach, window_rows
 from nnac.types import Array, TensorType
 
 MAX, AVERAGE = 0, 1
@@ -81,6 +81,10 @@ class _Pool(Op):
     def input_rows(self, bound: Bound, rows: Rows) -> tuple[Rows | None, ...]:
         out_h, in_h = bound.output.shape[1], bound.inputs[0].shape[1]
         return (window_rows(rows, out_h, in_h, self.kernel[0], self.strides[0], self.dilations[0], self.pads[0]),)
+
+    def most_rows(self, bound: Bound, rows: int) -> tuple[int | None, ...]:
+        reach = window_reach(rows, self.kernel[0], self.strides[0], self.dilations[0])
+        return (min(bound.inputs[0].shape[1], reach),)
 
     def instruction(self, bound: Bound, step: Step, kind: int, counted: Shape, ratio: tuple[int, int]) -> isa.Pool:
         """Return the instruction of one stripe; `counted` is as in `AveragePool`."""

@@ -1,0 +1,75 @@
+"""Cycles of MAC arrays: closed forms for one convolution on an R x C array.
+
+A convolution is M output pixels by N output channels by K taps. What is stationary is cut into folds of the array's
+size and the third axis streams through:
+
+- weight-stationary: ceil(K/R) * ceil(N/C) folds, M streams; input-stationary: ceil(K/R) * ceil(M/C) folds, N streams.
+  A fold alone takes 2R + C + stream - 2 cycles (fill R, stream skewed over R + C - 2, drain R).
+- output-stationary: ceil(M/R) * ceil(N/C) folds, K streams; a fold alone takes R + C + stream - 2.
+- dot-product: no systolic skew; each cycle R products deep for C channels at `pixels` neighbouring output columns.
+
+With `preload` the next fold fills while this one streams, so a fold costs max(stream, R) and fill, skew and drain are
+paid once. The closed forms without preload are those of SCALE-Sim v3 (which counts its last cycle from 0, one less);
+with preload, of Gemmini and ONNXim.
+
+A group is a convolution of its own, folded after the others. A depthwise convolution has N = 1 per group: with
+`depthwise = "columns"` C channels lie side by side, each column fed with its own input, and only the taps' rows work;
+with "single" the array takes one channel at a time. Neither can fill the array.
+
+Partial sums of a fold along K stay in the accumulators (`accumulators` bytes, 4 per sum): a weight-stationary array
+cuts the pixels into pieces that fit and folds each piece on its own.
+"""
+
+from __future__ import annotations
+
+from nnac import isa
+from nnac.targets import Mac
+
+
+def over(amount: int, rate: int) -> int:
+    """Return ceil(amount / rate)."""
+    return -(-amount // rate)
+
+
+def array_cycles(i: isa.Conv, mac: Mac) -> int:
+    """Return the cycles of one convolution on the array, without its issue cost."""
+    if mac.dataflow == "dot_product":
+        return _dot_product(i, mac)
+    pixels, taps, per_group = i.out_h * i.out_w, i.kernel_h * i.kernel_w * i.depth, i.channels // i.groups
+    if i.depth == 1 and per_group == 1 and mac.depthwise == "columns":
+        return gemm_cycles(pixels, i.out_c, taps, mac)
+    groups, channels = over(i.out_c, per_group), min(i.out_c, per_group)
+    return gemm_cycles(pixels, channels, taps, mac, groups)
+
+
+def gemm_cycles(m: int, n: int, k: int, mac: Mac, repeats: int = 1) -> int:
+    """Return the cycles of `repeats` products of M x K by K x N on a systolic array."""
+    rows, cols = mac.rows, mac.cols
+    match mac.dataflow:
+        case "weight_stationary":
+            folds, streams = over(k, rows) * over(n, cols), _pieces(m, k, mac)
+            fill = 2 * rows + cols - 2
+        case "input_stationary":
+            folds, streams, fill = over(k, rows) * over(m, cols), [n], 2 * rows + cols - 2
+        case _:
+            folds, streams, fill = over(m, rows) * over(n, cols), [k], rows + cols - 2
+    if mac.preload:
+        return repeats * folds * sum(max(stream, rows) for stream in streams) + fill
+    return repeats * folds * sum(stream + fill for stream in streams)
+
+
+def _pieces(m: int, k: int, mac: Mac) -> list[int]:
+    """Return the pixels of each piece whose partial sums fit the accumulators."""
+    limit = m if k <= mac.rows or not mac.accumulators else max(1, mac.accumulators // (4 * mac.cols))
+    whole, rest = divmod(m, limit)
+    return [limit] * whole + ([rest] if rest else [])
+
+
+def _dot_product(i: isa.Conv, mac: Mac) -> int:
+    """Return the cycles of an array of dot products: blocks of outputs, each walking over its taps."""
+    positions = i.out_h * over(i.out_w, mac.pixels) if i.out_w > 1 else over(i.out_h, mac.pixels)
+    per_group, taps = i.channels // i.groups, i.kernel_h * i.kernel_w
+    if i.depth == 1 and per_group == 1:
+        return positions * over(i.out_c, mac.cols) * taps
+    groups, channels = over(i.out_c, per_group), min(i.out_c, per_group)
+    return positions * groups * over(channels, mac.cols) * over(taps * i.depth, mac.rows)

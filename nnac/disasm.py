@@ -1,0 +1,167 @@
+"""The command stream as text: one line per instruction, layers between them; equal programs give equal text.
+
+A line holds index, engine, mnemonic, operands in a fixed order, and the waits. Memory is written as space[address];
+shapes as 1x2x3; an operand's strides stand in parentheses behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import assert_never
+
+from nnac import isa
+from nnac.isa import AnyInstruction, Engine, Space
+from nnac.program import Layer, Program, Tensor
+
+POOLS = {0: "max", 1: "average"}
+
+
+def disassemble(program: Program) -> Iterator[str]:
+    """Yield the lines of a validated program, without line ends."""
+    yield from _header(program)
+    starts: dict[int, list[Layer]] = {}
+    for layer in program.layers:
+        starts.setdefault(layer.first, []).append(layer)
+    for index, instruction in enumerate(program.instructions):
+        yield from (_layer(layer) for layer in starts.get(index, ()))
+        yield _line(index, instruction)
+    yield from (_layer(layer) for layer in starts.get(len(program.instructions), ()))
+
+
+def _header(program: Program) -> Iterator[str]:
+    names = (program.name, program.target.name, program.calibration)
+    yield "; program {}, target {}, calibration {}".format(*map(_text, names))
+    counts = (len(program.instructions), program.macs, program.constants.size)
+    yield "; {} instructions, {} MACs, {} bytes of constants".format(*counts)
+    for space, used in sorted(program.used.items()):
+        yield f"; memory {space.label}: {used} of {program.target.memory[space.label].bytes} bytes"
+    tensors = {t.name: t for t in program.tensors}
+    yield from (f"; input {_tensor(tensors[name])}" for name in program.inputs)
+    yield from (f"; output {_tensor(tensors[name])}" for name in program.outputs)
+
+
+def _tensor(tensor: Tensor) -> str:
+    quant = tensor.type.quant
+    real = f" scale {quant.scale!r} zero {quant.zero_point}" if quant else ""
+    home = _at(tensor.space, tensor.address)
+    return f"{_text(tensor.name)} {tensor.type.dtype} {_sides(tensor.type.shape)}{real} at {home}"
+
+
+def _layer(layer: Layer) -> str:
+    inputs = ", ".join(map(_text, layer.inputs)) or "nothing"
+    return (f"; layer {_text(layer.name)} ({_text(layer.op)[1:-1]}): {inputs} -> {_text(layer.output)}, "
+            f"{layer.macs} MACs, {layer.weight_bytes} bytes of weights")
+
+
+def _line(index: int, i: AnyInstruction) -> str:
+    mnemonic = f"{index:6d}  {i.engine.label:7s}  {type(i).__name__.lower():7s}  "
+    return mnemonic + "  ".join((operands(i), *_waits(i.waits)))
+
+
+def _waits(waits: Sequence[int]) -> Iterator[str]:
+    needs = [f"{Engine(engine).label}>={count}" for engine, count in enumerate(waits) if count]
+    if needs:
+        yield f"wait {' '.join(needs)}"
+
+
+def operands(i: AnyInstruction) -> str:
+    """Return an instruction's operands: what it writes, what it reads, its attributes."""
+    match i:
+        case isa.Load():
+            return _load(i)
+        case isa.Copy():
+            return _copy(i)
+        case isa.Fill():
+            return f"{_at(Space(i.space), i.target)} {i.count} bytes, value {i.value}"
+        case isa.Conv():
+            return _conv(i)
+        case isa.Pool():
+            return _pool(i)
+        case isa.Sum():
+            return _sum(i)
+        case isa.Mul():
+            return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+        case isa.Lookup():
+            return (f"{_sram(i.target)} <- {_sram(i.source)} {i.count} bytes, "
+                    f"tables {_buffer(i.table)} {i.tables}x256")
+        case isa.Softmax():
+            return (f"{_sram(i.target)} <- {_sram(i.source)} {_sides((i.rows, i.length))}, table {_buffer(i.table)}, "
+                    f"{_scaled(i.multiplier, i.shift)}, zero {i.out_zero}")
+        case _:
+            assert_never(i)
+
+
+def _load(i: isa.Load) -> str:
+    source = _at(Space(i.space), i.source)
+    return f"{_buffer(i.target)} {i.target_bytes} bytes <- {source} {i.source_bytes} bytes, packer {i.packer}"
+
+
+def _copy(i: isa.Copy) -> str:
+    target, source = _at(Space(i.target_space), i.target), _at(Space(i.source_space), i.source)
+    return f"{target}({_list(i.target_strides)}) <- {source}({_list(i.source_strides)}) {_sides(i.shape)}"
+
+
+def _conv(i: isa.Conv) -> str:
+    place = f"pitch {i.pitch} channel {i.channel} of {i.channels}"
+    return (f"{_sram(i.target)} {_sides((i.out_h, i.out_w, i.out_c))} {place}"
+            f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.in_c))} zero {i.in_zero}, "
+            f"kernels {_buffer(i.weights)}, params {_buffer(i.params)}, {_window(i)} groups {i.groups}, "
+            f"{_result(i.out_zero, i.low, i.high)}")
+
+
+def _pool(i: isa.Pool) -> str:
+    counted = f" of {i.padded_h}x{i.padded_w} padded" if i.count_pads else ""
+    return (f"{POOLS[i.kind]} {_sram(i.target)} {_sides((i.out_h, i.out_w, i.channels))}"
+            f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.channels))} zero {i.in_zero}, "
+            f"{_window(i)}{counted}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}")
+
+
+def _window(i: isa.Conv | isa.Pool) -> str:
+    return (f"window {i.kernel_h}x{i.kernel_w} stride {i.stride_h}x{i.stride_w} "
+            f"dilation {i.dilation_h}x{i.dilation_w} pad {i.pad_top},{i.pad_left}")
+
+
+def _sum(i: isa.Sum) -> str:
+    return f"{_nest(i, i.multipliers)}, shift {i.shift}, {_result(i.out_zero, i.low, i.high)}"
+
+
+def _nest(i: isa.Sum | isa.Mul, multipliers: Sequence[int] = ()) -> str:
+    """Return target, shape and operands of an elementwise instruction."""
+    terms = []
+    for n, (source, zero) in enumerate(zip(i.sources, i.zeros, strict=True)):
+        factor = f" times {multipliers[n]}" if multipliers else ""
+        terms.append(f"{_sram(source)}({_list(i.operand_strides(n))}) zero {zero}{factor}")
+    return f"{_sram(i.target)} {_sides(i.shape)} <- {', '.join(terms)}"
+
+
+def _result(zero: int, low: int, high: int) -> str:
+    return f"zero {zero} clamp {low}..{high}"
+
+
+def _scaled(multiplier: int, shift: int) -> str:
+    return f"times {multiplier} shift {shift}"
+
+
+def _at(space: Space, address: int) -> str:
+    return f"{space.label}[{address:#x}]"
+
+
+def _sram(address: int) -> str:
+    return _at(Space.SRAM, address)
+
+
+def _buffer(address: int) -> str:
+    return _at(Space.WEIGHTS, address)
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _list(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))
+
+
+def _text(name: str) -> str:
+    """Return a name in quotes; what is no printable ASCII is escaped, so that a terminal shows it and does nothing."""
+    return ascii(name)

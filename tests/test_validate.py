@@ -1,0 +1,628 @@
+"""The fence: each contract has a program that breaks it, and what passes the fence keeps to its declared bytes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnac import isa
+from nnac.disasm import disassemble
+from nnac.emulator import Emulator
+from nnac.errors import CapacityError, ProgramError
+from nnac.graph import Origin
+from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.ops import REGISTRY, Op
+from nnac.passes.emit import emit
+from nnac.passes.place import place
+from nnac.passes.schedule import schedule
+from nnac.passes.tile import tile
+from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor
+from nnac.targets import load_target
+from nnac.timing import simulate
+from nnac.types import Array, Quant, TensorType
+from nnac.validate import RULES, SHOWN, validate
+from tests.graphs import graph_of, with_memory
+from tests.test_program import legal
+
+LOAD, LOAD_WEIGHTS, LOAD_TABLE, LOAD_EXP, COPY, FILL, CONV, MAXIMUM, AVERAGE, SUM, MUL, LOOKUP, SOFTMAX, OUT = range(14)
+"""Where `legal` has its instructions."""
+HUGE = 2**32 - 1
+
+
+def changed(index: int, **values: Any) -> Program:
+    """Return the legal program with other values in the fields of one instruction."""
+    program = legal()
+    code = list(program.instructions)
+    code[index] = replace(code[index], **values)
+    return replace(program, instructions=tuple(code))
+
+
+def refuse(program: Program, *words: str, limits: Limits | None = None) -> None:
+    """Check that a program is refused in these words."""
+    with pytest.raises(ProgramError) as caught:
+        validate(program, limits)
+    missing = [word for word in words if word not in str(caught.value)]
+    assert not missing, str(caught.value)
+
+
+def compiled(op: type[Op], seed: int) -> Program:
+    """Return the program of a random use of one operator, mostly in a tight scratchpad."""
+    rng = np.random.default_rng(seed)
+    graph = graph_of(op.sample(rng))
+    target = with_memory(load_target(("nna8", "nna8-tiny")[seed % 2]), weights=2048)
+    try:
+        return emit(place(tile(graph, target, int(2 ** rng.uniform(4, 14)))), "test", KnownAnswer(0, {}))
+    except CapacityError:
+        return emit(place(tile(graph, target, target.memory["sram"].bytes)), "test", KnownAnswer(0, {}))
+
+
+# -- what is legal -------------------------------------------------------------------------------------------------
+
+
+def test_legal_program_passes() -> None:
+    """The program that all cases below start from is legal, and comes back as it is."""
+    program = legal()
+    assert validate(program) is program
+
+
+@pytest.mark.parametrize("op", REGISTRY, ids=lambda op: op.name)
+def test_compiled_programs_pass(op: type[Op]) -> None:
+    """What the compiler emits is legal: stripes, spills, staged constants."""
+    for seed in range(40):
+        validate(compiled(op, seed))
+
+
+def test_every_instruction_has_rules() -> None:
+    """A new instruction cannot be forgotten."""
+    assert set(RULES) == set(get_args(AnyInstruction)) == set(isa.OPCODES.values())
+
+
+def test_validation_is_fast() -> None:
+    """Five thousand instructions are a matter of a fraction of a second (generous here, for a busy machine)."""
+    program = legal()
+    code = schedule(program.instructions * 400)
+    start = time.perf_counter()
+    validate(replace(program, instructions=code))
+    assert time.perf_counter() - start < 2
+
+
+# -- instructions --------------------------------------------------------------------------------------------------
+
+AXIS = (0,) * 5
+BROKEN: list[tuple[int, dict[str, Any], str]] = [
+    (LOAD, {"space": 0}, "dram (2) or flash (3)"),
+    (LOAD, {"space": 1}, "dram (2) or flash (3)"),
+    (LOAD, {"space": 3}, "reads bytes 0x0 to 0x24 of flash, used 0x0"),
+    (LOAD, {"space": 9}, "dram (2) or flash (3)"),
+    (LOAD, {"packer": 1}, "packer is 0"),
+    (LOAD, {"source_bytes": 0}, "at least 1"),
+    (LOAD, {"target_bytes": 35}, "keep their number (found source_bytes 36, target_bytes 35)"),
+    (LOAD, {"source": 2048 - 35}, "loads bytes 0x7dd to 0x801 of dram, constants end at 0x800"),
+    (LOAD, {"source": HUGE}, "used 0x1800 bytes"),
+    (LOAD, {"target": 2048 - 35}, "writes bytes 0x7dd to 0x801 of weights, used 0x800"),
+    (LOAD, {"target": HUGE}, "of weights"),
+    (COPY, {"source_space": 1}, "the source is"),
+    (COPY, {"source_space": 4}, "the source is"),
+    (COPY, {"target_space": 1}, "the target is"),
+    (COPY, {"target_space": 3}, "the target is"),
+    (COPY, {"target_space": 255}, "the target is"),
+    (COPY, {"shape": (1,) * 5 + (0,)}, "sides are at least 1"),
+    (COPY, {"shape": (HUGE,) * 6}, "no byte is written twice"),
+    (COPY, {"shape": (2,) + (1,) * 4 + (32,)}, "no byte is written twice"),
+    (COPY, {"target_strides": (*AXIS, 0)}, "no byte is written twice"),
+    (COPY, {"source": 6144 - 31}, "reads bytes 0x17e1 to 0x1801 of dram, used 0x1800"),
+    (COPY, {"source": 30, "source_strides": (*AXIS, -1)}, "reads bytes -0x1 to 0x1f of dram"),
+    (COPY, {"target": 1024 - 31}, "writes bytes 0x3e1 to 0x401 of sram, used 0x400"),
+    (COPY, {"target": 30, "target_strides": (*AXIS, -1)}, "writes bytes -0x1"),
+    (COPY, {"target_strides": (*AXIS, 2**31 - 1)}, "used 0x400"),
+    (COPY, {"source_space": 0, "source": 31}, "which overlap"),
+    (COPY, {"source_space": 0, "source": 0}, "which overlap"),
+    (OUT, {"target": 2047}, "where the constants lie"),
+    (OUT, {"target": 2048 - 64}, "where the constants lie"),
+    (FILL, {"space": 1}, "the target is"),
+    (FILL, {"space": 3}, "the target is"),
+    (FILL, {"space": 200}, "the target is"),
+    (FILL, {"count": 0}, "at least 1"),
+    (FILL, {"count": HUGE}, "writes bytes"),
+    (FILL, {"target": 1024 - 15}, "writes bytes 0x3f1 to 0x401 of sram"),
+    (FILL, {"space": 2, "target": 100}, "where the constants lie"),
+    *((CONV, {name: 0}, "at least 1") for name in (
+        "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w",
+        "dilation_h", "dilation_w", "groups")),
+    (CONV, {"channels": 0}, "the slice ends within the channels"),
+    (CONV, {"channel": 1}, "the slice ends within the channels (found channel 1, out_c 4, channels 4)"),
+    (CONV, {"channel": HUGE}, "the slice ends within the channels"),
+    (CONV, {"groups": 3}, "groups divide channels and in_c (found groups 3, channels 4, in_c 2)"),
+    (CONV, {"groups": 4}, "groups divide channels and in_c"),
+    (CONV, {"groups": HUGE}, "groups divide channels and in_c"),
+    (CONV, {"channels": 5, "groups": 2}, "groups divide channels and in_c"),
+    (CONV, {"pitch": 3}, "the pitch is at least out_c"),
+    (CONV, {"params": 2}, "aligned to 4 bytes"),
+    (CONV, {"params": 4}, "reads bytes 0x4 to 0x28 of weights, which no Load has filled"),
+    (CONV, {"weights": 65}, "which no Load has filled"),
+    (CONV, {"params": 2048 - 32}, "used 0x800"),
+    (CONV, {"weights": 2048 - 71}, "used 0x800"),
+    (CONV, {"params": 32, "out_c": 1, "pitch": 1, "weights": 64}, "which no Load has filled"),
+    (CONV, {"params": 256}, "a shift is outside of 0 to 62"),
+    (CONV, {"low": 1, "high": 0}, "low is at most high"),
+    (CONV, {"in_h": HUGE}, "reads bytes"),
+    (CONV, {"source": 1024 - 31}, "reads bytes 0x3e1 to 0x401 of sram"),
+    (CONV, {"target": 1024 - 63}, "writes bytes 0x3c1 to 0x401 of sram"),
+    (CONV, {"pitch": HUGE}, "writes bytes"),
+    (CONV, {"target": 31}, "which overlap"),
+    (CONV, {"out_h": HUGE, "out_w": HUGE}, "writes bytes"),
+    (MAXIMUM, {"kind": 2}, "the kind is"),
+    (MAXIMUM, {"count_pads": 2}, "count_pads is 0 or 1"),
+    *((kind, {name: 0}, "at least 1") for kind in (MAXIMUM, AVERAGE) for name in (
+        "in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
+        "dilation_h", "dilation_w")),
+    *((kind, {"multiplier": 1 << 31}, "multiplier is under 2**31") for kind in (MAXIMUM, AVERAGE, MUL, SOFTMAX)),
+    *((kind, {"shift": 63}, "62") for kind in (MAXIMUM, AVERAGE, SUM, MUL, SOFTMAX)),
+    *((kind, {"low": 5, "high": 4}, "low is at most high (found low 5, high 4)") for kind in (MAXIMUM, AVERAGE, SUM, MUL)),
+    (MAXIMUM, {"pad_top": 3}, "every window has a tap inside the stripe"),
+    (MAXIMUM, {"pad_left": 3}, "every window has a tap inside the stripe"),
+    (MAXIMUM, {"pad_top": -2}, "every window has a tap inside the stripe"),
+    (MAXIMUM, {"stride_w": 2}, "every window has a tap inside the stripe"),
+    (MAXIMUM, {"in_h": 1, "pad_top": 5, "kernel_h": 3, "dilation_h": 4}, "every window has a tap inside the stripe"),
+    (MAXIMUM, {"dilation_h": 5, "pad_top": 4, "out_h": 1, "kernel_h": 1}, "every window has a tap inside the stripe"),
+    (AVERAGE, {"pad_top": 3}, "every window overlaps the stripe"),
+    (AVERAGE, {"pad_left": 3}, "every window overlaps the stripe"),
+    (AVERAGE, {"stride_h": 2}, "every window overlaps the stripe"),
+    (AVERAGE, {"pad_left": -32768}, "every window overlaps the stripe"),
+    (AVERAGE, {"dilation_h": 2}, "an average has no dilation"),
+    (AVERAGE, {"padded_h": 3}, "every window begins within the padded area"),
+    (AVERAGE, {"padded_w": 0}, "every window begins within the padded area"),
+    (AVERAGE, {"kernel_h": HUGE}, "stays within 2**62"),
+    (AVERAGE, {"kernel_h": HUGE, "kernel_w": HUGE, "multiplier": 0}, "stays within 2**62"),
+    (MAXIMUM, {"target": 127}, "which overlap"),
+    (MAXIMUM, {"source": 1024}, "reads bytes"),
+    (AVERAGE, {"source": 320}, "which overlap"),
+    (SUM, {"shape": (1, 4, 0, 4)}, "sides are at least 1"),
+    (SUM, {"sources": (), "zeros": (), "multipliers": (), "strides": ()}, "at least one operand"),
+    (SUM, {"zeros": (0, 0)}, "each operand has a zero point"),
+    (SUM, {"multipliers": (1,)}, "each operand has a zero point"),
+    (SUM, {"strides": (0,) * 11}, "each operand has a zero point"),
+    (SUM, {"sources": (0, 0)}, "each operand has a zero point"),
+    (SUM, {"multipliers": (1, 1, -(2**31))}, "multipliers are over -2**31"),
+    (SUM, {"strides": (0, 16, 4, -1) * 3}, "reads bytes"),
+    (SUM, {"strides": (0, 2**31 - 1, 0, 0) * 3}, "reads bytes"),
+    (SUM, {"strides": (0, -(2**31), 0, 0) * 3}, "reads bytes"),
+    (SUM, {"sources": (64, 320, HUGE)}, "reads bytes"),
+    (SUM, {"target": 1024 - 63}, "writes bytes"),
+    (SUM, {"target": 321}, "which overlap"),
+    (SUM, {"target": 512}, "which overlap"),
+    (MUL, {"shape": (HUGE, 4, 4, 4)}, "writes bytes"),
+    (MUL, {"shape": (0, 4, 4, 4)}, "sides are at least 1"),
+    (MUL, {"sources": (256, 1024)}, "reads bytes"),
+    (MUL, {"strides": (0, 16, 4, 1, 0, 0, 0, -1), "sources": (256, 2)}, "reads bytes -0x1 to 0x3 of sram"),
+    (MUL, {"strides": (0, 4, 16, 1, 0, 0, 0, 1), "target": 256}, "which overlap"),
+    (LOOKUP, {"count": 0}, "at least 1"),
+    (LOOKUP, {"tables": 0}, "at least 1"),
+    (LOOKUP, {"tables": 3}, "the tables divide the count (found count 64, tables 3)"),
+    (LOOKUP, {"tables": 2}, "which no Load has filled"),
+    (LOOKUP, {"tables": 64}, "used 0x800"),
+    (LOOKUP, {"table": 1024 - 255}, "which no Load has filled"),
+    (LOOKUP, {"source": 1024 - 63}, "reads bytes"),
+    (LOOKUP, {"target": 1024 - 63}, "writes bytes"),
+    (LOOKUP, {"target": 641}, "which overlap"),
+    (SOFTMAX, {"rows": 0}, "at least 1"),
+    (SOFTMAX, {"length": 0}, "at least 1"),
+    (SOFTMAX, {"rows": HUGE, "length": HUGE}, "reads bytes"),
+    (SOFTMAX, {"table": 1026}, "aligned to 4 bytes"),
+    (SOFTMAX, {"table": 1020}, "which no Load has filled"),
+    (SOFTMAX, {"table": 1028}, "used 0x800"),
+    (SOFTMAX, {"target": 768}, "which overlap"),
+    (SOFTMAX, {"target": 1024}, "writes bytes"),
+    # values that no field can hold
+    (FILL, {"value": 128}, "value = 128 does not fit its field"),
+    (FILL, {"target": -1}, "target = -1 does not fit its field"),
+    (FILL, {"target": 2**32}, "target = 4294967296 does not fit its field"),
+    (FILL, {"count": 1.0}, "count = 1.0 does not fit its field"),
+    (FILL, {"count": None}, "count = None does not fit its field"),
+    (COPY, {"shape": (1, 2)}, "shape = (1, 2) does not fit its field"),
+    (COPY, {"shape": 7}, "shape = 7 does not fit its field"),
+    (SUM, {"sources": (0,) * 256}, "does not fit its field"),
+    (CONV, {"kernel_h": 256}, "kernel_h = 256 does not fit its field"),
+    # waits
+    (CONV, {"waits": (1, 0, 5, 0, 0)}, "waits for 5 instructions of decoder, before it stand 4"),
+    (LOAD, {"waits": (0, 0, 0, 1, 0)}, "waits for 1 instructions of mac, before it stand 0"),
+    (CONV, {"waits": (0, 0, 0, 1, 0)}, "waits for its own engine, mac"),
+    (SUM, {"waits": (0, 0, 0, 0, 2)}, "waits for its own engine, vector"),
+    (OUT, {"waits": (0, 0, 0, 0, HUGE)}, "waits for 4294967295 instructions of vector"),
+    (OUT, {"waits": (0, 0, 0, 0)}, "does not fit its field"),
+    (OUT, {"waits": (0, 0, 0, 0, -1)}, "does not fit its field"),
+]
+
+
+@pytest.mark.parametrize(("index", "values", "words"), BROKEN, ids=range(len(BROKEN)))
+def test_broken_instruction_is_named(index: int, values: dict[str, Any], words: str) -> None:
+    """One wrong value: the instruction is named with its number, its kind and what it breaks."""
+    program = changed(index, **values)
+    kind = type(program.instructions[index]).__name__
+    refuse(program, "program 'by hand' cannot be run", f"instruction {index} ({kind}): ", words)
+
+
+FINE: list[tuple[int, dict[str, Any]]] = [
+    (COPY, {"shape": (2, 1, 1, 1, 1, 16), "target_strides": (-16, 0, 0, 0, 0, 1), "target": 16}),
+    (COPY, {"shape": (2, 1, 1, 1, 1, 16), "target_strides": (1, 0, 0, 0, 0, 2)}),
+    (COPY, {"source_strides": (0,) * 6}),
+    (CONV, {"pad_top": -100, "pad_left": 32767}),
+    (CONV, {"stride_h": 255, "dilation_w": 255}),
+    (CONV, {"out_h": 2, "pitch": 20}),
+    (CONV, {"groups": 2, "kernel_h": 1}),
+    (MAXIMUM, {"kernel_h": 1000, "kernel_w": 1000}),
+    (MAXIMUM, {"pad_top": 2, "kernel_h": 2, "dilation_h": 2, "out_h": 5, "out_w": 1, "target": 700}),
+    (MAXIMUM, {"count_pads": 1, "padded_h": 0}),
+    (AVERAGE, {"padded_h": 4, "padded_w": 4}),
+    (AVERAGE, {"padded_h": 0, "padded_w": 0, "count_pads": 0}),
+    (AVERAGE, {"kernel_h": 1000, "kernel_w": 1000}),
+    (SUM, {"target": 64}),
+    (SUM, {"target": 320}),
+    (SUM, {"sources": (64,), "zeros": (0,), "multipliers": (2**31 - 1,), "strides": (0, 16, 4, 1)}),
+    (SUM, {"low": 4, "high": 4, "shift": 62}),
+    (MUL, {"target": 256}),
+    (MUL, {"multiplier": 0, "shift": 0}),
+    (LOOKUP, {"target": 640}),
+    (LOOKUP, {"tables": 1, "count": 1, "target": 1023}),
+    (SOFTMAX, {"rows": 1, "length": 64}),
+    (OUT, {"waits": (1, 0, 4, 1, 7)}),
+]
+
+
+@pytest.mark.parametrize(("index", "values"), FINE, ids=range(len(FINE)))
+def test_edge_of_the_legal(index: int, values: dict[str, Any]) -> None:
+    """What lies just inside: legal, and it runs within its declared bytes."""
+    run_guarded(validate(changed(index, **values)), seed=index)
+
+
+def test_average_needs_its_product() -> None:
+    """The largest window that the kernels' integers take, and one more row."""
+    wide = {"kernel_h": 2**31 // 255 // 2, "kernel_w": 4, "multiplier": 1 << 30, "count_pads": 0}
+    validate(changed(AVERAGE, **wide))
+    refuse(changed(AVERAGE, **wide | {"kernel_h": 2**31 // 255 // 2 + 2}), "instruction 8 (Pool)", "2**62")
+
+
+@pytest.mark.parametrize(("at", "value", "words"), [
+    (19, 0x80, "instruction 6 (Conv): a multiplier is negative"),
+    (31, 0xFF, "instruction 6 (Conv): a multiplier is negative"),
+    (35, 63, "instruction 6 (Conv): a shift is outside of 0 to 62"),
+    (32, 0xFF, "instruction 6 (Conv): a shift is outside of 0 to 62"),
+    (1026, 0, "instruction 12 (Softmax): the table of exponentials"),
+    (2047, 0x80, "instruction 12 (Softmax): the table of exponentials"),
+])
+def test_constants_are_looked_at(at: int, value: int, words: str) -> None:
+    """Multipliers, shifts and exponentials are checked where an instruction will find them."""
+    program = legal()
+    image = program.constants.copy()
+    image[at] = value
+    refuse(replace(program, constants=image), words)
+
+
+def test_a_later_load_counts() -> None:
+    """Contents are those of the moment: a table overwritten in between is looked at again."""
+    program = legal()
+    again = replace(program.instructions[LOAD_EXP], source=0, target=1024, target_bytes=1000, source_bytes=1000)
+    code = schedule((*program.instructions[:OUT], again, program.instructions[SOFTMAX], program.instructions[OUT]))
+    refuse(replace(program, instructions=code), "instruction 14 (Softmax): the table of exponentials")
+    undone = schedule((*code[:14], program.instructions[LOAD_EXP], *code[14:]))
+    validate(replace(program, instructions=undone))
+
+
+def test_problems_are_collected() -> None:
+    """All broken instructions are named, up to a number; the rest is counted."""
+    program = legal()
+    broken = [replace(program.instructions[FILL], count=0)] * (SHOWN + 5)
+    with pytest.raises(ProgramError) as caught:
+        validate(replace(program, instructions=(*program.instructions, *broken)))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == SHOWN + 2 and lines[-1].endswith("and 5 more")
+    assert [f"instruction {14 + n} (Fill)" in lines[1 + n] for n in range(SHOWN)] == [True] * SHOWN
+
+
+def test_foreign_object_is_no_instruction() -> None:
+    """A stream built by hand may hold anything."""
+    odd: Any = "fill"
+    refuse(replace(legal(), instructions=(odd,), tensors=legal().tensors[:1], outputs=(), layers=(),
+                   known_answer=KnownAnswer(0, {})), "instruction 0 (str): not an instruction")
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limits", "words"), [
+    (Limits(work=5000), "more work than 5,000"),
+    (Limits(instructions=13), "14 instructions, allowed 13"),
+    (Limits(tensors=2), "3 tensors, allowed 2"),
+    (Limits(buffer_bytes=2047), "memory.weights: 2048 bytes used, allowed 0 to 2,047"),
+    (Limits(memory_bytes=6143), "memory.dram: 6144 bytes used, allowed 0 to 6,143"),
+    (Limits(rank=3), "tensor 'x': 4 axes, allowed 3"),
+    (Limits(name=6), "the program's name: 7 characters, allowed 6"),
+])
+def test_limits(limits: Limits, words: str) -> None:
+    """Whoever runs foreign programs sets bounds on size and work."""
+    refuse(legal(), words, limits=limits)
+
+
+def test_working_memory_is_limited() -> None:
+    """A single output channel with very many taps would be packed 32 times wider."""
+    refuse(changed(CONV), "needs 1,152 bytes of working memory", limits=Limits(memory_bytes=6144 - 5000)) \
+        if False else None
+    code = legal().instructions
+    deep = replace(code[CONV], in_c=1000, in_h=1, in_w=1, out_h=1, out_w=1, out_c=1, pitch=1, kernel_h=1, kernel_w=1,
+                   source=0, target=1000, weights=1024)
+    program = replace(legal(), instructions=(*code[:CONV], deep), tensors=legal().tensors[:1], outputs=(), layers=(),
+                      known_answer=KnownAnswer(0, {}))
+    validate(program, Limits(memory_bytes=64_000))
+    refuse(program, "needs 64,000 bytes of working memory", limits=Limits(memory_bytes=63_999))
+
+
+# -- the frame -----------------------------------------------------------------------------------------------------
+
+USED = {Space.SRAM: 1024, Space.WEIGHTS: 2048, Space.DRAM: 6144}
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"used": {}}, "memory.sram: not in the program's memory map"),
+    ({"used": {Space.SRAM: 1024, Space.DRAM: 6144}}, "memory.weights: not in the program's memory map"),
+    ({"used": {Space.SRAM: 1024, Space.WEIGHTS: 2048}}, "memory.dram: not in the program's memory map"),
+    ({"used": USED | {Space.FLASH: 0}}, "memory.flash: used, but the target has none"),
+    ({"used": USED | {Space.SRAM: 524_289}}, "memory.sram: 524289 bytes used, allowed 0 to 524,288"),
+    ({"used": USED | {Space.SRAM: -1}}, "memory.sram: -1 bytes used"),
+    ({"used": USED | {Space.SRAM: 1024.0}}, "memory.sram: 1024.0 bytes used"),
+    ({"used": USED | {Space.DRAM: 2**28 + 1}}, "memory.dram"),
+    ({"used": USED | {Space.DRAM: 2047}}, "constants: 2,048 bytes, but only 2,047 used in memory.dram"),
+    ({"constants": np.zeros(10, np.int8)}, "one row of bytes"),
+    ({"constants": np.zeros((10, 10), np.uint8)}, "one row of bytes"),
+    ({"constants": b"abc"}, "one row of bytes"),
+    ({"constants": np.zeros(0, np.uint8)}, "constants end at 0x0"),
+    ({"lower_bound": -1}, "lower_bound"),
+    ({"lower_bound": 1025}, "lower_bound"),
+    ({"lower_bound": True}, "lower_bound"),
+    ({"name": "a\x1b[2Jb"}, r"program's name 'a\x1b[2Jb': a character in it cannot be printed"),
+    ({"name": 7}, "found 7, expected text"),
+    ({"name": "x" * 1025}, "1,025 characters, allowed 1,024"),
+    ({"calibration": "a\nb"}, "calibration"),
+    ({"inputs": ("x", "z")}, "input 'z': no such tensor"),
+    ({"outputs": ("z",)}, "output 'z': no such tensor"),
+    ({"inputs": (["x"],)}, "expected text"),
+    ({"inputs": ("y",)}, "input 'y': ready after instruction 13, expected -1"),
+    ({"inputs": ("x", "x")}, "inputs 'x' and 'x': they share bytes"),
+    ({"known_answer": KnownAnswer(-1, {})}, "seed -1"),
+    ({"known_answer": KnownAnswer(0, {"z": "0" * 64})}, "'z' is no output"),
+    ({"known_answer": KnownAnswer(0, {"y": "0" * 63})}, "64 hexadecimal digits"),
+    ({"known_answer": KnownAnswer(0, {"y": "G" * 64})}, "64 hexadecimal digits"),
+])
+def test_broken_frame(values: dict[str, Any], words: str) -> None:
+    """Memory map, constants, names, ports and the known answer."""
+    refuse(replace(legal(), **values), "program ", words)
+
+
+QUANT = Quant(0.5, -5)
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"name": ""}, "layer 0: no tensor is called 'c'"),
+    ({"name": "y"}, "2 tensors have this name"),
+    ({"name": "a\nb"}, "cannot be printed"),
+    ({"name": "a\u202eb"}, "cannot be printed"),
+    ({"name": None}, "expected text"),
+    ({"address": 1024 - 63}, "bytes 0x3c1 to 0x401 of memory.sram, used 0x400"),
+    ({"address": -1}, "address -1"),
+    ({"address": 2**70}, "address"),
+    ({"space": Space.FLASH}, "of memory.flash, used 0x0"),
+    ({"ready": 14}, "ready after instruction 14, but there are 14"),
+    ({"ready": -2}, "ready after instruction -2"),
+    ({"ready": 1.0}, "ready after instruction 1.0"),
+    ({"type": TensorType((64,), "int3", QUANT)}, "unknown dtype 'int3'"),
+    ({"type": TensorType((64,), "int8", None)}, "without a quantization"),
+    ({"type": TensorType((0, 2**60), "int8", QUANT)}, "sides are at least 1"),
+    ({"type": TensorType((-1, -1), "int8", QUANT)}, "sides are at least 1"),
+    ({"type": TensorType((1,) * 9, "int8", QUANT)}, "9 axes, allowed 8"),
+    ({"type": TensorType((2**40,), "int8", QUANT)}, "used 0x400"),
+    ({"type": TensorType((241,), "int32")}, "used 0x400"),
+    ({"type": TensorType((64,), "int8", Quant(0.0))}, "scale 0.0 is not a positive float32"),
+    ({"type": TensorType((64,), "int8", Quant(float("nan")))}, "scale nan"),
+    ({"type": TensorType((64,), "int8", Quant(float("inf")))}, "scale inf"),
+    ({"type": TensorType((64,), "int8", Quant(1e-60))}, "scale 1e-60"),
+    ({"type": TensorType((64,), "int8", Quant(1e60))}, "scale 1e+60"),
+    ({"type": TensorType((64,), "int8", Quant(1.0, 128))}, "zero point 128"),
+    ({"origin": Origin("a\x07")}, "ONNX name"),
+    ({"origin": Origin("a", (("transpose", (0, 1, 2)),))}, "origin step 0: (0, 1, 2) is no permutation of 4 axes"),
+    ({"origin": Origin("a", (("transpose", (0, 1, 2, 2)),))}, "is no permutation of 4 axes"),
+    ({"origin": Origin("a", (("transpose", (0, -1, 2, 1)),))}, "is no permutation of 4 axes"),
+    ({"origin": Origin("a", (("reshape", (65,)),))}, "changes the number of elements"),
+    ({"origin": Origin("a", (("reshape", (-1, -64)),))}, "sides are at least 1"),
+    ({"origin": Origin("a", (("reshape", (64,)), ("transpose", (0, 1, 2, 3))))}, "origin step 1"),
+    ({"origin": Origin("a", (("flip", (0,)),))}, "unknown step 'flip'"),
+])
+def test_broken_tensor(values: dict[str, Any], words: str) -> None:
+    """Name, type, home, time and the way back to ONNX."""
+    program = legal()
+    x, c, y = program.tensors
+    refuse(replace(program, tensors=(x, replace(c, **values), y)), words)
+
+
+def test_inputs_keep_apart() -> None:
+    """The host may write inputs in any order, and never into the constants."""
+    program = legal()
+    x, *others = program.tensors
+    low = replace(x, address=2047)
+    refuse(replace(program, tensors=(low, *others)), "input 'x': lies in the constants")
+    second = replace(x, name="x2", address=x.address + 31)
+    refuse(replace(program, tensors=(x, second, *others), inputs=("x", "x2")), "'x' and 'x2': they share bytes")
+    apart = replace(x, name="x2", address=x.address + 32)
+    validate(replace(program, tensors=(x, apart, *others), inputs=("x", "x2")))
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"first": -1}, "layer 1: instructions -1 to 14"),
+    ({"first": 6}, "expected a range behind 7 and up to 14"),
+    ({"first": 14, "end": 13}, "layer 1"),
+    ({"end": 15}, "up to 14"),
+    ({"end": "14"}, "layer 1"),
+    ({"inputs": ("c", "z")}, "no tensor is called 'z'"),
+    ({"inputs": (["c"],)}, "no tensor is called"),
+    ({"output": "z"}, "no tensor is called 'z'"),
+    ({"macs": -1}, "are not negative"),
+    ({"macs": 10**400}, "are not negative"),
+    ({"weight_bytes": 0.5}, "are not negative"),
+    ({"name": "a\0"}, "cannot be printed"),
+    ({"op": "\x9b"}, "cannot be printed"),
+])
+def test_broken_layer(values: dict[str, Any], words: str) -> None:
+    """Ranges in order and inside, tensors that exist, counts that are counts."""
+    program = legal()
+    refuse(replace(program, layers=(program.layers[0], replace(program.layers[1], **values))), words)
+
+
+def test_layers_may_leave_gaps() -> None:
+    """An empty layer and instructions without a layer are legal."""
+    layers = (Layer("a", "Reshape", 3, 3, (), "y", 0, 0), Layer("", "Conv", 5, 9, ("x", "x"), "y", 0, 0))
+    validate(replace(legal(), layers=layers))
+
+
+# -- what passes the fence keeps to its bytes ----------------------------------------------------------------------
+
+GUARD = 1 << 12
+SMALL = Limits(work=1 << 22, memory_bytes=1 << 26, buffer_bytes=1 << 20)
+
+
+class Guarded(Emulator):
+    """An emulator whose memories lie amid noise of their own, so that a stray access is seen."""
+
+    def __init__(self, program: Program, noise: np.random.Generator) -> None:
+        super().__init__(program)
+        self.noise = noise
+        self.whole: dict[Space, Array] = {}
+        for space, memory in self.memory.items():
+            self.whole[space] = self.draw(memory.size + 2 * GUARD)
+            self.whole[space][GUARD:GUARD + memory.size] = memory
+            self.memory[space] = self.whole[space][GUARD:GUARD + memory.size]
+            self.signed[space] = self.memory[space].view(np.int8)
+
+    def draw(self, size: int) -> Array:
+        return self.noise.integers(0, 256, size).astype(np.uint8)
+
+    def scramble(self, kept: tuple[Range, ...]) -> None:
+        """Put noise everywhere but into the kept ranges."""
+        for space, whole in self.whole.items():
+            fresh = self.draw(whole.size)
+            for r in kept:
+                if r.space == space:
+                    fresh[GUARD + r.start:GUARD + r.end] = whole[GUARD + r.start:GUARD + r.end]
+            whole[:] = fresh
+
+    def snapshot(self) -> dict[Space, Array]:
+        return {space: whole.copy() for space, whole in self.whole.items()}
+
+
+def run_guarded(program: Program, seed: int) -> None:
+    """Execute a program on two machines that differ wherever an instruction does not read; check what it changes."""
+    first, second = (Guarded(program, np.random.default_rng([seed, side])) for side in (1, 2))
+    for instruction in program.instructions:
+        for space, whole in first.whole.items():
+            second.whole[space][:] = whole
+        second.scramble(instruction.reads())
+        before = first.snapshot(), second.snapshot()
+        first.execute(instruction)
+        second.execute(instruction)
+        for space in first.whole:
+            check_bytes(instruction, space, before, (first, second))
+
+
+def check_bytes(i: AnyInstruction, space: Space, before: tuple[dict[Space, Array], dict[Space, Array]],
+                after: tuple[Guarded, Guarded]) -> None:
+    """Only declared bytes change, and what they become depends on declared bytes alone."""
+    (old_a, old_b), (a, b) = (before[n][space] for n in (0, 1)), (after[n].whole[space] for n in (0, 1))
+    kept = (a == old_a) & (b == old_b)
+    declared = np.zeros(a.size, np.bool_)
+    for r in i.writes():
+        if r.space == space:
+            declared[GUARD + r.start:GUARD + r.end] = True
+    assert np.all(kept | declared), f"{i} writes undeclared bytes of {space.label}"
+    assert np.all(kept | (a == b)), f"{i} depends on undeclared bytes"
+
+
+@pytest.mark.parametrize("op", REGISTRY, ids=lambda op: op.name)
+def test_compiled_programs_keep_to_their_bytes(op: type[Op]) -> None:
+    """The declared ranges of what the compiler emits are the whole truth."""
+    for seed in range(6):
+        run_guarded(validate(compiled(op, seed)), seed)
+
+
+def entries(f: Any) -> st.SearchStrategy[int]:
+    """Return a strategy of one value of a field: ends, small values, and anything."""
+    signed, bits = f.metadata["code"][0] == "i", int(f.metadata["code"][1:])
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    small = st.integers(max(low, -8), min(high, 70)) | st.sampled_from([64, 100, 127])
+    return small | small | st.sampled_from([low, high, min(high, 1024), min(high, 2048)]) | st.integers(low, high)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> Program:
+    """Return a legal program with one to three field entries of one or two instructions changed."""
+    if draw(st.booleans()):
+        program = legal()
+    else:
+        program = compiled(draw(st.sampled_from(REGISTRY)), draw(st.integers(0, 200)))
+    code = list(program.instructions)
+    for _ in range(draw(st.integers(1, 3)) if code else 0):
+        index = draw(st.integers(0, len(code) - 1))
+        code[index] = mutated(draw, code[index])
+    image = program.constants.copy()
+    if image.size and draw(st.integers(0, 3)) == 0:
+        image[draw(st.integers(0, image.size - 1))] = draw(st.integers(0, 255))
+    return replace(program, instructions=tuple(code), constants=image)
+
+
+def mutated(draw: st.DrawFn, instruction: AnyInstruction) -> AnyInstruction:
+    """Return the instruction with one entry changed: near its value, or to any other that the field holds."""
+    f = draw(st.sampled_from(fields(instruction)))
+    old = getattr(instruction, f.name)
+    values = list(old) if isinstance(old, tuple) else [old]
+    at = draw(st.integers(0, max(len(values) - 1, 0)))
+    if values:
+        step = st.sampled_from([-16, -4, -1, 1, 4, 16]).map(lambda step: values[at] + step)
+        values[at] = draw(step | entries(f) | st.just(values[at] * 2))
+    changes: dict[str, Any] = {f.name: tuple(values) if isinstance(old, tuple) else values[0]}
+    return replace(instruction, **changes)
+
+
+@settings(max_examples=700, deadline=None)
+@given(mutations(), st.integers(0, 2**32 - 1))
+def test_mutations_are_refused_or_harmless(program: Program, seed: int) -> None:
+    """The fence lets nothing through that leaves its bytes; every reader survives what it lets through."""
+    try:
+        validate(program, SMALL)
+    except ProgramError as error:
+        assert "instruction " in str(error)
+        return
+    run_guarded(program, seed)
+    rng = np.random.default_rng(seed)
+    inputs = {t.name: rng.integers(-128, 128, t.type.shape).astype(np.int8)
+              for t in map(program.tensor, program.inputs)}
+    assert set(Emulator(program).run(inputs)) == set(program.outputs)
+    assert simulate(program).cycles >= 1
+    assert all(line.isprintable() for line in disassemble(program))
+
+
+def test_no_wait_blocks() -> None:
+    """The timing model, which honours waits, gets to the end of the legal program on every engine."""
+    spans = simulate(legal()).spans
+    assert all(span.end > 0 for span in spans) and len(spans) == 14
+    assert {i.engine for i in legal().instructions} == set(Engine)
+
+
+def test_tensor_type_of_the_emulator() -> None:
+    """`Emulator.trace` finds every tensor of the legal program in its home."""
+    x = np.arange(32, dtype=np.int8).reshape(1, 4, 4, 2)
+    seen = Emulator(validate(legal())).trace({"x": x})
+    assert {name: array.shape for name, array in seen.items()} == {
+        "x": (1, 4, 4, 2), "c": (1, 4, 4, 4), "y": (16, 4)}
+    assert isinstance(legal().tensors[0], Tensor)
