@@ -121,16 +121,16 @@ def facts(rows: Mapping[str, object]) -> Table:
     """Return pairs of name and text, one line each."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column()
     for name, value in rows.items():
-        table.add_row(name, Text(printable(value)))
+        table.add_row(name, _name(value))
     return table
 
 
 def layers(timeline: Timeline, limit: int) -> Table:
     """Return the layers that the program waits longest for."""
     rows = sorted(timeline.layers, key=lambda row: -row.critical)[:limit]
-    table = _table("worst layers", "op", ">cycles", ">share", "bound by", ">utilisation")
+    table = _table("worst layers", "op", ">cycles", ">share", "<bound by", ">utilisation")
     for row in rows:
         table.add_row(*_layer(row, timeline.cycles))
     return table
@@ -143,7 +143,7 @@ def _layer(row: LayerTime, cycles: int) -> tuple[Cell, ...]:
 
 def traffic(timeline: Timeline) -> Table:
     """Return the bytes that cross the port of each memory, and what for."""
-    table = _table("traffic", ">bytes", "of which")
+    table = _table("<traffic", ">bytes", "~of which")
     for memory, purposes in by_memory(timeline.traffic).items():
         parts = ", ".join(f"{purpose} {count:,}" for purpose, count in purposes.items())
         table.add_row(BUFFER.get(memory, memory), f"{sum(purposes.values()):,}", parts)
@@ -178,7 +178,7 @@ def header(program: Program, blob_bytes: int, digest: str) -> Table:
 
 def interface(program: Program) -> Table:
     """Return inputs and outputs with their quantization and their homes."""
-    table = _table("inputs", "ONNX shape", "device shape", ">scale", ">zero", "address")
+    table = _table("inputs", "<ONNX shape", "<device shape", ">scale", ">zero", "<address")
     for name in program.inputs:
         table.add_row(*_port(program.tensor(name)))
     table.add_row(Text("outputs", "bold"))
@@ -204,7 +204,7 @@ def onnx_shape(tensor: Tensor) -> tuple[int, ...]:
 
 def memory_map(program: Program) -> Table:
     """Return used and available bytes of every memory."""
-    table = _table("memory", ">used", ">available", ">share")
+    table = _table("<memory", ">used", ">available", ">share")
     for space in (space for space in Space if space.label in program.target.memory):
         used, available = program.used.get(space, 0), program.target.memory[space.label].bytes
         table.add_row(BUFFER.get(space.label, space.label), f"{used:,}", f"{available:,}", f"{used / available:.1%}")
@@ -213,7 +213,7 @@ def memory_map(program: Program) -> Table:
 
 def tensors(program: Program) -> Table:
     """Return all tensors of the program in their homes."""
-    table = _table("tensor", "ONNX tensor", "shape", ">scale", ">zero", "address")
+    table = _table("tensor", "ONNX tensor", "<shape", ">scale", ">zero", "<address")
     for tensor in program.tensors:
         origin = tensor.origin.name if tensor.origin else ""
         table.add_row(_name(tensor.name), _name(origin), _shape(tensor.type.shape), *_quant(tensor))
@@ -222,7 +222,7 @@ def tensors(program: Program) -> Table:
 
 def arrays(found: Mapping[str, Array]) -> Table:
     """Return name, shape, dtype and range of arrays."""
-    table = _table("output", "shape", "dtype", ">min", ">max")
+    table = _table("output", "<shape", "<dtype", ">min", ">max")
     for name, array in found.items():
         table.add_row(_name(name), _shape(array.shape), str(array.dtype), f"{array.min():.6g}", f"{array.max():.6g}")
     return table
@@ -264,15 +264,15 @@ def _decibel(value: float) -> str:
 
 def targets(known: Iterable[Target]) -> Table:
     """Return names and descriptions of targets."""
-    table = _table("target", "~")
+    table = _table("<target", "~")
     for target in known:
-        table.add_row(_name(target.name), _name(target.description))
+        table.add_row(_name(target.name), Text(printable(target.description)))
     return table
 
 
 def figures(target: Target) -> Group:
     """Return every figure of a target with its unit and meaning."""
-    table = _table("figure", "value", "~meaning")
+    table = _table("<figure", "<value", "~meaning")
     for entry, value, unit, meaning in explain(target):
         shown = printable(f"{value} {unit}".rstrip())
         table.add_row(entry, *((shown, meaning) if len(shown) <= SHORT else ("", f"{meaning}: {shown}")))
@@ -281,7 +281,7 @@ def figures(target: Target) -> Group:
 
 def operators(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> Table:
     """Return the supported operators: ONNX name, what it becomes, what is supported."""
-    table = _table("ONNX operator", "~becomes", "~supported if")
+    table = _table("<ONNX operator", "~becomes", "~supported if")
     for name, becomes, sentences in rows:
         table.add_row(name, becomes, "; ".join(sentences))
     return table
@@ -289,7 +289,8 @@ def operators(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> Table:
 
 def operators_markdown(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
     """Return the supported operators as a Markdown table."""
-    lines = [f"| `{name}` | {becomes} | {'; '.join(sentences)} |" for name, becomes, sentences in rows]
+    cells = ((f"`{name}`", becomes, "; ".join(sentences).replace("|", r"\|")) for name, becomes, sentences in rows)
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(["| ONNX operator | becomes | supported if |", "| --- | --- | --- |", *lines])
 
 
@@ -369,19 +370,18 @@ def _amount(instruction: isa.AnyInstruction) -> dict[str, int]:
 
 
 def _table(*titles: str) -> Table:
-    """Return an empty table: columns titled ">..." hold numbers, "~..." running text that goes on in the next line.
-
-    In other columns, what does not fit is cut with an ellipsis.
+    """Return an empty table of columns titled "<..." or ">..." (figures, aligned left or right, never cut), or without
+    a mark (names, cut where the table is too wide), or "~..." (running text, that goes on in the next line).
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in titles:
-        table.add_column(title.lstrip(">~"), justify="right" if title.startswith(">") else "left",
-                         no_wrap=not title.startswith("~"), overflow="ellipsis")
+        table.add_column(title.lstrip("<>~"), justify="right" if title.startswith(">") else "left",
+                         no_wrap=title.startswith(("<", ">")))
     return table
 
 
-def _name(name: str) -> Text:
-    return Text(printable(name))
+def _name(name: object) -> Text:
+    return Text(printable(name), no_wrap=True, overflow="ellipsis")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

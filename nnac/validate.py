@@ -479,34 +479,23 @@ class _Stream:
 
     def __init__(self, program: Program, limits: Limits) -> None:
         self.program, self.limits = program, limits
-        self.queued = Counter(i.engine for i in program.instructions)
         self.work = 0
         self.buffer = np.zeros(program.used[Space.WEIGHTS], np.uint8)
         self.filled = np.zeros(self.buffer.size, np.bool_)
         self.seen: set[tuple[object, ...]] = set()
         self.sure = True
-        """Everything so far was legal, so that waits and the weight buffer's contents can be told."""
+        """All ranges so far were legal, so that order and the weight buffer's contents can be told."""
 
     def problems(self) -> Iterator[str]:
         for index, instruction in enumerate(self.program.instructions):
             problem = self._problem(instruction)
             if problem is not None:
-                yield f"instruction {index} ({type(instruction).__name__}): {problem}"
+                yield f"{_where(index, instruction)}: {problem}"
             if self.work > self.limits.work:
                 yield f"instruction {index}: more work than {self.limits.work:,} elements and products up to here"
                 return
         if self.sure:
-            yield from self._order_problems()
-
-    def _order_problems(self) -> Iterator[str]:
-        """Yield where tokens block for ever, or leave two accesses to the same bytes without an order."""
-        instructions = self.program.instructions
-        for index, (needs, known) in enumerate(zip(dependencies(instructions), known_before(instructions), strict=True)):
-            where = f"instruction {index} ({type(instructions[index]).__name__})"
-            if known is None:
-                yield f"{where}: can never start: its wait tokens go round in a circle"
-            elif missing := [Engine(e).label for e, (n, k) in enumerate(zip(needs, known, strict=True)) if n > k]:
-                yield f"{where}: touches bytes that {' and '.join(missing)} may still use; a wait token is missing"
+            yield from list(_wait_problems(self.program.instructions)) or _order_problems(self.program.instructions)
 
     def _problem(self, i: AnyInstruction) -> str | None:
         problem = _field_problem(i) or _rule_problem(i) or self._range_problem(i)
@@ -516,7 +505,7 @@ class _Stream:
         self.work += work_of(i)
         if self.work > self.limits.work or not self.sure:
             return None
-        return self._wait_problem(i) or self._content_problem(i)
+        return self._content_problem(i)
 
     def _range_problem(self, i: AnyInstruction) -> str | None:
         """Return what is wrong with the bytes that a legal instruction touches."""
@@ -534,15 +523,6 @@ class _Stream:
                 return f"writes {_show(r)}, where the constants lie"
         if isinstance(i, isa.Load) and (reads[0].space != space or reads[0].end > size):
             return f"loads {_show(reads[0])}, constants end at {size:#x} of {space.label}"
-        return None
-
-    def _wait_problem(self, i: AnyInstruction) -> str | None:
-        engine = i.engine
-        if i.waits[engine]:
-            return f"waits for its own engine, {engine.label}"
-        for other, count in enumerate(i.waits):
-            if count > self.queued[other]:
-                return f"waits for {count} instructions of {Engine(other).label}, which has {self.queued[other]}"
         return None
 
     # -- the weight buffer's contents ------------------------------------------------------------------------------
@@ -628,6 +608,32 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
             return False
         step *= side
     return True
+
+
+def _wait_problems(instructions: Sequence[AnyInstruction]) -> Iterator[str]:
+    """Yield where a token names its own engine, or more instructions than an engine has."""
+    queued = Counter(i.engine for i in instructions)
+    for index, i in enumerate(instructions):
+        if i.waits[i.engine]:
+            yield f"{_where(index, i)}: waits for its own engine, {i.engine.label}"
+        for other in Engine:
+            if i.waits[other] > queued[other]:
+                yield f"{_where(index, i)}: waits for {i.waits[other]} instructions of {other.label}, " \
+                      f"which has {queued[other]}"
+
+
+def _order_problems(instructions: Sequence[AnyInstruction]) -> Iterator[str]:
+    """Yield where tokens block for ever, or leave two accesses to the same bytes without an order."""
+    for index, (needs, known) in enumerate(zip(dependencies(instructions), known_before(instructions), strict=True)):
+        where = _where(index, instructions[index])
+        if known is None:
+            yield f"{where}: can never start: its wait tokens go round in a circle"
+        elif missing := [Engine(e).label for e, (n, k) in enumerate(zip(needs, known, strict=True)) if n > k]:
+            yield f"{where}: touches bytes that {' and '.join(missing)} may still use; a wait token is missing"
+
+
+def _where(index: int, i: AnyInstruction) -> str:
+    return f"instruction {index} ({type(i).__name__})"
 
 
 def _show(r: Range) -> str:

@@ -3,7 +3,9 @@
 Rules:
 
 1. a tensor occupies its bytes from its first to its last task, a staging buffer during its task;
-2. the largest goes first, to the lowest address where nothing that lives at the same time is in the way;
+2. one after the other they go to the lowest address where nothing that lives at the same time is in the way: the
+   largest first, then by other orders, then by random changes of the best order so far, which bring forward something
+   that lies at the top; the search ends at the lower bound, the largest sum of bytes that live at one time;
 3. constant operands lie at the start of the constants memory; where spills share that memory, they lie behind all
    constants;
 4. inputs are placed like any other tensor: the host writes them where the plan says.
@@ -11,12 +13,19 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from nnac.isa import Space
 from nnac.ops.base import aligned
 from nnac.plan import Plan, Storage, Tiling
+
+
+SEARCH = 400
+"""Most random changes that the search tries."""
+WORK = 4_000_000
+"""Bounds the search of large programs: about this many comparisons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +73,56 @@ def _constants(storages: list[Storage]) -> tuple[dict[str, int], int]:
     return addresses, top
 
 
-def allocate(items: list[_Item]) -> tuple[Mapping[tuple[object, ...], int], int]:
-    """Return an address per item key and the highest end: largest first, lowest gap that is free all its life."""
-    placed: list[tuple[_Item, int]] = []
-    for item in sorted(items, key=lambda i: (-i.nbytes, i.first, str(i.key))):
-        rivals = sorted((start, start + other.nbytes) for other, start in placed
-                        if other.first <= item.last and item.first <= other.last)
+def allocate(items: list[_Item]) -> tuple[dict[tuple[object, ...], int], int]:
+    """Return an address per item key, and the highest end that the search could reach."""
+    rivals = [[j for j, b in enumerate(items) if i != j and a.first <= b.last and b.first <= a.last]
+              for i, a in enumerate(items)]
+    bound = lower_bound(items)
+    orders = [sorted(range(len(items)), key=key) for key in (
+        lambda i: (-items[i].nbytes, items[i].first, i),
+        lambda i: (items[i].first, -items[i].nbytes, i),
+        lambda i: (items[i].first - items[i].last, -items[i].nbytes, i),
+        lambda i: (-items[i].nbytes * (items[i].last - items[i].first + 1), i),
+    )]
+    top, at, order = min((_fill(items, rivals, o) for o in orders), key=lambda found: found[0])
+    rng, tries = np.random.default_rng(0), min(SEARCH, WORK // max(1, len(items)) ** 2)
+    for _ in range(tries):
+        if top <= bound:
+            break
+        candidate = _fill(items, rivals, _changed(items, rivals, at, top, order, rng))
+        if candidate[0] <= top:
+            top, at, order = candidate
+    return {item.key: start for item, start in zip(items, at, strict=True)}, top
+
+
+def lower_bound(items: list[_Item]) -> int:
+    """Return the largest sum of bytes alive at one time: no placement needs less."""
+    times = {item.first for item in items}
+    return max((sum(i.nbytes for i in items if i.first <= t <= i.last) for t in times), default=0)
+
+
+def _fill(items: list[_Item], rivals: list[list[int]], order: list[int]) -> tuple[int, list[int], list[int]]:
+    """Return (top, addresses, order) of placing the items in `order`, each in its lowest free gap."""
+    at, top = [-1] * len(items), 0
+    for i in order:
         address = 0
-        for start, end in rivals:
-            if address + item.nbytes <= start:
+        for start, end in sorted((at[j], at[j] + items[j].nbytes) for j in rivals[i] if at[j] >= 0):
+            if address + items[i].nbytes <= start:
                 break
             address = max(address, end)
-        placed.append((item, address))
-    top = max((start + item.nbytes for item, start in placed), default=0)
-    return {item.key: start for item, start in placed}, top
+        at[i], top = address, max(top, address + items[i].nbytes)
+    return top, at, order
+
+
+def _changed(
+    items: list[_Item], rivals: list[list[int]], at: list[int], top: int, order: list[int], rng: np.random.Generator
+) -> list[int]:
+    """Return the order with an item at the top, or a rival of it, moved forward to a random place."""
+    high = [i for i in range(len(items)) if at[i] + items[i].nbytes == top]
+    pick = high[int(rng.integers(len(high)))]
+    if rivals[pick] and rng.random() < 0.5:
+        pick = rivals[pick][int(rng.integers(len(rivals[pick])))]
+    place = order.index(pick)
+    rest = order[:place] + order[place + 1 :]
+    goal = int(rng.integers(place + 1))
+    return [*rest[:goal], pick, *rest[goal:]]

@@ -75,7 +75,7 @@ def inlined_nodes(model: onnx.ModelProto, limits: Limits) -> int:
     return sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in walk(model.graph.node))
 
 
-def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
     """Yield (kind, name) of everything that has a name."""
     for graph in graphs(model):
         yield "graph", graph.name
@@ -91,7 +91,9 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 
 def _name_problems(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
     for kind, name in _names(model):
-        if len(name) > limits.name_length:
+        if isinstance(name, bytes):  # protobuf hands out what is not UTF-8 as bytes
+            yield f"{kind} name {name[:80]!a} is not UTF-8 text"
+        elif len(name) > limits.name_length:
             yield f"{kind} name {one_line(name, 60)!r} has {len(name):,} characters; at most {limits.name_length:,}"
         elif not name.isprintable():
             yield f"{kind} name {name[:80]!a} holds characters that cannot be printed"
