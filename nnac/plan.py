@@ -15,6 +15,10 @@ from nnac.ops import Bound
 from nnac.targets import Target
 
 
+BLOCKS = 4
+"""A block of constants takes at most this fraction of the weight buffer, so that loading and computing overlap."""
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Bytes of one tensor (with all its reshapes), alive from the task that writes first to the last that reads.
@@ -43,6 +47,7 @@ class Task:
         buffers: bytes of the staging buffers in the scratchpad, one entry per operand and then the output; 0 where the
             tensor lies in the scratchpad itself. A staged tensor that is cut has two such buffers, used in turn.
         copies: 1 or 2, per entry of `buffers`.
+        blocks_outer: the outer loop runs over blocks of constants, the inner over stripes (else the other way round).
     """
 
     node: Node
@@ -52,6 +57,25 @@ class Task:
     stripe: int = 0
     buffers: tuple[int, ...] = ()
     copies: tuple[int, ...] = ()
+    blocks_outer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Choices of the planner that only the timing of the whole program can rank.
+
+    Attributes:
+        victim: what leaves the scratchpad first: the "largest" tensor, or the "cheapest", which moves the fewest bytes
+            for its size.
+        stripes: a staged tensor is cut into at least this many stripes, so that its transfer can hide behind work.
+    """
+
+    victim: str = "largest"
+    stripes: int = 4
+
+
+STRATEGIES = tuple(Strategy(victim, stripes) for victim in ("largest", "cheapest") for stripes in (2, 4, 8))
+"""What the compiler tries when not everything fits the scratchpad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +88,11 @@ class Tiling:
     storages: Mapping[str, Storage]
     root: Mapping[str, str]
     homes: Mapping[str, Space]
+
+    @property
+    def spills(self) -> bool:
+        """Whether any tensor is staged through the scratchpad instead of living there."""
+        return any(space != Space.SRAM for space in self.homes.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,8 @@ from nnac.ops.base import aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import schedule
-from nnac.plan import Plan, Storage, Task
+from nnac.plan import BLOCKS, Plan, Storage, Task
 from nnac.program import KnownAnswer, Layer, Program, Tensor
-
-FRACTION = 4
-"""A block takes at most this part of the weight buffer, so that loading and computing overlap."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
@@ -76,6 +72,33 @@ class _Ring:
         return address
 
 
+@dataclass(frozen=True, slots=True)
+class _Stripe:
+    """A stripe ready for work: slabs of operands and output, and the copies that bring the operands in."""
+
+    inputs: tuple[Slab, ...]
+    output: Slab
+    copies: tuple[AnyInstruction, ...]
+
+
+class _Loader:
+    """The blocks of one task in the weight buffer: each is loaded when needed, once if all fit together."""
+
+    def __init__(self, emitter: _Emitter, blocks: list[_Placed]) -> None:
+        self.emitter, self.blocks = emitter, blocks
+        self.resident = sum(p.block.nbytes for p in blocks) <= emitter.ring.size
+        self.at: dict[int, tuple[int, int]] = {}
+        self.last = -1
+
+    def need(self, b: int) -> list[AnyInstruction]:
+        """Return the loads that make block `b` present; its addresses are in `at` then."""
+        if b == self.last or (self.resident and b in self.at):
+            return []
+        self.at[b], loads = self.emitter.load(self.blocks[b])
+        self.last = b
+        return loads
+
+
 def emit(plan: Plan, calibration: str, known_answer: KnownAnswer) -> Program:
     """Return the program of a plan.
 
@@ -110,7 +133,7 @@ class _Emitter:
 
     def _place_blocks(self, task: Task) -> list[_Placed]:
         size, granule = self.ring.size, self.target.mac.cols
-        for limit in (size // FRACTION, size // 2, size):
+        for limit in (size // BLOCKS, size // 2, size):
             blocks = task.node.op.blocks(task.bound, limit, granule)
             if all(block.nbytes <= limit for block in blocks):
                 break
@@ -136,28 +159,44 @@ class _Emitter:
                                  task.node.output, task.node.op.work(task.bound).macs, weights))
 
     def _stripes(self, task: Task, index: int) -> Iterator[AnyInstruction]:
+        """Yield the instructions of a striped task, for each pair of a stripe and a block in the task's order."""
         op, bound, blocks = task.node.op, task.bound, self.blocks[index]
         total, period = op.rows(bound)
-        resident = sum(p.block.nbytes for p in blocks) <= self.ring.size
-        loaded: dict[int, tuple[int, int]] = {}
-        staged_whole: dict[int, Slab] = {}
         spans = [(base + lo, base + min(lo + task.stripe, period))
                  for base in range(0, total, period) for lo in range(0, period, task.stripe)]
-        for count, rows in enumerate(spans):
-            slabs = []
-            for i, wanted in enumerate(op.input_rows(bound, rows)):
-                slab, copies = self._operand(task, index, i, wanted, count, staged_whole)
-                slabs.append(slab)
-                yield from copies
-            target, copies_out = self._result(task, index, rows, count)
+        loader = _Loader(self, blocks)
+        whole: dict[int, Slab] = {}
+        if task.blocks_outer:
             for b, placed in enumerate(blocks):
-                if b not in loaded or not resident:
-                    loaded[b], loads = self._load(placed)
-                    yield from loads
-                yield from op.lower(bound, Step(tuple(slabs), target, placed.block, *loaded[b]))
+                for count, rows in enumerate(spans):
+                    step = self._stage(task, index, rows, b * len(spans) + count, whole)
+                    yield from self._one(task, step, loader, b)
+                    yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
+            return
+        for count, rows in enumerate(spans):
+            step = self._stage(task, index, rows, count, whole)
+            for b in range(len(blocks)):
+                yield from self._one(task, step, loader, b)
+                step = replace(step, copies=())
             if not blocks:
-                yield from op.lower(bound, Step(tuple(slabs), target))
-            yield from copies_out
+                yield from (*step.copies, *op.lower(bound, Step(step.inputs, step.output)))
+            yield from self._home_copies(task, step, None)
+
+    def _stage(self, task: Task, index: int, rows: tuple[int, int], count: int, whole: dict[int, Slab]) -> _Stripe:
+        """Return where a stripe's operands and output lie, and the copies that bring the operands in."""
+        slabs, copies = [], list[AnyInstruction]()
+        for i, wanted in enumerate(task.node.op.input_rows(task.bound, rows)):
+            slab, moves = self._operand(task, index, i, wanted, count, whole)
+            slabs.append(slab)
+            copies += moves
+        return _Stripe(tuple(slabs), self._result(task, index, rows, count), tuple(copies))
+
+    def _one(self, task: Task, step: _Stripe, loader: _Loader, b: int) -> Iterator[AnyInstruction]:
+        """Yield one stripe against one block: copies in, loads, work."""
+        placed = loader.blocks[b]
+        yield from step.copies
+        yield from loader.need(b)
+        yield from task.node.op.lower(task.bound, Step(step.inputs, step.output, placed.block, *loader.at[b]))
 
     def _operand(self, task: Task, index: int, i: int, wanted: tuple[int, int] | None, count: int,
                  whole: dict[int, Slab]) -> tuple[Slab, list[AnyInstruction]]:
@@ -178,19 +217,35 @@ class _Emitter:
             whole[i] = slab
         return slab, [self._flat_copy((space, address + lo * pitch), (Space.SRAM, buffer), (hi - lo) * pitch)]
 
-    def _result(self, task: Task, index: int, rows: tuple[int, int], count: int) -> tuple[Slab, list[AnyInstruction]]:
-        """Return where to write output `rows`, and the copy that takes them home."""
-        total = task.node.op.rows(task.bound)[0]
-        pitch = self.tiling.storages[task.output].nbytes // total
+    def _result(self, task: Task, index: int, rows: tuple[int, int], count: int) -> Slab:
+        """Return where to write output `rows`."""
+        space, address = self._home(task.output)
+        pitch = self._pitch(task)
+        if space == Space.SRAM:
+            return Slab(address + rows[0] * pitch, *rows)
+        assert (rows[1] - rows[0]) * pitch <= task.buffers[-1], f"staging buffer of {task.output} is too small"
+        buffers = self.plan.staging[index][-1]
+        return Slab(buffers[count % len(buffers)], *rows)
+
+    def _pitch(self, task: Task) -> int:
+        """Return the bytes of one output row."""
+        return self.tiling.storages[task.output].nbytes // task.node.op.rows(task.bound)[0]
+
+    def _home_copies(self, task: Task, step: _Stripe, channels: tuple[int, int] | None) -> Iterator[AnyInstruction]:
+        """Yield the copy that takes a staged stripe home: whole rows, or a slice of their channels."""
         space, address = self._home(task.output)
         if space == Space.SRAM:
-            return Slab(address + rows[0] * pitch, *rows), []
-        buffers = self.plan.staging[index][-1]
-        buffer, nbytes = buffers[count % len(buffers)], (rows[1] - rows[0]) * pitch
-        assert nbytes <= task.buffers[-1], f"staging buffer of {task.output} is too small"
-        return Slab(buffer, *rows), [self._flat_copy((Space.SRAM, buffer), (space, address + rows[0] * pitch), nbytes)]
+            return
+        pitch, slab = self._pitch(task), step.output
+        home, nbytes = address + slab.lo * pitch, (slab.hi - slab.lo) * pitch
+        if channels is None:
+            yield self._flat_copy((Space.SRAM, slab.address), (space, home), nbytes)
+            return
+        lo, hi = channels
+        depth = task.bound.output.shape[-1]
+        yield copy((Space.SRAM, slab.address + lo), (depth, 1), (space, home + lo), (depth, 1), (nbytes // depth, hi - lo))
 
-    def _load(self, placed: _Placed) -> tuple[tuple[int, int], list[AnyInstruction]]:
+    def load(self, placed: _Placed) -> tuple[tuple[int, int], list[AnyInstruction]]:
         """Return the weight-buffer addresses of a block's params and weights, and the loads."""
         block, loads = placed.block, []
         base = self.ring.take(block.nbytes)

@@ -3,15 +3,19 @@
 Rules:
 
 1. every activation starts in the scratchpad, alive from its writer to its last reader; a reshape shares the bytes;
-2. while a task needs more than there is, the largest tensor alive there moves to the spill memory; a task that touches
-   such a tensor stages it in stripes of rows through two buffers in turn, so that transfer and work overlap;
-3. a stripe is as high as the free room allows, but at most a quarter of the rows; operands that broadcast, and moves
-   (which copy from home to home), are never cut;
-4. constants that an operator reads like an activation are staged from the constants memory.
+2. while a task needs more than there is, a tensor alive there moves to the spill memory (which one, the strategy says);
+   a task that touches such a tensor stages it in stripes of rows through two buffers in turn, so that transfer and work
+   overlap;
+3. a stripe is as high as the free room and the strategy allow; operands that broadcast, and moves (which copy from home
+   to home), are never cut;
+4. where a layer's constants exceed the weight buffer and its tensors are staged, either the constants are loaded again
+   per stripe or the operands per block of constants: what moves fewer bytes;
+5. constants that an operator reads like an activation are staged from the constants memory.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,25 +24,23 @@ from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.ops import Move, Reshape
 from nnac.ops.base import aligned, bind
-from nnac.plan import Storage, Task, Tiling
+from nnac.plan import BLOCKS, Storage, Strategy, Task, Tiling
 from nnac.targets import Target
 
-STRIPES = 4
-"""A staged tensor is cut into at least this many stripes, so that its transfer can hide behind work."""
-
-
-def tile(graph: Graph, target: Target, budget: int) -> Tiling:
+def tile(graph: Graph, target: Target, budget: int, strategy: Strategy | None = None) -> Tiling:
     """Return the tiling of an integer graph into `budget` bytes of scratchpad.
 
     Raises:
         CapacityError: a task does not fit even with everything else spilled and single-row stripes.
     """
+    strategy = strategy or Strategy()
     root = _roots(graph)
     tasks = _tasks(graph, target, root)
     storages = _storages(graph, tasks, root)
-    homes = _homes(tasks, storages, target, budget)
+    homes = _homes(tasks, storages, target, budget, strategy)
     free = _free(tasks, storages, homes, budget)
-    tasks = tuple(_stripe(task, homes, storages, room) for task, room in zip(tasks, free, strict=True))
+    tasks = tuple(_stripe(task, homes, storages, room, strategy) for task, room in zip(tasks, free, strict=True))
+    tasks = tuple(replace(task, blocks_outer=_blocks_outer(task, homes, storages, target)) for task in tasks)
     return Tiling(graph, target, tasks, storages, root, homes)
 
 
@@ -71,15 +73,18 @@ def _storages(graph: Graph, tasks: tuple[Task, ...], root: Mapping[str, str]) ->
     return storages
 
 
-def _homes(tasks: tuple[Task, ...], storages: Mapping[str, Storage], target: Target, budget: int) -> dict[str, Space]:
-    """Return the memory of each storage; spills the largest tensor alive at the worst task until all tasks fit."""
+def _homes(
+    tasks: tuple[Task, ...], storages: Mapping[str, Storage], target: Target, budget: int, strategy: Strategy
+) -> dict[str, Space]:
+    """Return the memory of each storage; spills a tensor alive at the worst task until all tasks fit."""
     mode = target.memory_mode
     constants, spill = Space[mode.constants.upper()], Space[mode.spill.upper()]
     homes = {name: constants if s.constant else Space.SRAM for name, s in storages.items()}
+    uses = Counter(name for task in tasks for name in (*task.operands, task.output))
     needs = [_need(tasks, t, storages, homes) for t in range(len(tasks))]
     while needs and max(needs) > budget:
         worst = needs.index(max(needs))
-        victim = _victim(storages, homes, worst)
+        victim = _victim(_live(storages, homes, worst), uses, strategy)
         if victim is None:
             raise _too_large(tasks[worst], storages, needs[worst], budget)
         homes[victim.name] = spill
@@ -105,9 +110,11 @@ def _need(tasks: tuple[Task, ...], t: int, storages: Mapping[str, Storage], home
     return sum(aligned(s.nbytes) for s in _live(storages, homes, t)) + _staged(staging)
 
 
-def _victim(storages: Mapping[str, Storage], homes: Mapping[str, Space], t: int) -> Storage | None:
-    live = _live(storages, homes, t)
-    return max(live, key=lambda s: (s.nbytes, s.name), default=None)
+def _victim(live: list[Storage], uses: Counter[str], strategy: Strategy) -> Storage | None:
+    """Return the tensor to spill: the largest, or the one whose bytes move the fewest times (then the largest)."""
+    if strategy.victim == "largest":
+        return max(live, key=lambda s: (s.nbytes, s.name), default=None)
+    return max(live, key=lambda s: (-uses[s.name], s.nbytes, s.name), default=None)
 
 
 def _staged(buffers: list[tuple[int, int]]) -> int:
@@ -135,17 +142,30 @@ def _free(tasks: tuple[Task, ...], storages: Mapping[str, Storage], homes: Mappi
     return [budget - sum(aligned(s.nbytes) for s in _live(storages, homes, t)) for t in range(len(tasks))]
 
 
-def _stripe(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Storage], room: int) -> Task:
+def _stripe(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Storage], room: int,
+            strategy: Strategy) -> Task:
     """Choose the stripe height: the highest that fits `room`, by bisection (staging grows with the height)."""
     if isinstance(task.node.op, Move):
         empty = (0,) * (len(task.operands) + 1)
         return replace(task, buffers=empty, copies=empty)
     total, period = task.node.op.rows(task.bound)
     staged = any(homes[name] != Space.SRAM for name in (*task.operands, task.output))
-    low, high = 1, max(1, -(-period // STRIPES)) if staged else period
+    low, high = 1, max(1, -(-period // strategy.stripes)) if staged else period
     while low < high:
         middle = (low + high + 1) // 2
         fits = _staged(_buffers(task, homes, storages, middle)) <= room
         low, high = (middle, high) if fits else (low, middle - 1)
     buffers = _buffers(task, homes, storages, low)
     return replace(task, stripe=low, buffers=tuple(b for b, _ in buffers), copies=tuple(c for _, c in buffers))
+
+
+def _blocks_outer(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Storage], target: Target) -> bool:
+    """Tell whether loading operands once per block moves fewer bytes than loading constants once per stripe."""
+    constants = sum(array.size for i, array in task.bound.constants.items() if i >= len(task.operands))
+    if not task.stripe or constants <= target.memory["weights"].bytes:
+        return False
+    total, period = task.node.op.rows(task.bound)
+    stripes = total // period * -(-period // task.stripe)
+    blocks = -(-constants * BLOCKS // target.memory["weights"].bytes)
+    staged = sum(storages[name].nbytes for name in task.operands if homes[name] != Space.SRAM)
+    return constants + staged * blocks < constants * stripes + staged

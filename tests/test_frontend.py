@@ -500,6 +500,8 @@ HOSTILE = [  # name, source, words
                          d=np.float32(1)), ["'w'"]),
     ("function in a circle", functions(3, recursive=True), ["calls itself"]),
     ("functions in heaps", functions(60), ["nodes", "inlined"]),
+    ("split in fewer", model("a, y = Split <num_outputs=1> (x)", 18, X3), ["Split 'a'", "num_outputs"]),
+    ("not UTF-8", SOUND.replace(b"Relu", b"Re\xff\xfe"), ["Re", "not UTF-8"]),
     ("channels", model(CONV, 13, X4, w=random(4, 5, 3, 2)), ["Conv"]),
     ("shapes do not fit", model("y = Add (x, w)", 13, X3, w=random(4)), ["do not fit"]),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from math import prod
 
@@ -18,6 +18,16 @@ DOMAINS = ("", "ai.onnx")
 _SHOWN = 20
 _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 _PER_ENTRY: dict[int, int] = {onnx.TensorProto.COMPLEX64: 2, onnx.TensorProto.COMPLEX128: 2}
+
+
+def _split_counts(node: onnx.NodeProto) -> bool:
+    return all(a.i == len(node.output) for a in node.attribute if a.name == "num_outputs")
+
+
+_FATAL: dict[str, tuple[tuple[Callable[[onnx.NodeProto], bool], str], ...]] = {
+    "Split": ((_split_counts, "num_outputs is the number of outputs"),),
+}
+"""What onnx 1.23's shape inference does not survive: it would end the process."""
 
 
 def check_structure(model: onnx.ModelProto, limits: Limits) -> None:
@@ -210,6 +220,7 @@ def _node_problems(model: onnx.ModelProto) -> Iterator[str]:
                              for entry in model.opset_import}
     version = context.opset_imports[""]
     for node in nodes(model):
+        yield from (f"{label(node)}: {sentence}" for holds, sentence in _FATAL.get(node.op_type, ()) if not holds(node))
         if any(subgraphs(node)) or any(attribute.ref_attr_name for attribute in node.attribute):
             continue
         if node.domain not in DOMAINS or not onnx.defs.has(node.op_type, version, ""):

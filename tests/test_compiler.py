@@ -1,0 +1,285 @@
+"""The pipeline on small networks: every bit on every machine, close to float, pure passes, moves gone, clear errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+import nnac
+from nnac import reference, stages
+from nnac.calibration import Range, calibrate, random_samples
+from nnac.compare import compare
+from nnac.compiled import CompiledModel
+from nnac.compiler import Budgets, float_graph, input_shapes, lower
+from nnac.emulator import Emulator
+from nnac.errors import CapacityError, ModelError, TargetError
+from nnac.frontend import import_graph, prepare
+from nnac.graph import Graph, Node
+from nnac.ops import Dense
+from nnac.passes.fold import fold
+from nnac.passes.fuse import fuse
+from nnac.passes.layout import layout
+from nnac.passes.legalize import legalize
+from nnac.passes.quantize import quantize
+from nnac.program import Program, dumps, loads
+from nnac.targets import Target, load_target
+from nnac.types import Array
+from tests.graphs import with_memory
+from tests.test_onnxruntime import RandomNet
+
+Samples = list[dict[str, Array]]
+KIB = 1024
+
+
+def net(lines: str, inputs: Mapping[str, Sequence[int]], outputs: str = "y", **constants: Any) -> onnx.ModelProto:
+    """Return a model of nodes in ONNX's text syntax; a constant given as a shape is random."""
+    rng = np.random.default_rng(len(lines))
+    arrays = {name: _weights(rng, value) if isinstance(value, tuple) else value for name, value in constants.items()}
+    graph = helper.make_graph(
+        [onnx.parser.parse_node(line) for line in lines.strip().splitlines()], "net",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs.split()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return (rng.normal(size=shape) / max(1.0, np.prod(shape[1:]))**0.5).astype(np.float32)
+
+
+NETS = {
+    "residual": net("""
+        a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        r = Relu (a)
+        c = Conv <pads = [1, 1, 1, 1]> (r, v)
+        s = Add (c, x)
+        y = Relu (s)
+        """, {"x": (1, 6, 9, 7)}, w=(6, 6, 3, 3), b=(6,), v=(6, 6, 3, 3)),
+    "branches": net("""
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        b = Conv (x, v)
+        c = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)
+        d = Concat <axis = 1> (a, b, c)
+        e = Conv <strides = [2, 2]> (d, u)
+        y = Clip (e, low, high)
+        """, {"x": (1, 3, 11, 8)}, w=(5, 3, 3, 3), v=(4, 3, 1, 1), u=(7, 12, 2, 3),
+        low=np.float32(-0.4), high=np.float32(0.9)),
+    "sequence": net("""
+        a = Conv <pads = [2, 2]> (x, w, b)
+        c = Relu (a)
+        d = MaxPool <kernel_shape = [2], strides = [2]> (c)
+        e = Conv <dilations = [2], pads = [2, 2], group = 8> (d, v)
+        f = HardSwish (e)
+        g = GlobalAveragePool (f)
+        h = Flatten (g)
+        y = Gemm <transB = 1> (h, u, t)
+        """, {"x": (2, 4, 33)}, w=(8, 4, 5), b=(8,), v=(8, 1, 3), u=(5, 8), t=(5,)),
+    "two_inputs_two_outputs": net("""
+        a = Conv (x, w)
+        b = Conv (z, w)
+        y = Sub (a, b)
+        m = Mul (a, b)
+        q = AveragePool <kernel_shape = [3, 3], strides = [2, 1]> (m)
+        """, {"x": (1, 4, 8, 8), "z": (1, 4, 8, 8)}, "y q", w=(4, 4, 3, 3)),
+    "shared_input": net("""
+        a = Sigmoid (x)
+        b = Mul (a, x)
+        c = Add (b, x)
+        y = Tanh (c)
+        """, {"x": (3, 5, 4)}, "y c"),
+    "batch": net("""
+        a = Conv <strides = [2, 1], pads = [0, 1, 2, 0]> (x, w)
+        b = LeakyRelu <alpha = 0.2> (a)
+        c = Flatten (b)
+        d = Gemm <transB = 1> (c, v)
+        y = Softmax (d)
+        """, {"x": (3, 2, 7, 5)}, w=(3, 2, 3, 2), v=(6, 60)),
+    "channels_last": net("""
+        a = Transpose <perm = [0, 3, 1, 2]> (x)
+        b = Conv <group = 4> (a, w)
+        c = Transpose <perm = [0, 2, 3, 1]> (b)
+        d = Add (c, t)
+        e = Relu (d)
+        f = ReduceMean <axes = [1, 2], keepdims = 0> (e)
+        y = Softmax (f)
+        """, {"x": (1, 6, 5, 4)}, w=(4, 1, 2, 2), t=(4,)),
+    "normalized": net("""
+        a = Conv (x, w)
+        b = BatchNormalization (a, scale, shift, mean, var)
+        c = Relu (b)
+        d = Conv <group = 5> (c, v)
+        e = PRelu (d, slope)
+        f = Mul (e, gain)
+        y = Add (f, offset)
+        """, {"x": (1, 3, 6, 6)}, w=(5, 3, 1, 1), v=(5, 1, 3, 3), slope=np.linspace(-0.2, 0.3, 5, dtype=np.float32)
+        .reshape(5, 1, 1), scale=np.linspace(0.5, 2, 5, dtype=np.float32), shift=(5,), mean=(5,),
+        var=np.linspace(0.3, 3, 5, dtype=np.float32), gain=np.float32(1.7), offset=np.full((1, 5, 1, 1), 0.3, np.float32)),
+    "attention_pieces": net("""
+        a = MatMul (x, w)
+        b = Transpose <perm = [0, 2, 1]> (a)
+        c = Softmax <axis = 1> (b)
+        d, e = Split <axis = 2> (c)
+        f = Concat <axis = 2> (e, d)
+        g = Slice (f, starts, ends, axes, steps)
+        y = Pad (g, pads, fill)
+        """, {"x": (2, 6, 5)}, w=(5, 7), starts=np.array([5]), ends=np.array([-7]), axes=np.array([1]),
+        steps=np.array([-2]), pads=np.array([0, 1, 0, 0, 0, 2]), fill=np.float32(0.25)),
+}
+
+
+# -- one network through everything --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A prepared model with its float graph, samples and ranges."""
+
+    model: onnx.ModelProto
+    graph: Graph
+    samples: Samples
+    ranges: dict[str, Range]
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto) -> Case:
+        """Prepare and calibrate on four random samples."""
+        prepared = prepare(model)
+        graph = float_graph(prepared)
+        samples = list(random_samples(input_shapes(graph)))
+        names = sorted({v.origin.name for v in graph.values.values() if v.origin})
+        return cls(prepared, graph, samples, calibrate(prepared, samples, names))
+
+    def build(self, machine: Target) -> Program:
+        """Compile with all checks, on a larger scratchpad where this one is too small (the error says how much)."""
+        try:
+            return lower(self.graph, self.ranges, machine, "test", check=True)
+        except CapacityError as error:
+            assert error.excess == error.required - error.available > 0
+            memory = {name: 2 * machine.memory[name].bytes for name in ("sram", "weights")}
+            return self.build(with_memory(machine, **memory))
+
+    def check(self, program: Program) -> None:
+        """Compare reference and emulator at every tensor, on samples and on noise; the blob survives a round trip."""
+        law, machine = program.target.arithmetic, program.target
+        integer = legalize(quantize(self.graph, self.ranges, law), machine)
+        for inputs in (reference.probe(integer, 1), reference.probe(integer, 2), self.quantized(integer)):
+            expected, found = reference.run(integer, inputs, law), Emulator(program).trace(inputs)
+            assert expected.keys() == found.keys()
+            for name, array in expected.items():
+                np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert dumps(loads(dumps(program))) == dumps(program)
+
+    def quantized(self, graph: Graph) -> dict[str, Array]:
+        """Return the first sample as int8 in device layout."""
+        values = [graph.values[name] for name in graph.inputs]
+        return {v.name: v.origin.from_onnx(v.type.quant.quantize(self.samples[0][v.origin.name]), v.shape)
+                for v in values if v.origin is not None and v.type.quant is not None}
+
+
+MACHINES = {
+    "nna8": load_target("nna8"),
+    "nna8-pow2": load_target("nna8-pow2"),
+    "tiny, 8 KiB": with_memory(load_target("nna8-tiny"), sram=8 * KIB, weights=2 * KIB),
+    "tiny, 1 KiB": with_memory(load_target("nna8-tiny"), sram=KIB, weights=KIB),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", NETS)
+def test_every_bit(name: str, machine: str) -> None:
+    """Reference and emulator agree at every tensor; each output is close to float."""
+    case = Case.of(NETS[name])
+    program = case.build(MACHINES[machine])
+    case.check(program)
+    floor = 14.0 if machine == "nna8-pow2" else 22.0
+    assert min(compare(case.model, program, case.samples).outputs().values()) > floor
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_outputs_in_onnx_shape(name: str) -> None:
+    """`run` gives every output under its name, in float's shape; raw integers are those of the reals."""
+    case = Case.of(NETS[name])
+    compiled = CompiledModel(case.build(MACHINES["nna8"]))
+    reals, raw = compiled.run(case.samples[0]), compiled.run(case.samples[0], raw=True)
+    shapes = {o.name: [d.dim_value for d in o.type.tensor_type.shape.dim] for o in case.model.graph.output}
+    assert {name: list(array.shape) for name, array in reals.items()} == shapes
+    for tensor in map(compiled.program.tensor, compiled.program.outputs):
+        quant, name = tensor.type.quant, tensor.onnx_name
+        assert quant is not None and raw[name].dtype == np.int8
+        np.testing.assert_array_equal(quant.dequantize(raw[name]), reals[name])
+
+
+class FullNet(RandomNet):
+    """Random nets of (almost) all that the frontend takes."""
+
+    kinds: ClassVar[tuple[str, ...]] = (
+        *RandomNet.kinds, "function", "softmax", "normalize", "pad", "cut", "transpose", "flat", "mean", "prelu")
+
+    def function(self, x: str) -> None:
+        """Add a function of one value."""
+        kind, attributes = self.pick(("Sigmoid", {}), ("Tanh", {}), ("HardSwish", {}), ("HardSigmoid", {}),
+                                     ("LeakyRelu", {"alpha": 0.3}), ("Neg", {}))
+        self.put(kind, [x], **attributes)
+
+    def softmax(self, x: str) -> None:
+        """Add a softmax along any axis."""
+        self.put("Softmax", [x], axis=self.pick(1, 2, 3, -1))
+
+    def normalize(self, x: str) -> None:
+        """Add a batch normalization."""
+        channels = self.tensors[x][1]
+        vectors = [self.weight(self.rng.normal(size=channels)) for _ in range(3)]
+        self.put("BatchNormalization", [x, *vectors, self.weight(self.rng.uniform(0.5, 2, channels))])
+
+    def prelu(self, x: str) -> None:
+        """Add a PRelu with a slope per channel."""
+        self.put("PRelu", [x, self.weight(self.rng.normal(size=(self.tensors[x][1], 1, 1)))])
+
+    def pad(self, x: str) -> None:
+        """Add constant pads, of channels too."""
+        pads = [0, *self.rng.integers(0, 2, 3), 0, *self.rng.integers(0, 3, 3)]
+        self.put("Pad", [x, self._ints(pads), self.weight(np.float32(self.pick(0.0, 0.4)))])
+
+    def cut(self, x: str) -> None:
+        """Add a strided slice, perhaps backwards."""
+        axis = self.pick(1, 2, 3)
+        side = self.tensors[x][axis]
+        start, stop, step = self.pick((0, side, 2), (side // 3, side, 1), (side - 1, -side - 1, -1))
+        self.put("Slice", [x, *(self._ints([v]) for v in (start, stop, axis, step))])
+
+    def transpose(self, x: str) -> None:
+        """Add a transpose."""
+        self.put("Transpose", [x], perm=[0, *(int(v) for v in self.rng.permutation([1, 2, 3]))])
+
+    def flat(self, x: str) -> None:
+        """Add a reshape that joins height and width."""
+        _, channels, height, width = self.tensors[x]
+        self.put("Reshape", [x, self._ints([1, channels, height * width, 1])])
+
+    def mean(self, x: str) -> None:
+        """Add a mean over some axes."""
+        self.put("ReduceMean", [x], axes=self.pick([2, 3], [1], [3], [1, 3]), keepdims=1)
+
+    def _ints(self, values: Sequence[int]) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.array(values, np.int64), name))
+        return name
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), machine=st.sampled_from(sorted(MACHINES)))
+def test_random_networks(seed: int, machine: str) -> None:
+    """Any network of supported operators, on any machine: every bit, and no layer far from float by its own fault."""
+    rng = np.random.default_rng(seed)
+    case = Case.of(FullNet(rng).model(int(rng.integers(1, 12))))
+    program = case.build(MACHINES[machine])
+    case.check(program)
