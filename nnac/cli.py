@@ -354,7 +354,11 @@ def _npz(found: Mapping[str, Array]) -> bytes:
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit code 1 if an output is below.")
 def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape], ...], everything: bool,
          min_sqnr: float | None) -> None:
-    """Compare a PROGRAM (.nna) with its float MODEL (.onnx), layer by layer."""
+    """Compare a PROGRAM (.nna) with its float MODEL.
+
+    Per layer: signal-to-quantization-noise ratio alone and with all errors before it, largest difference in steps of
+    the output, and values outside the range.
+    """
     blob = _load(program)
     from nnac import compiler
     from nnac.report import comparison
@@ -379,7 +383,7 @@ def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape],
 @click.option("--trace", "trace_path", metavar="FILE", help="Write the timeline in Chrome's trace format (Perfetto).")
 @click.option("--explain", is_flag=True, help="Print the contract of the timing model.")
 def simulate(program: str, json_path: str | None, trace_path: str | None, explain: bool) -> None:
-    """Time a PROGRAM (.nna): latency, what bounds it, memory, traffic."""
+    """Time a PROGRAM (.nna) and say what bounds it."""
     paths = {path: _writable(path, program) for path in (json_path, trace_path) if path not in (None, "-")}
     from nnac import report, timing
     from nnac.program import dumps
@@ -468,7 +472,10 @@ def _selftest(program: Program) -> None:
 @cli.command()
 @click.argument("name", required=False)
 def targets(name: str | None) -> None:
-    """List the machines, or show every figure of one (a NAME, or a .toml file)."""
+    """List the machines, or the figures of one.
+
+    NAME is one of the list, or a .toml file.
+    """
     from nnac import report
     from nnac.targets import load_target, target_names
 
@@ -497,7 +504,10 @@ def ops(markdown: bool) -> None:
 @cli.command()
 @_target
 def demo(target: str) -> None:
-    """Compile a network that hears spoken digits, and let it hear some."""
+    """Hear spoken digits with a small network.
+
+    Compiles examples/digits for the machine, runs its clips bit-exactly, and reports.
+    """
     folder = _digits()
     from nnac import compiler
     from nnac.program import dumps

@@ -93,15 +93,22 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine = load_target(target)
+    graph, ranges, note = measured_graph(model, calibration, method, shapes, progress)
+    program = lower(graph, ranges, machine, note, check=check)
+    _keep(program, budgets or Budgets())
+    return CompiledModel(program)
+
+
+def measured_graph(
+    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None, progress: Progress | None
+) -> tuple[Graph, dict[str, Range], str]:
+    """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
     if calibration is None:
         raise ModelError("no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
                          "shape and timing studies")
     prepared = prepare(model, shapes)
     graph = float_graph(prepared)
-    ranges, note = _calibrate(prepared, graph, calibration, method, progress)
-    program = lower(graph, ranges, machine, note, check=check)
-    _keep(program, budgets or Budgets())
-    return CompiledModel(program)
+    return graph, *_calibrate(prepared, graph, calibration, method, progress)
 
 
 def float_graph(prepared: onnx.ModelProto) -> Graph:

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from nnac import __version__, isa, timing
-from nnac.compare import Comparison, Row
 from nnac.isa import Engine, Space
 from nnac.program import FORMAT, Program, Tensor
 from nnac.targets import Target, explain, target_digest
 from nnac.timing import LayerTime, Timeline
 from nnac.types import Array
+
+if TYPE_CHECKING:
+    from nnac.compare import Comparison, Row
 
 Cell = str | Text
 
@@ -70,7 +72,7 @@ def screen(timeline: Timeline, blob_bytes: int, blob: str = "") -> Group:
 
 def _answers(timeline: Timeline, blob_bytes: int, blob: str) -> dict[str, str]:
     program, target = timeline.program, timeline.program.target
-    sram, used = target.memory["sram"].bytes, program.used[Space.SRAM]
+    sram, used = target.memory["sram"].bytes, program.used.get(Space.SRAM, 0)
     return {
         "model": program.name,
         "target": machine(target),
@@ -235,7 +237,7 @@ def comparison(result: Comparison, limit: int | None = None) -> Group:
     """Return outputs, then the layers with the largest error of their own first, all or at most `limit`."""
     rows = result.worst()[:limit]
     shown = f"; {len(rows)} of {len(result.rows)} rows" if len(rows) < len(result.rows) else ""
-    note = Text(f"SQNR in dB over {result.samples:,} samples{shown}.\n"
+    note = Text(f"SQNR in dB over {_count(result.samples, 'sample')}{shown}.\n"
                 "local: the layer alone, its inputs taken from float.")
     return Group(_outputs(result), Text(), _rows(rows), Text(), note)
 
@@ -386,6 +388,10 @@ def _name(name: object) -> Text:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _short(value: float) -> str:

@@ -22,14 +22,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
-from typing import assert_never
+from typing import Any, assert_never
 
 from nnac import isa
 from nnac.array import array_cycles, over
+from nnac.errors import TargetError
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program
-from nnac.targets import Memory, Target
+from nnac.targets import Memory, Target, needs_compiling, with_settings
 
 OUTSIDE = (Space.DRAM, Space.FLASH)
 """Memories outside the chip: their ports are what transfers share."""
@@ -130,18 +132,41 @@ class Timeline:
         return share.most_common(1)[0][0] if share else "nothing"
 
 
-def simulate(program: Program, target: Target | None = None) -> Timeline:
+def what_if(program: Program, settings: Mapping[str, Any]) -> Target:
+    """Return the program's target with other rates.
+
+    Raises:
+        TargetError: an unknown figure, an illegal value, or a figure that the program was compiled for.
+    """
+    target = with_settings(program.target, settings)
+    fixed = needs_compiling(program.target, target)
+    if fixed:
+        raise TargetError(f"{', '.join(fixed)}: the program was compiled for the old value; compile the model again with a "
+                          f"target that says so (what-ifs change rates, not sizes)")
+    return target
+
+
+def is_resident(program: Program) -> bool:
+    """Tell whether all constants stay in the weight buffer, so that only the first inference loads them."""
+    loads = sorted({(i.target, i.target + i.target_bytes, i.source) for i in program.instructions
+                    if isinstance(i, isa.Load)})
+    return all(a[1] <= b[0] for a, b in pairwise(loads))
+
+
+def simulate(program: Program, target: Target | None = None, warm: bool = False) -> Timeline:
     """Return the timeline of one inference of a validated program.
 
     Args:
         program: what to time.
-        target: another machine of the same sizes and law, with other rates (a what-if); the program's own by default.
+        target: another machine of the same sizes and law, with other rates (see `what_if`); its own by default.
+        warm: an inference after the first one: where `is_resident`, loading constants takes no time and moves nothing.
     """
     machine = target or program.target
-    costs = [cost(instruction, machine) for instruction in program.instructions]
+    skip = warm and is_resident(program)
+    costs = [Cost(0, 0, 0) if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
     spans = longest_path(program.instructions, [c.cycles for c in costs])
     last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
-    traffic = _traffic(program)
+    traffic = _traffic(program, skip)
     floor = max((over(sum(n for (m, _), n in traffic.items() if m == name), 1) / memory.bytes_per_cycle
                  for name, memory in machine.memory.items()), default=0.0)
     cycles = max(1, spans[last].end if spans else 1, ceil(floor))
@@ -296,12 +321,13 @@ def _bound(instruction: AnyInstruction, c: Cost) -> str:
     return "issue" if c.issue > max(c.work, c.transfer) else BOUND[instruction.engine]
 
 
-def _traffic(program: Program) -> Traffic:
+def _traffic(program: Program, skip_loads: bool) -> Traffic:
     """Return bytes through each memory's port, by (memory, purpose)."""
     traffic: Traffic = Counter()
     for layer in program.layers:
-        for i in range(layer.first, layer.end):
-            traffic.update(_bytes(program, layer, program.instructions[i]))
+        for instruction in program.instructions[layer.first : layer.end]:
+            if not (skip_loads and isinstance(instruction, isa.Load)):
+                traffic.update(_bytes(program, layer, instruction))
     return traffic
 
 

@@ -57,8 +57,7 @@ def load(path: str | os.PathLike[str], limits: Limits | None = None) -> Program:
 
 def _read(path: str | os.PathLike[str], limits: Limits) -> bytes:
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ProgramError(f"{str(path)!r} is not a regular file")
@@ -68,6 +67,11 @@ def _read(path: str | os.PathLike[str], limits: Limits) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ProgramError(f"{str(Path(path))!r} cannot be read: {reason}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for a writer, should the path be a FIFO."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def validate(program: Program, limits: Limits | None = None) -> Program:

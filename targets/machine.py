@@ -8,15 +8,20 @@ from typing import Any
 from nnac.numerics import Rounding
 
 
-def figure(unit: str, text: str, low: float = 1, high: float = 2**40, default: Any = None) -> Any:
-    """Declare one figure of a target: its unit, what it says, and the closed interval that is allowed."""
-    metadata = {"unit": unit, "text": text, "low": low, "high": high}
+def figure(
+    unit: str, text: str, low: float = 1, high: float = 2**40, default: Any = None, compiled: bool = False
+) -> Any:
+    """Declare one figure of a target: its unit, what it says, and the closed interval that is allowed.
+
+    `compiled` marks figures that a program is compiled for: a what-if cannot change them.
+    """
+    metadata = {"unit": unit, "text": text, "low": low, "high": high, "compiled": compiled}
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
 
 
-def choice(text: str, allowed: tuple[Any, ...] | None, default: Any = None) -> Any:
-    """Declare one choice of a target and the values it may take (None: any text)."""
-    metadata = {"unit": "", "text": text, "allowed": allowed}
+def choice(text: str, allowed: tuple[Any, ...] | None, default: Any = None, compiled: bool = False) -> Any:
+    """Declare one choice of a target and the values it may take (None: any text); `compiled` as in `figure`."""
+    metadata = {"unit": "", "text": text, "allowed": allowed, "compiled": compiled}
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
 
 
@@ -27,11 +32,11 @@ DATAFLOWS = ("weight_stationary", "output_stationary", "input_stationary", "dot_
 class Arithmetic:
     """The law that this machine follows (see `nnac.numerics`)."""
 
-    rounding: str = choice("how a requantization rounds", tuple(r.label for r in Rounding), "half_even")
-    accumulator_bits: int = figure("bits", "width of the MAC accumulator, two's complement", 16, 32, 32)
-    accumulator_overflow: str = choice("what a sum outside the accumulator does", ("wrap", "saturate"), "saturate")
-    power_of_two_scales: bool = choice("every scale must be a power of two (multiplier 1)", (True, False), False)
-    per_channel: bool = choice("weights may have a scale per output channel", (True, False), True)
+    rounding: str = choice("how a requantization rounds", tuple(r.label for r in Rounding), "half_even", True)
+    accumulator_bits: int = figure("bits", "width of the MAC accumulator, two's complement", 16, 32, 32, True)
+    accumulator_overflow: str = choice("what a sum outside the accumulator does", ("wrap", "saturate"), "saturate", True)
+    power_of_two_scales: bool = choice("every scale must be a power of two (multiplier 1)", (True, False), False, True)
+    per_channel: bool = choice("weights may have a scale per output channel", (True, False), True, True)
 
     @property
     def mode(self) -> Rounding:
@@ -46,8 +51,8 @@ class Arithmetic:
 class Mac:
     """The multiply-accumulate array (see `nnac.array` for what the figures mean in cycles)."""
 
-    rows: int = figure("MACs", "rows of the array; products summed side by side", 1, 4096)
-    cols: int = figure("MACs", "columns of the array; output channels side by side", 1, 4096)
+    rows: int = figure("MACs", "rows of the array; products summed side by side", 1, 4096, compiled=True)
+    cols: int = figure("MACs", "columns of the array; output channels side by side", 1, 4096, compiled=True)
     issue_cycles: int = figure("cycles", "fixed cost of starting one instruction", 0, 1 << 20)
     dataflow: str = choice("what stays in the array while the rest streams through", DATAFLOWS, "weight_stationary")
     preload: bool = choice("the next fold fills while this one streams", (True, False), True)
@@ -81,7 +86,7 @@ class Decoder:
 class Memory:
     """One memory: size and port."""
 
-    bytes: int = figure("bytes", "size", 64, 2**32)
+    bytes: int = figure("bytes", "size", 64, 2**32, compiled=True)
     bytes_per_cycle: float = figure("bytes/cycle", "bandwidth, shared by all engines that use it", 0.001, 65536)
     latency: int = figure("cycles", "from a transfer's start to its first byte", 0, 1 << 20)
     burst: int = figure("bytes", "smallest transfer; shorter runs cost a whole burst", 1, 65536)
@@ -104,10 +109,10 @@ class Energy:
 class MemoryMode:
     """Which memory holds what."""
 
-    constants: str = choice("where weights and tables lie", ("dram", "flash"), "dram")
-    spill: str = choice("where activations go that do not fit the scratchpad", ("dram",), "dram")
+    constants: str = choice("where weights and tables lie", ("dram", "flash"), "dram", True)
+    spill: str = choice("where activations go that do not fit the scratchpad", ("dram",), "dram", True)
     shared_bus: bool = choice("dram and flash share one bus, so that their transfers exclude each other", (True, False),
-                              False)
+                              False, True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Wait tokens, checked by other means than they are made: all pairs of accesses, vector clocks, paths, and executions."""
+"""Wait tokens, checked by other means than they are made: all pairs of accesses, vector clocks, paths, executions."""
 
 from __future__ import annotations
 
@@ -245,11 +245,11 @@ def test_a_removed_token_is_noticed_or_implied(seed: int) -> None:
 
 
 def test_most_tokens_are_needed() -> None:
-    """The schedule is not merely safe: taking out a token makes a race more often than not, and most races show."""
-    code = stream(3, 200)
+    """The schedule is not merely safe: taking out a token leaves a race more often than not."""
+    code = stream(3, 80)
     all_tokens = list(tokens(code))
     needed = [token for token in all_tokens if unordered(without(code, *token))]
-    assert len(all_tokens) > 60 and len(needed) > 0.5 * len(all_tokens)
+    assert len(all_tokens) > 40 and len(needed) > 0.5 * len(all_tokens)
 
 
 def test_a_race_shows_in_an_execution() -> None:
