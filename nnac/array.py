@@ -6,7 +6,10 @@ size and the third axis streams through:
 - weight-stationary: ceil(K/R) * ceil(N/C) folds, M streams; input-stationary: ceil(K/R) * ceil(M/C) folds, N streams.
   A fold alone takes 2R + C + stream - 2 cycles (fill R, stream skewed over R + C - 2, drain R).
 - output-stationary: ceil(M/R) * ceil(N/C) folds, K streams; a fold alone takes R + C + stream - 2.
-- dot-product: no systolic skew; each cycle R products deep for C channels at `pixels` neighbouring output columns.
+- dot-product: no systolic skew; each cycle R input channels of one tap for C output channels at `pixels` neighbouring
+  output columns. Input arrives in steps of `step` cycles: either `step` * R channels of one tap (depth first) or R
+  channels of `step` taps (part of the kernel first), whichever takes fewer cycles for the layer; what is left of a step
+  idles. A depthwise convolution has one channel per column, so R - 1 of R products idle, and its taps come in steps too.
 
 With `preload` the next fold fills while this one streams, so a fold costs max(stream, R) and fill, skew and drain are
 paid once. The closed forms without preload are those of SCALE-Sim v3 (which counts its last cycle from 0, one less);
@@ -18,9 +21,14 @@ with "single" the array takes one channel at a time. Neither can fill the array.
 
 Partial sums of a fold along K stay in the accumulators (`accumulators` bytes, 4 per sum): a weight-stationary array
 cuts the pixels into pieces that fit and folds each piece on its own.
+
+Sums leave through the output stage, which requantizes `outputs` of them per cycle beside the array: whichever of the
+two takes longer is the time.
 """
 
 from __future__ import annotations
+
+from math import ceil
 
 from nnac import isa
 from nnac.targets import Mac
@@ -32,9 +40,13 @@ def over(amount: int, rate: int) -> int:
 
 
 def array_cycles(i: isa.Conv, mac: Mac) -> int:
-    """Return the cycles of one convolution on the array, without its issue cost."""
-    if mac.dataflow == "dot_product":
-        return _dot_product(i, mac)
+    """Return the cycles of one convolution on the array and its output stage, without its issue cost."""
+    leaving = ceil(i.out_h * i.out_w * i.out_c / mac.outputs) if mac.outputs else 0
+    return max(leaving, _dot_product(i, mac) if mac.dataflow == "dot_product" else _systolic(i, mac))
+
+
+def _systolic(i: isa.Conv, mac: Mac) -> int:
+    """Return the cycles of a convolution as products of matrices on a systolic array."""
     pixels, taps, per_group = i.out_h * i.out_w, i.kernel_h * i.kernel_w * i.depth, i.channels // i.groups
     if i.depth == 1 and per_group == 1 and mac.depthwise == "columns":
         return gemm_cycles(pixels, i.out_c, taps, mac)
@@ -70,6 +82,8 @@ def _dot_product(i: isa.Conv, mac: Mac) -> int:
     positions = i.out_h * over(i.out_w, mac.pixels) if i.out_w > 1 else over(i.out_h, mac.pixels)
     per_group, taps = i.channels // i.groups, i.kernel_h * i.kernel_w
     if i.depth == 1 and per_group == 1:
-        return positions * over(i.out_c, mac.cols) * taps
+        return positions * over(i.out_c, mac.cols) * over(taps, mac.step) * mac.step
     groups, channels = over(i.out_c, per_group), min(i.out_c, per_group)
-    return positions * groups * over(channels, mac.cols) * over(taps * i.depth, mac.rows)
+    depth_first = taps * over(i.depth, mac.rows * mac.step)
+    kernel_first = over(taps, mac.step) * over(i.depth, mac.rows)
+    return positions * groups * over(channels, mac.cols) * min(depth_first, kernel_first) * mac.step

@@ -24,9 +24,8 @@ def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]
 
 
 def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
-    shape = tensor.origin.onnx_shape(tensor.type.shape) if tensor.origin else tensor.type.shape
-    if array.shape != shape:
-        return [f"input {name!r} has shape {array.shape}, expected {shape}"]
+    if array.shape != tensor.onnx_shape:
+        return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
     if array.dtype.kind != "f" and array.dtype != np.int8:
         return [f"input {name!r} has dtype {array.dtype}, expected floats, or int8 for values that are quantized already"]
     return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []

@@ -330,7 +330,7 @@ class _FileSamples:
                 self._length += _length(file, self._inputs)
             except ModelError as error:
                 problems.append(str(error).replace("\n", "\n  "))
-        raise_all(ModelError, "calibration data does not fit the model:", problems)
+        raise_all(ModelError, "samples does not fit the model:", problems)
 
     def __len__(self) -> int:
         return self._length
@@ -383,7 +383,7 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise ModelError(f"{str(path)!r} holds no .npz files")
     problems = [f"{str(file)!r} is not there, or no regular file" for file in irregular]
-    raise_all(ModelError, "calibration data comes from .npz files:", problems)
+    raise_all(ModelError, "samples comes from .npz files:", problems)
     return files
 
 

@@ -128,18 +128,23 @@ def compare(
             progress("comparing", done, count(samples))
     if not done:
         raise ModelError("no samples to compare on")
-    makers = {layer.output: layer for layer in program.layers}
-    rows = tuple(tallies[t.name].row(t, makers.get(t.name), t.name in program.outputs) for t in tensors)
+    makers = {_place(program.tensor(layer.output)): layer for layer in program.layers}
+    rows = tuple(tallies[t.name].row(t, makers.get(_place(t)), t.name in program.outputs) for t in tensors)
     return Comparison(rows, done)
 
 
 def _comparable(program: Program) -> list[Tensor]:
-    """Return the tensors with a float twin, one per ONNX tensor, in order of completion."""
-    unique: dict[str, Tensor] = {}
-    for tensor in sorted(program.tensors, key=lambda t: t.ready):
-        if tensor.origin is not None and (tensor.origin.name not in unique or tensor.name in program.outputs):
-            unique[tensor.origin.name] = tensor
+    """Return inputs and layers' outputs that have a float twin, in order of completion; reshapes of them are left out."""
+    shown = {*program.inputs, *(layer.output for layer in program.layers), *program.outputs}
+    views = {_place(t): t for t in program.tensors if t.name in program.outputs}
+    tensors = [t for t in program.tensors if t.name in shown and views.get(_place(t), t) is t]
+    unique = {t.onnx_name: t for t in tensors if t.origin is not None}
     return sorted(unique.values(), key=lambda t: t.ready)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Return what a tensor and its reshapes have in common."""
+    return tensor.space, tensor.address, tensor.ready, tensor.pieces
 
 
 def _twin(model: onnx.ModelProto, tensors: list[Tensor]) -> FloatModel:
@@ -160,12 +165,11 @@ def _one(
         tallies[tensor.name].add(tensor, truth[tensor.onnx_name], found[tensor.name], alone[tensor.name])
 
 
-def _truths(program: Program, truth: Mapping[str, Array]) -> dict[int, dict[str, Array]]:
-    """Return, per first instruction of a layer, its inputs as quantized float truth in device layout."""
-    forced: dict[int, dict[str, Array]] = {}
-    for layer in program.layers:
-        for tensor in map(program.tensor, layer.inputs):
-            if tensor.origin is not None and tensor.type.quant is not None and tensor.origin.name in truth:
-                array = tensor.type.quant.quantize(truth[tensor.origin.name])
-                forced.setdefault(layer.first, {})[tensor.name] = tensor.origin.from_onnx(array, tensor.type.shape)
-    return forced
+def _truths(program: Program, truth: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the quantized float truth of every tensor that has one, in device layout."""
+    exact = {}
+    for tensor in program.tensors:
+        if tensor.origin is not None and tensor.type.quant is not None and tensor.origin.name in truth:
+            array = tensor.type.quant.quantize(truth[tensor.origin.name])
+            exact[tensor.name] = tensor.origin.from_onnx(array, tensor.type.shape)
+    return exact

@@ -145,10 +145,27 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
 
 
 def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) -> Program:
-    """Return the fastest program by the timing model; one plan when all fits the scratchpad, else one per strategy."""
-    first = plan(graph, machine, STRATEGIES[0])
-    plans = [first] + [plan(graph, machine, s) for s in STRATEGIES[1:] if first.tiling.spills]
-    return min((emit(p, note, answer) for p in plans), key=lambda program: simulate(program).cycles)
+    """Return the fastest program by the timing model; one plan when all fits the scratchpad, else one per strategy.
+
+    Raises:
+        CapacityError: no strategy fits (the first one's reason).
+    """
+    first = _attempt(graph, machine, STRATEGIES[0])
+    if isinstance(first, Plan) and not first.tiling.spills:
+        return emit(first, note, answer)
+    plans = [first, *(_attempt(graph, machine, strategy) for strategy in STRATEGIES[1:])]
+    fitting = [p for p in plans if isinstance(p, Plan)]
+    if not fitting:
+        assert isinstance(first, CapacityError)
+        raise first
+    return min((emit(p, note, answer) for p in fitting), key=lambda program: simulate(program).cycles)
+
+
+def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | CapacityError:
+    try:
+        return plan(graph, machine, strategy)
+    except CapacityError as error:
+        return error
 
 
 def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
@@ -208,12 +225,17 @@ def _same(step: str, expected: Mapping[str, Array], found: Mapping[str, Array]) 
 
 def _keep(program: Program, budgets: Budgets) -> None:
     """Raise when a budget is exceeded."""
-    if budgets.sram is not None and program.used[Space.SRAM] > budgets.sram:
-        raise CapacityError("budget --max-sram", program.used[Space.SRAM], budgets.sram)
-    if budgets.flash is not None and program.constants.size > budgets.flash:
-        raise CapacityError("budget --max-flash", program.constants.size, budgets.flash)
-    if budgets.cycles is not None and (cycles := simulate(program).cycles) > budgets.cycles:
-        raise CapacityError("budget --max-cycles", cycles, budgets.cycles, "cycles")
+    needs = (
+        ("--max-sram", budgets.sram, "bytes", lambda: program.used[Space.SRAM]),
+        ("--max-flash", budgets.flash, "bytes", lambda: int(program.constants.size)),
+        ("--max-cycles", budgets.cycles, "cycles", lambda: simulate(program).cycles),
+    )
+    errors = [CapacityError(f"budget {name}", need(), limit, unit) for name, limit, unit, need in needs
+              if limit is not None and need() > limit]
+    if len(errors) > 1:
+        errors[0].args = ("\n".join(str(error) for error in errors),)
+    if errors:
+        raise errors[0]
 
 
 def load(path: str | os.PathLike[str]) -> CompiledModel:
@@ -242,5 +264,5 @@ def diff(
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
-    inputs = {t.onnx_name: t.origin.onnx_shape(t.type.shape) for t in map(blob.tensor, blob.inputs) if t.origin}
+    inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
     return compare(prepare(model, shapes or inputs), blob, load_samples(samples, inputs), progress)

@@ -21,11 +21,12 @@ def disassemble(program: Program) -> Iterator[str]:
     yield from _header(program)
     starts: dict[int, list[Layer]] = {}
     for layer in program.layers:
-        starts.setdefault(layer.first, []).append(layer)
+        for first, end in layer.runs:
+            if end > first:
+                starts.setdefault(first, []).append(layer)
     for index, instruction in enumerate(program.instructions):
         yield from (_layer(layer) for layer in starts.get(index, ()))
         yield _line(index, instruction)
-    yield from (_layer(layer) for layer in starts.get(len(program.instructions), ()))
 
 
 def _header(program: Program) -> Iterator[str]:
@@ -43,7 +44,7 @@ def _header(program: Program) -> Iterator[str]:
 def _tensor(tensor: Tensor) -> str:
     quant = tensor.type.quant
     real = f" scale {quant.scale!r} zero {quant.zero_point}" if quant else ""
-    home = _at(tensor.space, tensor.address)
+    home = f"{len(tensor.pieces)} pieces" if tensor.pieces else _at(tensor.space, tensor.address)
     return f"{_text(tensor.name)} {tensor.type.dtype} {_sides(tensor.type.shape)}{real} at {home}"
 
 

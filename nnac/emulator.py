@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Space
-from nnac.program import Program, Tensor
+from nnac.program import Piece, Program, Tensor
 from nnac.types import DTYPES, Array
 
 POISON = 0xA5
@@ -64,31 +64,31 @@ class Emulator:
                 after(index)
         return {name: self.read(self.program.tensor(name)) for name in self.program.outputs}
 
-    def trace(
-        self, inputs: Mapping[str, Array], forced: Mapping[int, Mapping[str, Array]] | None = None
-    ) -> dict[str, Array]:
-        """Return every tensor of the program, each read at the moment when it is complete.
+    def trace(self, inputs: Mapping[str, Array], truth: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Return every tensor of the program as its instructions made it.
 
         Args:
             inputs: as for `run`.
-            forced: tensors to overwrite, in device layout, by the index of the instruction before which to do it.
+            truth: by tensor name, in device layout; once such a tensor (or a piece of it) has been made and seen, it is
+                overwritten with this, so that what comes after starts from the truth.
         """
-        done: dict[int, list[Tensor]] = {}
+        done: dict[int, list[tuple[Tensor, Piece]]] = {}
         for tensor in self.program.tensors:
-            done.setdefault(tensor.ready, []).append(tensor)
-        seen: dict[str, Array] = {}
+            for piece in tensor.pieces or (Piece(tensor.ready, tensor.address, 0, tensor.type.nbytes),):
+                done.setdefault(piece.ready, []).append((tensor, piece))
+        seen = {t.name: np.empty(t.type.nbytes, np.uint8) for t in self.program.tensors}
+        known = {name: _raw(array) for name, array in (truth or {}).items()}
 
         def look(index: int) -> None:
-            seen.update({tensor.name: self.read(tensor) for tensor in done.get(index, ())})
+            for tensor, piece in done.get(index, ()):
+                here = self.memory[tensor.space][piece.address : piece.address + piece.nbytes]
+                there = slice(piece.offset, piece.offset + piece.nbytes)
+                seen[tensor.name][there] = here
+                if tensor.name in known:
+                    here[:] = known[tensor.name][there]
 
-        def before(index: int) -> None:
-            if index < 0:
-                look(index)
-            for name, array in (forced or {}).get(index, {}).items():
-                self.write(self.program.tensor(name), array)
-
-        self.run(inputs, before, look)
-        return seen
+        self.run(inputs, lambda index: look(index) if index < 0 else None, look)
+        return {t.name: seen[t.name].view(DTYPES[t.type.dtype]).reshape(t.type.shape) for t in self.program.tensors}
 
     def read(self, tensor: Tensor) -> Array:
         """Return a copy of a tensor from its home."""
@@ -97,7 +97,7 @@ class Emulator:
 
     def write(self, tensor: Tensor, array: Array) -> None:
         """Put a tensor into its home."""
-        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        raw = _raw(array)
         self.memory[tensor.space][tensor.address:tensor.address + raw.size] = raw
 
     # -- meanings --------------------------------------------------------------------------------------------------
@@ -200,3 +200,8 @@ class Emulator:
 
         softmax(self._tile(i.source, i.rows, i.length), self._words(i.table, 256),
                 self._tile(i.target, i.rows, i.length), i.multiplier, i.shift, i.out_zero, int(self.law.mode))
+
+
+def _raw(array: Array) -> Array:
+    """Return the bytes of an array in row-major order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -25,14 +25,18 @@ class Storage:
 
     Attributes:
         name: the value that owns the bytes.
+        label: the ONNX tensor, for messages.
         first, last: task indices; -1 is before the first task.
+        readers: how many operands read it.
         constant: the bytes come from the blob's constants.
     """
 
     name: str
+    label: str
     nbytes: int
     first: int
     last: int
+    readers: int = 0
     constant: bool = False
 
 
@@ -43,9 +47,10 @@ class Task:
     Attributes:
         operands: storages of the scratchpad operands.
         output: storage of the output.
-        stripe: output rows per stripe (0 for a move, which is not striped).
+        stripe: output rows per stripe (0 for a move, which is not striped; in a cascade that of the last task counts).
         buffers: bytes of the staging buffers in the scratchpad, one entry per operand and then the output; 0 where the
-            tensor lies in the scratchpad itself. A staged tensor that is cut has two such buffers, used in turn.
+            tensor lies in the scratchpad itself. A staged tensor that is cut has two such buffers, used in turn; the
+            output of a task inside a cascade has one, which the next task reads.
         copies: 1 or 2, per entry of `buffers`.
         blocks_outer: the outer loop runs over blocks of constants, the inner over stripes (else the other way round).
     """
@@ -67,20 +72,32 @@ class Strategy:
     Attributes:
         victim: what leaves the scratchpad first: the "largest" tensor, or the "cheapest", which moves the fewest bytes
             for its size.
+        cascade: a tensor that only the next task reads may go through the scratchpad stripe by stripe, never whole,
+            instead of leaving it.
         stripes: a staged tensor is cut into at least this many stripes, so that its transfer can hide behind work.
     """
 
     victim: str = "largest"
+    cascade: bool = False
     stripes: int = 4
 
 
-STRATEGIES = tuple(Strategy(victim, stripes) for victim in ("largest", "cheapest") for stripes in (2, 4, 8))
+STRATEGIES = (
+    *(Strategy(victim, False, stripes) for victim in ("largest", "cheapest") for stripes in (2, 4, 8)),
+    *(Strategy("largest", True, stripes) for stripes in (2, 4, 8, 16)),
+)
 """What the compiler tries when not everything fits the scratchpad."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Homes and stripes, still without addresses."""
+    """Homes and stripes, still without addresses.
+
+    Attributes:
+        root: the value that owns each value's bytes.
+        homes: the memory of every storage but the streamed ones, which are never whole.
+        groups: ranges of tasks that work stripe by stripe together: cascades, and single tasks.
+    """
 
     graph: Graph
     target: Target
@@ -88,11 +105,17 @@ class Tiling:
     storages: Mapping[str, Storage]
     root: Mapping[str, str]
     homes: Mapping[str, Space]
+    groups: tuple[range, ...]
+
+    def lifetime(self, storage: Storage) -> tuple[int, int]:
+        """Return the first and last group during which a storage is alive; one past the last for outputs."""
+        turn = {t: g for g, group in enumerate(self.groups) for t in group}
+        return turn.get(storage.first, -1), turn.get(storage.last, len(self.groups) if storage.last >= 0 else -1)
 
     @property
     def spills(self) -> bool:
         """Whether any tensor is staged through the scratchpad instead of living there."""
-        return any(space != Space.SRAM for space in self.homes.values())
+        return any(self.homes.get(s.name) != Space.SRAM for s in self.storages.values() if not s.constant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +127,7 @@ class Plan:
         staging: per task, per entry of `Task.buffers`, the addresses of its staging buffers.
         constants: bytes at the start of the constants memory that hold constant operands; weights follow.
         used: bytes used per memory.
+        lower_bound: bytes of the largest set of scratchpad tensors and buffers that live at one time.
     """
 
     tiling: Tiling
@@ -111,3 +135,4 @@ class Plan:
     staging: tuple[tuple[tuple[int, ...], ...], ...]
     used: Mapping[Space, int]
     constants: int
+    lower_bound: int

@@ -12,8 +12,9 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes [offset, offset + nbytes) of a tensor that is never whole, at `address` once instruction `ready` is done."""
+
+    ready: int
+    address: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor of the program in its home.
 
@@ -62,6 +73,7 @@ class Tensor:
         origin: the ONNX tensor that it stands for, or None for a helper.
         space, address: its home.
         ready: index of the last instruction that writes it, -1 for an input.
+        pieces: of a tensor that goes through a cascade stripe by stripe and is nowhere whole; else empty.
     """
 
     name: str
@@ -70,30 +82,39 @@ class Tensor:
     space: Space
     address: int
     ready: int
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def onnx_name(self) -> str:
         return self.origin.name if self.origin else self.name
 
+    @property
+    def onnx_shape(self) -> tuple[int, ...]:
+        return self.origin.onnx_shape(self.type.shape) if self.origin else self.type.shape
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Instructions [first, end) that came from one node; what reports group by.
+    """The instructions that came from one node; what reports group by.
 
     Attributes:
         name, op: of the node.
+        runs: half-open ranges of instructions, ascending; one, or one per stripe in a cascade of layers.
         inputs, output: tensors of the program (operands that are constants are left out).
         macs: multiply-accumulates; `weight_bytes`: int8 weights before encoding.
     """
 
     name: str
     op: str
-    first: int
-    end: int
+    runs: tuple[tuple[int, int], ...]
     inputs: tuple[str, ...]
     output: str
     macs: int
     weight_bytes: int
+
+    def indices(self) -> Iterator[int]:
+        """Yield the layer's instructions."""
+        return chain.from_iterable(range(first, end) for first, end in self.runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +200,7 @@ def _tensor_to_dict(t: Tensor) -> dict[str, Any]:
         "quant": [quant.scale, quant.zero_point] if quant else None,
         "origin": [origin.name, [[step, list(arg)] for step, arg in origin.steps]] if origin else None,
         "space": t.space.label, "address": t.address, "ready": t.ready,
+        "pieces": [[p.ready, p.address, p.offset, p.nbytes] for p in t.pieces],
     }
 
 
@@ -297,11 +319,13 @@ def _tensor(raw: dict[str, Any]) -> Tensor:
         raise ProgramError(f"tensor {raw['name']!r}: scale {quant.scale!r} or zero point {quant.zero_point!r} is wrong")
     origin = raw["origin"] and Origin(raw["origin"][0], tuple((step, tuple(arg)) for step, arg in raw["origin"][1]))
     kind = TensorType(tuple(raw["shape"]), raw["dtype"], quant)
-    return Tensor(raw["name"], kind, origin, Space[raw["space"].upper()], raw["address"], raw["ready"])
+    return Tensor(raw["name"], kind, origin, Space[raw["space"].upper()], raw["address"], raw["ready"],
+                  tuple(Piece(*piece) for piece in raw["pieces"]))
 
 
 def _layer(raw: dict[str, Any]) -> Layer:
     known = {f.name for f in fields(Layer)}
     if set(raw) != known:
         raise ProgramError("a layer record has unknown or missing entries")
-    return Layer(**raw | {"inputs": tuple(raw["inputs"])})
+    runs = tuple((first, end) for first, end in raw["runs"])
+    return Layer(**raw | {"inputs": tuple(raw["inputs"]), "runs": runs})

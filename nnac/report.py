@@ -352,7 +352,7 @@ def _meta(kind: str, track: int, name: str) -> dict[str, Any]:
 def _events(timeline: Timeline) -> Iterable[dict[str, Any]]:
     """Yield one complete event per instruction, on whole nanoseconds so that neighbours never overlap by a rounding."""
     program = timeline.program
-    owners = {index: layer.name for layer in program.layers for index in range(layer.first, layer.end)}
+    owners = {index: layer.name for layer in program.layers for index in layer.indices()}
     for index, (instruction, span) in enumerate(zip(program.instructions, timeline.spans, strict=True)):
         start, end = (round(cycle * 1e3 / program.target.clock_mhz) for cycle in (span.start, span.end))
         layer, kind = printable(owners.get(index, "")), type(instruction).__name__

@@ -20,7 +20,7 @@ through each port by the target's table; it leaves out leakage, clocks and the h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -76,7 +76,7 @@ class LayerTime:
         start, end: cycles of its first start and last end.
         critical: cycles of the critical path inside this layer; over all layers they sum to the total.
         bound: what most of its critical (or else busy) cycles are spent on: a value of `BOUND`, or "issue".
-        utilisation: its MACs over the array's peak during `critical` cycles; 0 where nothing is critical.
+        utilisation: its MACs over the array's peak while the array works on it; 0 without MACs.
         traffic: bytes by (memory, purpose).
     """
 
@@ -100,6 +100,7 @@ class Timeline:
         traffic: bytes by (memory, purpose); purposes are weights, tables, constants, input, output, spill, operands.
         layers: in program order.
         energy: picojoules by part, or empty when the target has no energy table.
+        bound: what most of the critical path is spent on: a value of `BOUND`, or "issue".
     """
 
     program: Program
@@ -109,6 +110,7 @@ class Timeline:
     traffic: Mapping[tuple[str, str], int]
     layers: tuple[LayerTime, ...]
     energy: Mapping[str, float]
+    bound: str
 
     @property
     def milliseconds(self) -> float:
@@ -122,14 +124,6 @@ class Timeline:
     def utilisation(self) -> float:
         """Share of the array's peak MACs."""
         return self.program.macs / (self.cycles * self.program.target.mac.peak)
-
-    @property
-    def bound(self) -> str:
-        """What most of the critical path is spent on."""
-        share: Counter[str] = Counter()
-        for layer in self.layers:
-            share[layer.bound] += layer.critical
-        return share.most_common(1)[0][0] if share else "nothing"
 
 
 def what_if(program: Program, settings: Mapping[str, Any]) -> Target:
@@ -173,8 +167,11 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
     busy = {engine: 0 for engine in Engine}
     for instruction, span in zip(program.instructions, spans, strict=True):
         busy[instruction.engine] += span.end - span.start
-    layers = tuple(_layers(program, spans, costs, _critical(spans, last), machine))
-    return Timeline(program, tuple(spans), cycles, busy, _summed(traffic), layers, _energy(program, traffic, machine))
+    path = _critical(spans, last)
+    layers = tuple(_layers(program, spans, costs, path, machine))
+    bound = _most(program, spans, costs, path)
+    energy = _energy(program, traffic, machine)
+    return Timeline(program, tuple(spans), cycles, busy, dict(sorted(traffic.items())), layers, energy, bound)
 
 
 # -- what one instruction costs ------------------------------------------------------------------------------------
@@ -301,20 +298,26 @@ def _layers(
 ) -> Iterator[LayerTime]:
     """Yield the layers with the part of the critical path that each one is charged."""
     for layer in program.layers:
-        own = range(layer.first, layer.end)
+        own = list(layer.indices())
         on_path = [i for i in own if i in path]
         critical = sum(spans[i].end - spans[i].start for i in on_path)
-        share: Counter[str] = Counter()
-        for i in on_path or own:
-            share[_bound(program.instructions[i], costs[i])] += spans[i].end - spans[i].start
+        array = sum(spans[i].end - spans[i].start for i in own if program.instructions[i].engine == Engine.MAC)
         traffic: Traffic = Counter()
         for i in own:
             traffic.update(_bytes(program, layer, program.instructions[i]))
         yield LayerTime(
             layer, min((spans[i].start for i in own), default=0), max((spans[i].end for i in own), default=0), critical,
-            share.most_common(1)[0][0] if share else "nothing",
-            layer.macs / (critical * target.mac.peak) if critical else 0.0, dict(sorted(traffic.items())),
+            _most(program, spans, costs, on_path or own),
+            layer.macs / (array * target.mac.peak) if array else 0.0, dict(sorted(traffic.items())),
         )
+
+
+def _most(program: Program, spans: Sequence[Span], costs: Sequence[Cost], which: Iterable[int]) -> str:
+    """Return what most cycles of some instructions are spent on."""
+    share: Counter[str] = Counter()
+    for i in which:
+        share[_bound(program.instructions[i], costs[i])] += spans[i].end - spans[i].start
+    return max(share, key=lambda name: (share[name], name), default="nothing")
 
 
 def _bound(instruction: AnyInstruction, c: Cost) -> str:
@@ -325,14 +328,10 @@ def _traffic(program: Program, skip_loads: bool) -> Traffic:
     """Return bytes through each memory's port, by (memory, purpose)."""
     traffic: Traffic = Counter()
     for layer in program.layers:
-        for instruction in program.instructions[layer.first : layer.end]:
+        for instruction in map(program.instructions.__getitem__, layer.indices()):
             if not (skip_loads and isinstance(instruction, isa.Load)):
                 traffic.update(_bytes(program, layer, instruction))
     return traffic
-
-
-def _summed(traffic: Traffic) -> dict[tuple[str, str], int]:
-    return dict(sorted(traffic.items()))
 
 
 def _bytes(program: Program, layer: Layer, i: AnyInstruction) -> Traffic:

@@ -204,11 +204,26 @@ def _home(tensor: Tensor, program: Program) -> Iterator[str]:
     if not _is_int(tensor.ready, -1, count - 1):
         yield f"ready after instruction {tensor.ready!r:.80}, but there are {count:,} instructions"
     used = program.used.get(tensor.space, 0)
-    if not _is_int(tensor.address):
+    if tensor.pieces:
+        yield from _pieces(tensor, used, count)
+    elif not _is_int(tensor.address):
         yield f"address {tensor.address!r:.80} is not a number of bytes"
     elif tensor.address + tensor.type.nbytes > used:
         end = tensor.address + tensor.type.nbytes
         yield f"bytes {tensor.address:#x} to {end:#x} of memory.{tensor.space.label}, used {used:#x}"
+
+
+def _pieces(tensor: Tensor, used: int, count: int) -> Iterator[str]:
+    """Pieces lie in used memory and cover the tensor from its first byte to its last."""
+    size, reached = tensor.type.nbytes, 0
+    for p in tensor.pieces:
+        if not (_is_int(p.ready, 0, count - 1) and _is_int(p.address) and _is_int(p.nbytes, 1)
+                and p.address + p.nbytes <= used and _is_int(p.offset, 0, reached) and p.offset + p.nbytes <= size):
+            yield f"piece {p!r:.120} does not continue the tensor, or lies outside of used memory"
+            return
+        reached = max(reached, p.offset + p.nbytes)
+    if reached != size:
+        yield f"its pieces end at byte {reached}, the tensor has {size}"
 
 
 def _origin(tensor: Tensor, limits: Limits) -> Iterator[str]:
@@ -256,21 +271,24 @@ def _ports(program: Program) -> Iterator[str]:
 
 
 def _layers(program: Program, limits: Limits) -> Iterator[str]:
-    known, reached = {t.name for t in program.tensors}, 0
+    known, owned = {t.name for t in program.tensors}, [False] * len(program.instructions)
     for number, layer in enumerate(program.layers):
-        problem = next(_layer(layer, reached, len(program.instructions), known, limits), None)
+        problem = next(_layer(layer, owned, known, limits), None)
         if problem is not None:
             yield f"layer {number}: {problem}"
             return
-        reached = layer.end
+    if not all(owned):
+        yield f"instruction {owned.index(False)} belongs to no layer"
 
 
-def _layer(layer: Layer, reached: int, count: int, known: set[str], limits: Limits) -> Iterator[str]:
+def _layer(layer: Layer, owned: list[bool], known: set[str], limits: Limits) -> Iterator[str]:
     yield from _name_problem("name", layer.name, limits)
     yield from _name_problem("op", layer.op, limits)
-    if not (_is_int(layer.first, reached, count) and _is_int(layer.end, layer.first, count)):
-        yield (f"instructions {layer.first!r:.80} to {layer.end!r:.80}, "
-               f"expected a range behind {reached} and up to {count}")
+    for first, end in layer.runs:
+        if not (_is_int(first, 0, len(owned)) and _is_int(end, first, len(owned))) or any(owned[first:end]):
+            yield f"instructions {first!r:.80} to {end!r:.80} are no range of its own among {len(owned)}"
+            return
+        owned[first:end] = [True] * (end - first)
     missing = [name for name in (*layer.inputs, layer.output) if not isinstance(name, str) or name not in known]
     yield from (f"no tensor is called {ascii(name)[:80]}" for name in missing)
     if not (_is_int(layer.macs) and _is_int(layer.weight_bytes)):

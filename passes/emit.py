@@ -6,13 +6,14 @@ Rules:
    loads ahead of the array as far as there is room;
 2. when all blocks of a layer fit the buffer together, each is loaded once; else once per stripe;
 3. a staged operand is copied in before, a staged output copied out after each stripe;
-4. spills lie behind the constants where both share a memory.
+4. in a cascade each stripe goes through all its tasks before the next stripe begins;
+5. spills lie behind the constants where both share a memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from nnac.ops.base import aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import schedule
-from nnac.plan import BLOCKS, Plan, Storage, Task
-from nnac.program import KnownAnswer, Layer, Program, Tensor
+from nnac.plan import BLOCKS, Plan, Task
+from nnac.program import KnownAnswer, Layer, Piece, Program, Tensor
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
@@ -64,6 +65,11 @@ class _Ring:
     top: int = 0
     high: int = 0
 
+    def reserve(self, nbytes: int) -> None:
+        """Make the next `nbytes` in sum lie in one piece, so that they do not overwrite each other."""
+        if self.top + nbytes > self.size:
+            self.top = 0
+
     def take(self, nbytes: int) -> int:
         """Return the address of the next `nbytes`, from 0 again when the end is too near."""
         address = self.top if self.top + nbytes <= self.size else 0
@@ -82,20 +88,23 @@ class _Stripe:
 
 
 class _Loader:
-    """The blocks of one task in the weight buffer: each is loaded when needed, once if all fit together."""
+    """Blocks of one task or cascade in the weight buffer: each is loaded when needed, once if all fit together."""
 
-    def __init__(self, emitter: _Emitter, blocks: list[_Placed]) -> None:
+    def __init__(self, emitter: _Emitter, blocks: Mapping[tuple[int, int], _Placed]) -> None:
         self.emitter, self.blocks = emitter, blocks
-        self.resident = sum(p.block.nbytes for p in blocks) <= emitter.ring.size
-        self.at: dict[int, tuple[int, int]] = {}
-        self.last = -1
+        total = sum(p.block.nbytes for p in blocks.values())
+        self.resident = total <= emitter.ring.size
+        if self.resident:
+            emitter.ring.reserve(total)
+        self.at: dict[tuple[int, int], tuple[int, int]] = {}
+        self.last: tuple[int, int] | None = None
 
-    def need(self, b: int) -> list[AnyInstruction]:
-        """Return the loads that make block `b` present; its addresses are in `at` then."""
-        if b == self.last or (self.resident and b in self.at):
+    def need(self, key: tuple[int, int]) -> list[AnyInstruction]:
+        """Return the loads that make a block present; its addresses are in `at` then."""
+        if key == self.last or (self.resident and key in self.at):
             return []
-        self.at[b], loads = self.emitter.load(self.blocks[b])
-        self.last = b
+        self.at[key], loads = self.emitter.load(self.blocks[key])
+        self.last = key
         return loads
 
 
@@ -116,6 +125,7 @@ class _Emitter:
         self.image, self.ring = _Image(), _Ring(self.target.memory["weights"].bytes)
         self.instructions: list[AnyInstruction] = []
         self.layers: list[Layer] = []
+        self.pieces: dict[str, list[Piece]] = {}
         self.ready: dict[str, int] = {name: -1 for name in self.graph.inputs}
         self.constants_space = Space[self.target.memory_mode.constants.upper()]
         self.spill_space = Space[self.target.memory_mode.spill.upper()]
@@ -145,61 +155,111 @@ class _Emitter:
 
     # -- instructions ----------------------------------------------------------------------------------------------
 
-    def _task(self, task: Task, index: int) -> None:
-        first = len(self.instructions)
-        if isinstance(task.node.op, Move):
-            homes = [self._home(name) for name in task.operands]
-            self.instructions += task.node.op.copies(task.bound, homes, self._home(task.output))
-        else:
-            self.instructions += self._stripes(task, index)
-        self.ready[task.output] = len(self.instructions) - 1
-        weights = sum(p.block.weights.size for p in self.blocks[index])
-        inputs = tuple(name for name in self.graph.operands(task.node) if name not in self.graph.constants)
-        self.layers.append(Layer(task.node.name, task.node.op.name, first, len(self.instructions), inputs,
-                                 task.node.output, task.node.op.work(task.bound).macs, weights))
+    def _group(self, group: range) -> None:
+        """Emit one task, or the tasks of a cascade stripe by stripe, and record what each of them is made of."""
+        runs: dict[int, list[tuple[int, int]]] = {t: [] for t in group}
+        for t, instructions in self._turns(group):
+            first = len(self.instructions)
+            self.instructions += instructions
+            if runs[t] and runs[t][-1][1] == first:
+                first = runs[t].pop()[0]
+            runs[t].append((first, len(self.instructions)))
+        for t in group:
+            task = self.tiling.tasks[t]
+            self.ready[task.output] = runs[t][-1][1] - 1
+            weights = sum(p.block.weights.size for p in self.blocks[t])
+            inputs = tuple(name for name in self.graph.operands(task.node) if name not in self.graph.constants)
+            self.layers.append(Layer(task.node.name, task.node.op.name, tuple(runs[t]), inputs, task.node.output,
+                                     task.node.op.work(task.bound).macs, weights))
 
-    def _stripes(self, task: Task, index: int) -> Iterator[AnyInstruction]:
-        """Yield the instructions of a striped task, for each pair of a stripe and a block in the task's order."""
-        op, bound, blocks = task.node.op, task.bound, self.blocks[index]
-        total, period = op.rows(bound)
-        spans = [(base + lo, base + min(lo + task.stripe, period))
-                 for base in range(0, total, period) for lo in range(0, period, task.stripe)]
-        loader = _Loader(self, blocks)
-        whole: dict[int, Slab] = {}
-        if task.blocks_outer:
-            for b, placed in enumerate(blocks):
-                for count, rows in enumerate(spans):
-                    step = self._stage(task, index, rows, b * len(spans) + count, whole)
-                    yield from self._one(task, step, loader, b)
-                    yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
+    def _turns(self, group: range) -> Iterator[tuple[int, Iterable[AnyInstruction]]]:
+        """Yield (task, instructions) in the order of execution."""
+        last = self.tiling.tasks[group[-1]]
+        if isinstance(last.node.op, Move):
+            homes = [self._home(name) for name in last.operands]
+            yield group[-1], last.node.op.copies(last.bound, homes, self._home(last.output))
             return
+        total, period = last.node.op.rows(last.bound)
+        spans = [(base + lo, base + min(lo + last.stripe, period))
+                 for base in range(0, total, period) for lo in range(0, period, last.stripe)]
+        if last.blocks_outer:
+            yield group[-1], self._block_by_block(last, group[-1], spans)
+            return
+        loader = _Loader(self, {(t, b): p for t in group for b, p in enumerate(self.blocks[t])})
+        whole: dict[tuple[int, int], Slab] = {}
         for count, rows in enumerate(spans):
-            step = self._stage(task, index, rows, count, whole)
-            for b in range(len(blocks)):
-                yield from self._one(task, step, loader, b)
-                step = replace(step, copies=())
-            if not blocks:
-                yield from (*step.copies, *op.lower(bound, Step(step.inputs, step.output)))
-            yield from self._home_copies(task, step, None)
+            above: Slab | None = None
+            for t, wanted in zip(group, self._wanted(group, rows), strict=True):
+                task = self.tiling.tasks[t]
+                step = self._stage(task, t, wanted, count, whole, above)
+                yield t, self._stripe(task, t, step, loader)
+                above = step.output
+                if t != group[-1]:
+                    self._record_piece(task, step.output)
 
-    def _stage(self, task: Task, index: int, rows: tuple[int, int], count: int, whole: dict[int, Slab]) -> _Stripe:
-        """Return where a stripe's operands and output lie, and the copies that bring the operands in."""
+    def _wanted(self, group: range, rows: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the output rows of each task of a group that `rows` of the last one need."""
+        wanted = [rows]
+        for t in reversed(group[1:]):
+            task, before = self.tiling.tasks[t], self.tiling.tasks[t - 1]
+            i = task.operands.index(before.output)
+            span = task.node.op.input_rows(task.bound, wanted[0])[i]
+            nbytes = self.tiling.storages[before.output].nbytes
+            taken, made = nbytes // task.node.op.operand_rows(task.bound)[i], self._pitch(before)
+            wanted.insert(0, (span[0] * taken // made, -(-span[1] * taken // made)))
+        return wanted
+
+    def _record_piece(self, task: Task, slab: Slab) -> None:
+        pitch = self._pitch(task)
+        piece = Piece(len(self.instructions) - 1, slab.address, slab.lo * pitch, (slab.hi - slab.lo) * pitch)
+        self.pieces.setdefault(task.output, []).append(piece)
+
+    def _stripe(self, task: Task, t: int, step: _Stripe, loader: _Loader) -> Iterator[AnyInstruction]:
+        """Yield one stripe of a task: copies in, its blocks one after the other, the copy home."""
+        yield from step.copies
+        for b, placed in enumerate(self.blocks[t]):
+            yield from loader.need((t, b))
+            at = loader.at[t, b]
+            yield from task.node.op.lower(task.bound, Step(step.inputs, step.output, placed.block, *at))
+        if not self.blocks[t]:
+            yield from task.node.op.lower(task.bound, Step(step.inputs, step.output))
+        yield from self._home_copies(task, step, None)
+
+    def _block_by_block(self, task: Task, t: int, spans: list[tuple[int, int]]) -> Iterator[AnyInstruction]:
+        """Yield a task whose outer loop runs over its blocks: operands are staged again for each."""
+        whole: dict[tuple[int, int], Slab] = {}
+        for b, placed in enumerate(self.blocks[t]):
+            at, loads = self.load(placed)
+            yield from loads
+            for count, rows in enumerate(spans):
+                step = self._stage(task, t, rows, b * len(spans) + count, whole, None)
+                yield from step.copies
+                yield from task.node.op.lower(task.bound, Step(step.inputs, step.output, placed.block, *at))
+                yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
+
+    def _stage(self, task: Task, t: int, rows: tuple[int, int], count: int, whole: dict[tuple[int, int], Slab],
+               above: Slab | None) -> _Stripe:
+        """Return where a stripe's operands and output lie, and the copies that bring the operands in.
+
+        `above` is the stripe that the task before has just made, in a cascade.
+        """
         slabs, copies = [], list[AnyInstruction]()
         for i, wanted in enumerate(task.node.op.input_rows(task.bound, rows)):
-            slab, moves = self._operand(task, index, i, wanted, count, whole)
+            if above is not None and task.operands[i] == self.tiling.tasks[t - 1].output:
+                slabs.append(self._from_above(task, t, i, wanted, above))
+                continue
+            slab, moves = self._operand(task, t, i, wanted, count, whole)
             slabs.append(slab)
             copies += moves
-        return _Stripe(tuple(slabs), self._result(task, index, rows, count), tuple(copies))
+        return _Stripe(tuple(slabs), self._result(task, t, rows, count), tuple(copies))
 
-    def _one(self, task: Task, step: _Stripe, loader: _Loader, b: int) -> Iterator[AnyInstruction]:
-        """Yield one stripe against one block: copies in, loads, work."""
-        placed = loader.blocks[b]
-        yield from step.copies
-        yield from loader.need(b)
-        yield from task.node.op.lower(task.bound, Step(step.inputs, step.output, placed.block, *loader.at[b]))
+    def _from_above(self, task: Task, t: int, i: int, wanted: tuple[int, int], above: Slab) -> Slab:
+        """Return rows `wanted` of operand `i` inside the stripe `above`, whose rows may have another length."""
+        pitch = self.tiling.storages[task.operands[i]].nbytes // task.node.op.operand_rows(task.bound)[i]
+        return Slab(above.address + wanted[0] * pitch - above.lo * self._pitch(self.tiling.tasks[t - 1]), *wanted)
 
     def _operand(self, task: Task, index: int, i: int, wanted: tuple[int, int] | None, count: int,
-                 whole: dict[int, Slab]) -> tuple[Slab, list[AnyInstruction]]:
+                 whole: dict[tuple[int, int], Slab]) -> tuple[Slab, list[AnyInstruction]]:
         """Return where rows `wanted` of operand `i` lie, and the copy that brings them there."""
         name, rows = task.operands[i], task.node.op.operand_rows(task.bound)[i]
         lo, hi = wanted or (0, rows)
@@ -207,22 +267,21 @@ class _Emitter:
         space, address = self._home(name)
         if space == Space.SRAM:
             return Slab(address + lo * pitch, lo, hi), []
-        if i in whole and (whole[i].lo, whole[i].hi) == (lo, hi):
-            return whole[i], []
+        if (known := whole.get((index, i))) and (known.lo, known.hi) == (lo, hi):
+            return known, []
         buffers = self.plan.staging[index][i]
         buffer = buffers[count % len(buffers)]
         assert (hi - lo) * pitch <= task.buffers[i], f"staging buffer of {name} is too small"
         slab = Slab(buffer, lo, hi)
         if len(buffers) == 1:
-            whole[i] = slab
+            whole[index, i] = slab
         return slab, [self._flat_copy((space, address + lo * pitch), (Space.SRAM, buffer), (hi - lo) * pitch)]
 
     def _result(self, task: Task, index: int, rows: tuple[int, int], count: int) -> Slab:
         """Return where to write output `rows`."""
-        space, address = self._home(task.output)
         pitch = self._pitch(task)
-        if space == Space.SRAM:
-            return Slab(address + rows[0] * pitch, *rows)
+        if task.output in self.tiling.homes and self._home(task.output)[0] == Space.SRAM:
+            return Slab(self._home(task.output)[1] + rows[0] * pitch, *rows)
         assert (rows[1] - rows[0]) * pitch <= task.buffers[-1], f"staging buffer of {task.output} is too small"
         buffers = self.plan.staging[index][-1]
         return Slab(buffers[count % len(buffers)], *rows)
@@ -233,9 +292,9 @@ class _Emitter:
 
     def _home_copies(self, task: Task, step: _Stripe, channels: tuple[int, int] | None) -> Iterator[AnyInstruction]:
         """Yield the copy that takes a staged stripe home: whole rows, or a slice of their channels."""
-        space, address = self._home(task.output)
-        if space == Space.SRAM:
+        if task.output not in self.tiling.homes or self._home(task.output)[0] == Space.SRAM:
             return
+        space, address = self._home(task.output)
         pitch, slab = self._pitch(task), step.output
         home, nbytes = address + slab.lo * pitch, (slab.hi - slab.lo) * pitch
         if channels is None:
@@ -268,20 +327,22 @@ class _Emitter:
     # -- records ---------------------------------------------------------------------------------------------------
 
     def program(self, calibration: str, known_answer: KnownAnswer) -> Program:
-        for index, task in enumerate(self.tiling.tasks):
-            self._task(task, index)
+        for group in self.tiling.groups:
+            self._group(group)
         used = self._used()
         self._check_capacity(used)
         tensors = tuple(self._tensor(name) for name in (*self.graph.inputs, *(n.output for n in self.graph.nodes)))
         return Program(
             name=self.graph.name, target=self.target, instructions=arbitrate(schedule(self.instructions), self.target),
             constants=self.image.array(), tensors=tensors, inputs=self.graph.inputs, outputs=self.graph.outputs,
-            layers=tuple(self.layers), used=used, lower_bound=self._lower_bound(), calibration=calibration,
+            layers=tuple(self.layers), used=used, lower_bound=self.plan.lower_bound, calibration=calibration,
             known_answer=known_answer,
         )
 
     def _tensor(self, name: str) -> Tensor:
         value, root = self.graph.values[name], self.tiling.root[name]
+        if root in self.pieces:
+            return Tensor(name, value.type, value.origin, Space.SRAM, 0, self.ready[root], tuple(self.pieces[root]))
         return Tensor(name, value.type, value.origin, *self._home(root), self.ready[root])
 
     def _used(self) -> dict[Space, int]:
@@ -296,15 +357,3 @@ class _Emitter:
             available = self.target.memory[space.label].bytes
             if need > available:
                 raise CapacityError(f"memory.{space.label}", need, available, advice="use a machine with more")
-
-    def _lower_bound(self) -> int:
-        """Return the largest sum of scratchpad bytes that live during one task."""
-        return max((self._live(t) for t in range(len(self.tiling.tasks))), default=0)
-
-    def _live(self, t: int) -> int:
-        task = self.tiling.tasks[t]
-        staged = sum(b * c for b, c in zip(task.buffers, task.copies, strict=True))
-        return staged + sum(aligned(s.nbytes) for s in self._scratch() if s.first <= t <= s.last)
-
-    def _scratch(self) -> Sequence[Storage]:
-        return [s for s in self.tiling.storages.values() if self.tiling.homes[s.name] == Space.SRAM]

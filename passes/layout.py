@@ -9,12 +9,14 @@ topological order until nothing changes (no rule computes anything, so the pass 
    the other way, at no cost; of a graph input the moved view that another reader has is taken);
 4. concat, slice and pad go below a transpose, and below a reshape that drops a trailing axis of length one;
 5. a dense layer behind a flattened transpose reads the tensor as it lies: its weight columns are permuted;
-6. a move at a graph input or output becomes part of that tensor's `Origin` (the host writes and reads it moved).
+6. a move at a graph input or output becomes part of that tensor's `Origin` (the host writes and reads it moved); an
+   input that comes to a spatial operator through elementwise ones, concats, slices or pads, or has other readers too,
+   is made channels last and moved back; that move then sinks by the rules above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -89,7 +91,7 @@ class _Sweep:
         """Let readers of an identity read its input; an output keeps its name by lending its origin."""
         source, target = self.draft.values[node.inputs[0]], self.draft.values[node.output]
         if node.output in self.draft.outputs:
-            if source.name in self.draft.inputs or source.name in self.draft.outputs or source.name in self.draft.constants:
+            if any(source.name in names for names in (self.draft.inputs, self.draft.outputs, self.draft.constants)):
                 return
             self.draft.values[source.name] = replace(source, origin=target.origin)
         self.draft.redirect(node.output, source.name)
@@ -216,9 +218,8 @@ class _Sweep:
     # -- the border ------------------------------------------------------------------------------------------------
 
     def _borders(self) -> None:
-        users = self.draft.users()
         for name in list(self.draft.inputs):
-            self._absorb_input(name, users[name])
+            self._absorb_input(self.draft.values[name], self.draft.users())
         users = self.draft.users()
         made = self.draft.producers()
         for name in list(self.draft.outputs):
@@ -226,22 +227,55 @@ class _Sweep:
             if node is not None and isinstance(node.op, Transpose | Reshape) and not users[name]:
                 self._absorb_output(node)
 
-    def _absorb_input(self, name: str, readers: list[Node]) -> None:
-        moves = {reader.op for reader in readers if isinstance(reader.op, Transpose | Reshape)}
-        if len(moves) != 1 or any(reader.op not in moves for reader in readers) or name in self.draft.outputs:
+    def _absorb_input(self, value: Value, users: Mapping[str, list[Node]]) -> None:
+        """Let the host write an input as a move makes it: the only move, or the one to channels last."""
+        op = self._input_move(value, users)
+        taken = [reader for reader in users[value.name] if reader.op == op]
+        if op is None or any(name in self.draft.outputs for name in (value.name, *(r.output for r in taken))):
             return
-        if any(reader.output in self.draft.outputs for reader in readers):
-            return
-        (op,), value = moves, self.draft.values[name]
         assert value.origin is not None
-        step = ("transpose", tuple(int(i) for i in np.argsort(op.perm))) if isinstance(op, Transpose) else (
-            "reshape", value.shape)
-        self.draft.values[name] = replace(value, type=replace(value.type, shape=self._shape(readers[0].output)),
-                                          origin=value.origin.after(*step))
-        for reader in readers:
-            self.draft.redirect(reader.output, name)
+        back = Reshape(value.shape) if isinstance(op, Reshape) else Transpose(tuple(int(i) for i in np.argsort(op.perm)))
+        step = ("reshape", back.shape) if isinstance(back, Reshape) else ("transpose", back.perm)
+        self._read_back(value, [reader for reader in users[value.name] if reader.op != op], back)
+        self.draft.values[value.name] = replace(value, type=replace(value.type, shape=op.infer([value.shape])),
+                                                origin=value.origin.after(*step))
+        for reader in taken:
+            self.draft.redirect(reader.output, value.name)
             del self.draft.nodes[reader.name]
         self.changed = True
+
+    def _input_move(self, value: Value, users: Mapping[str, list[Node]]) -> Transpose | Reshape | None:
+        """Return the move that all readers of an input make; else the one to channels last if a reader comes to it."""
+        readers = users[value.name]
+        moves = dict.fromkeys(reader.op for reader in readers if isinstance(reader.op, Transpose | Reshape))
+        if len(moves) == 1 and all(reader.op in moves for reader in readers):
+            return next(iter(moves))
+        steps = value.origin.steps if value.origin is not None else ()
+        fresh = not any(step == "transpose" for step, _ in steps)
+        return _channels_last(value.shape) if fresh and self._comes_to_channels_last(value.name, users) else None
+
+    def _comes_to_channels_last(self, name: str, users: Mapping[str, list[Node]]) -> bool:
+        """Tell whether a value, or what operators that let moves pass make of it, is read channels last."""
+        waiting, seen = [name], {name}
+        while waiting:
+            name = waiting.pop()
+            wanted = _channels_last(self._shape(name))
+            if any(reader.op == wanted for reader in users[name]):
+                return True
+            passing = [r.output for r in users[name] if isinstance(r.op, Activation | Sum | Mul | Concat | Slice | Pad)]
+            waiting += [output for output in passing if output not in seen]
+            seen.update(passing)
+        return False
+
+    def _read_back(self, value: Value, readers: list[Node], back: Transpose | Reshape) -> None:
+        """Let `readers` of an input that is about to be moved read it moved back."""
+        if not readers:
+            return
+        old = replace(value, name=self.draft.fresh(value.name))
+        self.draft.add_node(f"{value.name}.back", back, [value.name], old)
+        for reader in readers:
+            names = tuple(old.name if name == value.name else name for name in reader.inputs)
+            self.draft.update(reader, inputs=names)
 
     def _absorb_output(self, node: Node) -> None:
         source, target = self.draft.values[node.inputs[0]], self.draft.values[node.output]
@@ -272,6 +306,13 @@ class _Sweep:
             self._change(self.made[node.output], Reshape(self._shape(node.output)), source)
         elif isinstance(op, Reshape):
             self._reshape(self.made[node.output])
+
+
+def _channels_last(shape: Shape) -> Transpose | Reshape | None:
+    """Return the frontend's move from (N, C, H, W) to channels last, or its first step from (N, C, L)."""
+    if len(shape) == 4:
+        return Transpose((0, 2, 3, 1))
+    return Reshape((*shape, 1)) if len(shape) == 3 else None
 
 
 def _retarget(op: object, perm: Shape) -> object | None:

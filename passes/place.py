@@ -2,7 +2,7 @@
 
 Rules:
 
-1. a tensor occupies its bytes from its first to its last task, a staging buffer during its task;
+1. a tensor occupies its bytes from its first to its last task (or cascade of tasks), a staging buffer during its own;
 2. one after the other they go to the lowest address where nothing that lives at the same time is in the way: the
    largest first, then by other orders, then by random changes of the best order so far, which bring forward something
    that lies at the top; the search ends at the lower bound, the largest sum of bytes that live at one time;
@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ WORK = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Something that needs bytes during tasks [first, last]."""
+    """Something that needs bytes during groups of tasks [first, last]."""
 
     key: tuple[object, ...]
     nbytes: int
@@ -40,28 +41,30 @@ class _Item:
 
 def place(tiling: Tiling) -> Plan:
     """Return the plan; `Plan.used[SRAM]` may exceed the scratchpad when fragmentation defeats the tiling."""
-    live = list(tiling.storages.values())
-    scratch = [_Item(("tensor", s.name), aligned(s.nbytes), s.first, s.last) for s in live
-               if tiling.homes[s.name] == Space.SRAM]
-    scratch += _staging_items(tiling)
-    at, top = allocate(scratch)
-    addresses = {str(key[1]): address for key, address in at.items() if key[0] == "tensor"}
-    constants, constant_top = _constants(live)
-    spills, spill_top = allocate([_Item(("tensor", s.name), aligned(s.nbytes), s.first, s.last) for s in live
-                                  if not s.constant and tiling.homes[s.name] != Space.SRAM])
-    addresses |= constants | {str(key[1]): address for key, address in spills.items()}
+    inside = _tensors(tiling, lambda space: space == Space.SRAM) + _staging(tiling)
+    outside = _tensors(tiling, lambda space: space not in (None, Space.SRAM))
+    at, top = allocate(inside)
+    spills, spill_top = allocate(outside)
+    addresses, constant_top = _constants(list(tiling.storages.values()))
+    addresses |= {str(key[1]): address for key, address in (at | spills).items() if key[0] == "tensor"}
     staging = tuple(
         tuple(tuple(at["stage", t, i, c] for c in range(copies)) for i, copies in enumerate(task.copies))
         for t, task in enumerate(tiling.tasks)
     )
     used = {Space.SRAM: top, Space.DRAM: spill_top}
-    return Plan(tiling, addresses, staging, used, constant_top)
+    return Plan(tiling, addresses, staging, used, constant_top, lower_bound(inside))
 
 
-def _staging_items(tiling: Tiling) -> list[_Item]:
+def _tensors(tiling: Tiling, where: Callable[[Space | None], bool]) -> list[_Item]:
+    return [_Item(("tensor", s.name), aligned(s.nbytes), *tiling.lifetime(s)) for s in tiling.storages.values()
+            if not s.constant and where(tiling.homes.get(s.name))]
+
+
+def _staging(tiling: Tiling) -> list[_Item]:
     return [
-        _Item(("stage", t, i, c), task.buffers[i], t, t)
-        for t, task in enumerate(tiling.tasks) for i, copies in enumerate(task.copies) for c in range(copies)
+        _Item(("stage", t, i, c), tiling.tasks[t].buffers[i], g, g)
+        for g, group in enumerate(tiling.groups) for t in group
+        for i, copies in enumerate(tiling.tasks[t].copies) for c in range(copies)
     ]
 
 

@@ -3,21 +3,22 @@
 Rules:
 
 1. every activation starts in the scratchpad, alive from its writer to its last reader; a reshape shares the bytes;
-2. while a task needs more than there is, a tensor alive there moves to the spill memory (which one, the strategy says);
-   a task that touches such a tensor stages it in stripes of rows through two buffers in turn, so that transfer and work
-   overlap;
-3. a stripe is as high as the free room and the strategy allow; operands that broadcast, and moves (which copy from home
+2. while a task needs more than there is, a tensor alive there leaves (which one, the strategy says): where the strategy
+   cascades and only the next task reads it, it is streamed: both tasks work on one stripe after the other, and only a
+   stripe of it ever exists (rows that two stripes share are computed twice); else it moves to the spill memory;
+3. a task that touches a spilled tensor stages it in stripes of rows through two buffers in turn, so that transfer and
+   work overlap;
+4. a stripe is as high as the free room and the strategy allow; operands that broadcast, and moves (which copy from home
    to home), are never cut;
-4. where a layer's constants exceed the weight buffer and its tensors are staged, either the constants are loaded again
-   per stripe or the operands per block of constants: what moves fewer bytes;
-5. constants that an operator reads like an activation are staged from the constants memory.
+5. where a layer's constants exceed the weight buffer and its tensors are staged, either the constants are loaded again
+   per stripe or the operands per block of constants: what moves fewer bytes; a cascade keeps its constants resident;
+6. constants that an operator reads like an activation are staged from the constants memory.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
 from nnac.graph import Graph
@@ -27,21 +28,22 @@ from nnac.ops.base import aligned, bind
 from nnac.plan import BLOCKS, Storage, Strategy, Task, Tiling
 from nnac.targets import Target
 
+Buffers = list[tuple[int, int]]
+"""(bytes, copies) of the staging buffer of every operand and the output."""
+
+
 def tile(graph: Graph, target: Target, budget: int, strategy: Strategy | None = None) -> Tiling:
     """Return the tiling of an integer graph into `budget` bytes of scratchpad.
 
     Raises:
         CapacityError: a task does not fit even with everything else spilled and single-row stripes.
     """
-    strategy = strategy or Strategy()
     root = _roots(graph)
     tasks = _tasks(graph, target, root)
-    storages = _storages(graph, tasks, root)
-    homes = _homes(tasks, storages, target, budget, strategy)
-    free = _free(tasks, storages, homes, budget)
-    tasks = tuple(_stripe(task, homes, storages, room, strategy) for task, room in zip(tasks, free, strict=True))
-    tasks = tuple(replace(task, blocks_outer=_blocks_outer(task, homes, storages, target)) for task in tasks)
-    return Tiling(graph, target, tasks, storages, root, homes)
+    tiler = _Tiler(tasks, _storages(graph, tasks, root), target, budget, strategy or Strategy())
+    tiler.make_room()
+    cut = tuple(task for group in tiler.groups() for task in tiler.cut(group))
+    return Tiling(graph, target, cut, tiler.storages, root, tiler.homes, tuple(tiler.groups()))
 
 
 def _roots(graph: Graph) -> dict[str, str]:
@@ -61,111 +63,186 @@ def _tasks(graph: Graph, target: Target, root: Mapping[str, str]) -> tuple[Task,
 
 
 def _storages(graph: Graph, tasks: tuple[Task, ...], root: Mapping[str, str]) -> dict[str, Storage]:
-    storages = {name: Storage(name, graph.values[name].type.nbytes, -1, -1) for name in graph.inputs}
+    def fresh(name: str, task: int) -> Storage:
+        value = graph.values[name]
+        label = value.origin.name if value.origin else name
+        return Storage(name, label, value.type.nbytes, task, task, constant=name in graph.constants)
+
+    storages = {name: fresh(name, -1) for name in graph.inputs}
     for index, task in enumerate(tasks):
         for name in task.operands:
-            constant = name in graph.constants
-            known = storages.get(name) or Storage(name, graph.values[name].type.nbytes, index, index, constant)
-            storages[name] = replace(known, last=index)
-        storages[task.output] = Storage(task.output, graph.values[task.output].type.nbytes, index, index)
+            known = storages.get(name) or fresh(name, index)
+            storages[name] = replace(known, last=index, readers=known.readers + 1)
+        storages[task.output] = fresh(task.output, index)
     for name in graph.outputs:
         storages[root[name]] = replace(storages[root[name]], last=len(tasks))
     return storages
 
 
-def _homes(
-    tasks: tuple[Task, ...], storages: Mapping[str, Storage], target: Target, budget: int, strategy: Strategy
-) -> dict[str, Space]:
-    """Return the memory of each storage; spills a tensor alive at the worst task until all tasks fit."""
-    mode = target.memory_mode
-    constants, spill = Space[mode.constants.upper()], Space[mode.spill.upper()]
-    homes = {name: constants if s.constant else Space.SRAM for name, s in storages.items()}
-    uses = Counter(name for task in tasks for name in (*task.operands, task.output))
-    needs = [_need(tasks, t, storages, homes) for t in range(len(tasks))]
-    while needs and max(needs) > budget:
-        worst = needs.index(max(needs))
-        victim = _victim(_live(storages, homes, worst), uses, strategy)
-        if victim is None:
-            raise _too_large(tasks[worst], storages, needs[worst], budget)
-        homes[victim.name] = spill
-        for t in range(max(victim.first, 0), min(victim.last, len(tasks) - 1) + 1):
-            needs[t] = _need(tasks, t, storages, homes)
-    return homes
+@dataclass(slots=True)
+class _Tiler:
+    """Homes under decision: `homes` of whole tensors, `streamed` those that are never whole."""
+
+    tasks: tuple[Task, ...]
+    storages: dict[str, Storage]
+    target: Target
+    budget: int
+    strategy: Strategy
+    homes: dict[str, Space] = field(default_factory=dict)
+    streamed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        constants = Space[self.target.memory_mode.constants.upper()]
+        self.homes = {name: constants if s.constant else Space.SRAM for name, s in self.storages.items()}
+
+    # -- rooms -----------------------------------------------------------------------------------------------------
+
+    def make_room(self) -> None:
+        """Send tensors away until every group fits with stripes of single rows."""
+        groups = self.groups()
+        needs = {group: self.need(group) for group in groups}
+        while needs and max(needs.values()) > self.budget:
+            worst = max(groups, key=lambda group: needs[group])
+            live = self.live(worst)
+            if not live:
+                raise self._too_large(worst, needs[worst])
+            victim = self._victim(live)
+            self._send_away(victim)
+            groups = self.groups()
+            touched = {g for g in groups if g.stop > victim.first and g.start <= victim.last}
+            needs = {g: self.need(g) if g in touched or g not in needs else needs[g] for g in groups}
+
+    def groups(self) -> list[range]:
+        """Return the tasks in order, those that a streamed tensor joins together."""
+        groups: list[range] = []
+        for index in range(len(self.tasks)):
+            joined = index > 0 and self.tasks[index - 1].output in self.streamed
+            groups.append(range(groups.pop().start, index + 1) if joined else range(index, index + 1))
+        return groups
+
+    def live(self, group: range) -> list[Storage]:
+        """Return the storages in the scratchpad while `group` works."""
+        return [s for s in self.storages.values()
+                if self.homes.get(s.name) == Space.SRAM and s.first < group.stop and s.last >= group.start]
+
+    def need(self, group: range) -> int:
+        """Return the bytes that a group needs at least: all that lives there, and staging for single rows."""
+        return sum(aligned(s.nbytes) for s in self.live(group)) + _staged(self.buffers(group, 1))
+
+    def _victim(self, live: list[Storage]) -> Storage:
+        """Return the tensor to send away: the largest, or the one whose bytes move the fewest times (then the largest)."""
+        if self.strategy.victim == "largest":
+            return max(live, key=lambda s: (s.nbytes, s.name))
+        return max(live, key=lambda s: (-s.readers, s.nbytes, s.name))
+
+    def _send_away(self, victim: Storage) -> None:
+        if self.strategy.cascade and self._streamable(victim):
+            del self.homes[victim.name]
+            self.streamed.add(victim.name)
+        else:
+            self.homes[victim.name] = Space[self.target.memory_mode.spill.upper()]
+
+    def _streamable(self, victim: Storage) -> bool:
+        """Tell whether writer and reader are neighbours that can work in step, with all their constants resident."""
+        first, last = victim.first, victim.last
+        if victim.readers != 1 or first < 0 or last != first + 1 or last >= len(self.tasks):
+            return False
+        writer, reader = self.tasks[first], self.tasks[last]
+        if isinstance(writer.node.op, Move) or isinstance(reader.node.op, Move):
+            return False
+        if writer.node.output not in reader.node.inputs or not (_one_period(writer) and _one_period(reader)):
+            return False
+        if reader.node.op.most_rows(reader.bound, 1)[reader.operands.index(victim.name)] is None:
+            return False
+        joined = [g for g in self.groups() if first in g or last in g]
+        constants = sum(_constant_bytes(self.tasks[t]) for g in joined for t in g)
+        return constants <= self.target.memory["weights"].bytes
+
+    def _too_large(self, group: range, need: int) -> CapacityError:
+        task = self.tasks[group.start]
+        largest = max((self.storages[name] for name in (*task.operands, task.output)), key=lambda s: s.nbytes)
+        return CapacityError(f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, "
+                             f"the largest {largest.label!r} of {largest.nbytes:,} bytes", need, self.budget,
+                             advice="use a machine with a larger memory.sram, or a smaller --shape")
+
+    # -- stripes ---------------------------------------------------------------------------------------------------
+
+    def cut(self, group: range) -> list[Task]:
+        """Return the group's tasks with stripes and buffers: the highest stripes that fit, by bisection."""
+        last = self.tasks[group[-1]]
+        if isinstance(last.node.op, Move):
+            empty = (0,) * (len(last.operands) + 1)
+            return [replace(last, buffers=empty, copies=empty)]
+        room = self.budget - sum(aligned(s.nbytes) for s in self.live(group))
+        _, period = last.node.op.rows(last.bound)
+        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in (*last.operands, last.output))
+        low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = _staged(self.buffers(group, middle)) <= room
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return [self._finished(self.tasks[t], b, low) for t, b in zip(group, self.buffers(group, low), strict=True)]
+
+    def _finished(self, task: Task, buffers: Buffers, stripe: int) -> Task:
+        done = replace(task, stripe=stripe, buffers=tuple(b for b, _ in buffers), copies=tuple(c for _, c in buffers))
+        return replace(done, blocks_outer=self._blocks_outer(done))
+
+    def buffers(self, group: range, rows: int) -> list[Buffers]:
+        """Return the staging of each task of a group whose last task makes `rows` rows at a time."""
+        result: list[Buffers] = []
+        for t in reversed(group):
+            task = self.tasks[t]
+            if isinstance(task.node.op, Move):
+                result.append([(0, 0)] * (len(task.operands) + 1))
+                continue
+            rows = min(rows, task.node.op.rows(task.bound)[1])
+            result.append(self._task_buffers(task, rows))
+            rows = self._rows_before(t, rows) if t > group.start else rows
+        return result[::-1]
+
+    def _rows_before(self, t: int, rows: int) -> int:
+        """Return the most rows of task t - 1 that `rows` rows of task t need."""
+        task, before = self.tasks[t], self.tasks[t - 1]
+        i = task.operands.index(before.output)
+        taken, count = task.node.op.most_rows(task.bound, rows)[i], task.node.op.operand_rows(task.bound)[i]
+        total = before.node.op.rows(before.bound)[0]
+        assert taken is not None
+        return min(total, -(-taken * total // count) + (1 if count % total or total % count else 0) + (count > total))
+
+    def _task_buffers(self, task: Task, rows: int) -> Buffers:
+        op, bound = task.node.op, task.bound
+        total = op.rows(bound)[0]
+        buffers: Buffers = []
+        for name, count, taken in zip(task.operands, op.operand_rows(bound), op.most_rows(bound, rows), strict=True):
+            whole = taken is None or taken >= count
+            nbytes = self.storages[name].nbytes if taken is None else -(-self.storages[name].nbytes * taken // count)
+            inside = name in self.streamed or self.homes[name] == Space.SRAM
+            buffers.append((0, 0) if inside else (aligned(nbytes), 1 if whole else 2))
+        nbytes = aligned(self.storages[task.output].nbytes // total * rows)
+        if task.output in self.streamed:
+            return [*buffers, (nbytes, 1)]
+        return [*buffers, (0, 0) if self.homes[task.output] == Space.SRAM else (nbytes, 1 if rows == total else 2)]
+
+    def _blocks_outer(self, task: Task) -> bool:
+        """Tell whether loading operands once per block moves fewer bytes than loading constants once per stripe."""
+        constants = _constant_bytes(task)
+        if constants <= self.target.memory["weights"].bytes or {*task.operands, task.output} & self.streamed:
+            return False
+        total, period = task.node.op.rows(task.bound)
+        stripes = total // period * -(-period // task.stripe)
+        blocks = -(-constants * BLOCKS // self.target.memory["weights"].bytes)
+        staged = sum(self.storages[name].nbytes for name in task.operands if self.homes[name] != Space.SRAM)
+        return constants + staged * blocks < constants * stripes + staged
 
 
-def _too_large(task: Task, storages: Mapping[str, Storage], need: int, budget: int) -> CapacityError:
-    largest = max((storages[name] for name in (*task.operands, task.output)), key=lambda s: s.nbytes)
-    return CapacityError(f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, the "
-                         f"largest {largest.name!r} of {largest.nbytes:,} bytes", need, budget,
-                         advice="use a machine with a larger memory.sram, or a smaller --shape")
+def _staged(group: list[Buffers]) -> int:
+    return sum(nbytes * copies for buffers in group for nbytes, copies in buffers)
 
 
-def _live(storages: Mapping[str, Storage], homes: Mapping[str, Space], t: int) -> list[Storage]:
-    return [s for s in storages.values() if homes[s.name] == Space.SRAM and s.first <= t <= s.last]
-
-
-def _need(tasks: tuple[Task, ...], t: int, storages: Mapping[str, Storage], homes: Mapping[str, Space]) -> int:
-    """Return the bytes that task `t` needs at least: all that lives there, and staging of single rows."""
-    staging = _buffers(tasks[t], homes, storages, 1)
-    return sum(aligned(s.nbytes) for s in _live(storages, homes, t)) + _staged(staging)
-
-
-def _victim(live: list[Storage], uses: Counter[str], strategy: Strategy) -> Storage | None:
-    """Return the tensor to spill: the largest, or the one whose bytes move the fewest times (then the largest)."""
-    if strategy.victim == "largest":
-        return max(live, key=lambda s: (s.nbytes, s.name), default=None)
-    return max(live, key=lambda s: (-uses[s.name], s.nbytes, s.name), default=None)
-
-
-def _staged(buffers: list[tuple[int, int]]) -> int:
-    return sum(nbytes * copies for nbytes, copies in buffers)
-
-
-def _buffers(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Storage], rows: int) -> list[tuple[int, int]]:
-    """Return (bytes, copies) of the staging buffer of every operand and the output for stripes of `rows` rows."""
-    if isinstance(task.node.op, Move):
-        return [(0, 0)] * (len(task.operands) + 1)
-    op, bound = task.node.op, task.bound
-    total, period = op.rows(bound)
-    rows = min(rows, period)
-    buffers = []
-    for name, count, taken in zip(task.operands, op.operand_rows(bound), op.most_rows(bound, rows), strict=True):
-        whole = taken is None or taken >= count
-        nbytes = storages[name].nbytes if taken is None else -(-storages[name].nbytes * taken // count)
-        buffers.append((0, 0) if homes[name] == Space.SRAM else (aligned(nbytes), 1 if whole else 2))
-    nbytes = storages[task.output].nbytes // total * rows
-    buffers.append((0, 0) if homes[task.output] == Space.SRAM else (aligned(nbytes), 1 if rows == total else 2))
-    return buffers
-
-
-def _free(tasks: tuple[Task, ...], storages: Mapping[str, Storage], homes: Mapping[str, Space], budget: int) -> list[int]:
-    return [budget - sum(aligned(s.nbytes) for s in _live(storages, homes, t)) for t in range(len(tasks))]
-
-
-def _stripe(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Storage], room: int,
-            strategy: Strategy) -> Task:
-    """Choose the stripe height: the highest that fits `room`, by bisection (staging grows with the height)."""
-    if isinstance(task.node.op, Move):
-        empty = (0,) * (len(task.operands) + 1)
-        return replace(task, buffers=empty, copies=empty)
+def _one_period(task: Task) -> bool:
     total, period = task.node.op.rows(task.bound)
-    staged = any(homes[name] != Space.SRAM for name in (*task.operands, task.output))
-    low, high = 1, max(1, -(-period // strategy.stripes)) if staged else period
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = _staged(_buffers(task, homes, storages, middle)) <= room
-        low, high = (middle, high) if fits else (low, middle - 1)
-    buffers = _buffers(task, homes, storages, low)
-    return replace(task, stripe=low, buffers=tuple(b for b, _ in buffers), copies=tuple(c for _, c in buffers))
+    return bool(total == period)
 
 
-def _blocks_outer(task: Task, homes: Mapping[str, Space], storages: Mapping[str, Storage], target: Target) -> bool:
-    """Tell whether loading operands once per block moves fewer bytes than loading constants once per stripe."""
-    constants = sum(array.size for i, array in task.bound.constants.items() if i >= len(task.operands))
-    if not task.stripe or constants <= target.memory["weights"].bytes:
-        return False
-    total, period = task.node.op.rows(task.bound)
-    stripes = total // period * -(-period // task.stripe)
-    blocks = -(-constants * BLOCKS // target.memory["weights"].bytes)
-    staged = sum(storages[name].nbytes for name in task.operands if homes[name] != Space.SRAM)
-    return constants + staged * blocks < constants * stripes + staged
+def _constant_bytes(task: Task) -> int:
+    return sum(array.nbytes for i, array in task.bound.constants.items() if i >= len(task.operands))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from nnac.compiler import Budgets, float_graph, input_shapes, lower
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, TargetError
 from nnac.frontend import import_graph, prepare
-from nnac.graph import Graph, Node
+from nnac.graph import Graph
 from nnac.ops import Dense
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
@@ -54,7 +54,8 @@ def net(lines: str, inputs: Mapping[str, Sequence[int]], outputs: str = "y", **c
 
 
 def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    return (rng.normal(size=shape) / max(1.0, np.prod(shape[1:]))**0.5).astype(np.float32)
+    spread = max(1, prod(shape[1:])) ** -0.5
+    return rng.normal(0.0, spread, shape).astype(np.float32)
 
 
 NETS = {
@@ -121,9 +122,8 @@ NETS = {
         e = PRelu (d, slope)
         f = Mul (e, gain)
         y = Add (f, offset)
-        """, {"x": (1, 3, 6, 6)}, w=(5, 3, 1, 1), v=(5, 1, 3, 3), slope=np.linspace(-0.2, 0.3, 5, dtype=np.float32)
-        .reshape(5, 1, 1), scale=np.linspace(0.5, 2, 5, dtype=np.float32), shift=(5,), mean=(5,),
-        var=np.linspace(0.3, 3, 5, dtype=np.float32), gain=np.float32(1.7), offset=np.full((1, 5, 1, 1), 0.3, np.float32)),
+        """, {"x": (1, 3, 6, 6)}, w=(5, 3, 1, 1), v=(5, 1, 3, 3), slope=(5, 1, 1), scale=(5,), shift=(5,), mean=(5,),
+        var=np.linspace(0.3, 3, 5, dtype=np.float32), gain=np.float32(1.7), offset=(1, 5, 1, 1)),
     "attention_pieces": net("""
         a = MatMul (x, w)
         b = Transpose <perm = [0, 2, 1]> (a)
@@ -283,3 +283,178 @@ def test_random_networks(seed: int, machine: str) -> None:
     case = Case.of(FullNet(rng).model(int(rng.integers(1, 12))))
     program = case.build(MACHINES[machine])
     case.check(program)
+    assert min(compare(case.model, program, case.samples).outputs().values()) > 10.0
+
+
+# -- passes --------------------------------------------------------------------------------------------------------
+
+
+def frozen(graph: Graph) -> tuple[Any, ...]:
+    """Return everything in a graph as values that compare."""
+    arrays = {name: (array.dtype.name, array.shape, array.tobytes()) for name, array in graph.constants.items()}
+    return graph.name, graph.nodes, dict(graph.values), arrays, graph.inputs, graph.outputs
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_passes_are_pure(name: str) -> None:
+    """No pass changes the graph that it is given, and each gives the same result again."""
+    machine = MACHINES["tiny, 1 KiB"]
+    case = Case.of(NETS[name])
+    graph = import_graph(case.model)
+    for step in (layout, fold, fuse, lambda g: quantize(g, case.ranges, machine.arithmetic),
+                 lambda g: legalize(g, machine)):
+        before = frozen(graph)
+        result = step(graph)
+        assert frozen(graph) == before
+        assert frozen(step(graph)) == frozen(result)
+        graph = result
+    stages.check(graph, stages.INTEGER)
+
+
+def kinds(graph: Graph) -> Counter[str]:
+    """Return how often each operator occurs."""
+    return Counter(node.op.name for node in graph.nodes)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_no_transpose_is_left(name: str) -> None:
+    """Channels-last and channels-first parts, residuals, 1-D convolutions: every transpose meets its inverse."""
+    assert kinds(float_graph(prepare(NETS[name])))["Transpose"] == 0
+
+
+@pytest.mark.parametrize("lines, shape", [
+    ("a = Div (x, c)\nb = Conv (a, w)\ny = Softmax <axis = 1> (b)", (1, 4, 6, 5)),
+    ("a = Mul (x, c)\nb = Pad (a, pads)\nd = Add (b, b)\ny = Conv (d, w)", (1, 4, 6, 5)),
+    ("a = Conv <pads = [1, 1]> (x, v)\nr = Relu (a)\nb = Conv <pads = [1, 1]> (r, v)\ny = Add (x, b)", (1, 4, 9)),
+    ("a = Conv <pads = [1, 1]> (x, v)\nb = Sub (x, c)\nd = Concat <axis = 1> (a, b)\n"
+     "y = MaxPool <kernel_shape = [2]> (d)", (1, 4, 9)),
+], ids=["scaled", "padded", "residual", "concat"])
+def test_an_input_that_meets_elementwise_operators_first(lines: str, shape: tuple[int, ...]) -> None:
+    """The host writes it channels last, so that the machine moves nothing."""
+    model = net(lines, {"x": shape}, w=(4, 4, 3, 3), v=(4, 4, 3), c=np.float32(2), pads=np.array([0, 0, 1, 1] * 2))
+    case = Case.of(model)
+    assert kinds(case.graph)["Transpose"] == 0
+    case.check(case.build(MACHINES["nna8"]))
+
+
+def test_a_transpose_of_the_model_stays() -> None:
+    """What the model itself turns between two readers of different order cannot vanish."""
+    model = net("a = Conv (x, w)\nb = Transpose <perm = [0, 1, 3, 2]> (a)\ny = Conv (b, v)", {"x": (1, 3, 6, 7)},
+                w=(4, 3, 2, 1), v=(2, 4, 3, 2))
+    assert kinds(float_graph(prepare(model)))["Transpose"] == 1
+
+
+def test_dense_weights_are_permuted_instead_of_the_picture() -> None:
+    """Behind a flattened convolution the columns of a dense layer follow (H, W, C), and the result is float's."""
+    model = net("a = Conv (x, w)\nf = Flatten (a)\ny = Gemm <transB = 1> (f, v)", {"x": (1, 2, 5, 4)},
+                w=(3, 2, 2, 2), v=(6, 36))
+    case = Case.of(model)
+    assert kinds(case.graph) == {"Conv": 1, "Reshape": 1, "Dense": 1}
+    given_, = (numpy_helper.to_array(t) for t in case.model.graph.initializer if t.name == "v")
+    dense, = (node for node in case.graph.nodes if isinstance(node.op, Dense))
+    found = case.graph.constants[dense.inputs[1]]
+    np.testing.assert_array_equal(found.reshape(6, 4, 3, 3), given_.reshape(6, 3, 4, 3).transpose(0, 2, 3, 1))
+    compiled = CompiledModel(case.build(MACHINES["nna8"]))
+    assert compare(case.model, compiled.program, case.samples).outputs()["y"] > 30
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("residual", {"Conv": 2, "Sum": 1}),
+    ("branches", {"Conv": 3, "MaxPool": 1, "Concat": 1}),
+    ("normalized", {"Conv": 3, "Activation": 2}),
+    ("channels_last", {"Conv": 1, "AveragePool": 1, "Softmax": 1}),
+])
+def test_folded_and_fused(name: str, expected: dict[str, int]) -> None:
+    """Normalizations and constant sums end in weights, Relu and Clip in clamps; that the values are right SQNR says."""
+    found = kinds(float_graph(prepare(NETS[name])))
+    del found["Reshape"]
+    assert found == expected
+
+
+def test_what_two_nodes_read_is_not_fused() -> None:
+    """A convolution whose raw result is also an output keeps it; the Relu stays a table."""
+    graph = float_graph(prepare(net("y = Conv (x, w)\nz = Relu (y)", {"x": (1, 2, 4, 4)}, "y z", w=(3, 2, 2, 2))))
+    assert kinds(graph) == {"Conv": 1, "Activation": 1}
+    case = Case.of(NETS["shared_input"])
+    assert [output.split(".")[0] for output in case.graph.outputs] == ["y", "c"]
+
+
+def test_nodes_keep_their_names() -> None:
+    """Layers are named after ONNX nodes, their tensors after ONNX tensors."""
+    model = net("y = Conv (x, w)", {"x": (1, 2, 4, 4)}, w=(3, 2, 2, 2))
+    model.graph.node[0].name = "first"
+    program = Case.of(model).build(MACHINES["nna8"])
+    assert [layer.name for layer in program.layers] == ["first"]
+    assert [program.tensor(name).onnx_name for name in (*program.inputs, *program.outputs)] == ["x", "y"]
+
+
+# -- errors --------------------------------------------------------------------------------------------------------
+
+SMALL = net("y = Conv (x, w)", {"x": (1, 2, 8, 8)}, w=(3, 2, 3, 3))
+ONE = [{"x": np.ones((1, 2, 8, 8), np.float32)}]
+
+
+@pytest.mark.parametrize("calibration, text", [
+    (None, "no calibration: pass samples"),
+    ([], "no calibration samples"),
+    ([{"z": ONE[0]["x"]}], r"arrays 'z'; the model's inputs are 'x'"),
+    ([{"x": np.ones((2, 2), np.float32)}], r"shape \[2, 2\]"),
+    ([{"x": np.full((1, 2, 8, 8), np.nan, np.float32)}], r"(?s)sample 1.*'x'.*NaN"),
+    ("/nowhere.npz", "'/nowhere.npz' is not there"),
+    (3, "found int"),
+])
+def test_calibration_errors(calibration: Any, text: str) -> None:
+    """What is wrong with the samples is said."""
+    with pytest.raises(ModelError, match=text):
+        nnac.compile(SMALL, "nna8", calibration)
+
+
+def test_unknown_method_lists_the_known() -> None:
+    """An unknown method is an error that names those that exist."""
+    with pytest.raises(ModelError, match=r"'median': unknown; allowed: minmax, percentile, mse"):
+        nnac.compile(SMALL, "nna8", ONE, method="median")
+
+
+def test_unknown_target() -> None:
+    """An unknown target is an error."""
+    with pytest.raises(TargetError):
+        nnac.compile(SMALL, "nna9", ONE)
+
+
+def test_random_calibration_is_marked() -> None:
+    """A blob for timing studies says so; a calibrated one says how."""
+    assert nnac.compile(SMALL, "nna8", "random").program.calibration == "random"
+    assert nnac.compile(SMALL, "nna8", ONE).program.calibration == "minmax, 1 samples"
+
+
+@pytest.mark.parametrize("budgets, unit", [
+    (Budgets(sram=64), "bytes"), (Budgets(flash=16), "bytes"), (Budgets(cycles=1), "cycles")])
+def test_budgets(budgets: Budgets, unit: str) -> None:
+    """A program above a budget is refused with figures; a budget that is kept is none."""
+    text = rf"budget --max-.*: required [\d,]+ {unit}, available [\d,]+, excess"
+    with pytest.raises(CapacityError, match=text) as caught:
+        nnac.compile(SMALL, "nna8", ONE, budgets=budgets)
+    assert caught.value.excess == caught.value.required - caught.value.available > 0
+    nnac.compile(SMALL, "nna8", ONE, budgets=Budgets(1 << 20, 1 << 20, 1 << 30))
+
+
+def test_a_machine_that_is_too_small() -> None:
+    """Required, available and excess, and which node does not fit."""
+    machine = with_memory(load_target("nna8"), sram=64)
+    with pytest.raises(CapacityError, match=r"'y'|y \(Conv\)") as caught:
+        nnac.compile(SMALL, machine, ONE)
+    assert caught.value.available == 64 and caught.value.excess == caught.value.required - 64 > 0
+
+
+def test_unsupported_operators_are_all_named() -> None:
+    """One error names every node that cannot be compiled."""
+    model = net("a = Exp (x)\nb = Conv (a, w)\ny = Erf (b)", {"x": (1, 2, 8, 8)}, w=(3, 2, 3, 3))
+    with pytest.raises(ModelError, match=r"(?s)Exp.*Erf"):
+        nnac.compile(model, "nna8", ONE)
+
+
+def test_progress_is_told() -> None:
+    """One call per sample, with the total."""
+    calls: list[tuple[str, int, int | None]] = []
+    nnac.compile(SMALL, "nna8", ONE * 3, progress=lambda *step: calls.append(step))
+    assert calls == [("calibrating", n, 3) for n in (1, 2, 3)]

@@ -23,6 +23,7 @@ FLOORS = (
     ("nnac.compiler", "nnac.report"),
     ("nnac.sweep",),
     ("nnac.testing", "nnac.cli"),
+    ("nnac.__main__",),
 )
 """Lowest first; a module's floor is that of the longest prefix. Inside a package modules may use each other."""
 

@@ -124,7 +124,7 @@ def check_bits(assets: Path, name: str, machine: Target, count: int) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_public_interface(name: str, assets: Path) -> None:
-    """`compile` with its checks, `run` and `simulate`: outputs in ONNX shape, every MAC counted, never above the peak."""
+    """`compile` with its checks, `run` and `simulate`: outputs in ONNX shape, cycles never under MACs by peak."""
     samples = samples_of(assets, name)
     model = model_of(assets, name)
     compiled = nnac.compile(model, "nna8", samples, check=True)
@@ -140,9 +140,9 @@ def test_public_interface(name: str, assets: Path) -> None:
 def test_labels_agree_with_float(name: str, target: str, sure: float, every: float, assets: Path) -> None:
     """The word that is heard is float's, on the calibration set.
 
-    96 of its 100 clips are digits, which these networks never learnt: float itself is torn between words on many. So the
-    strict limit is on the clips of which float is more than 60 % sure (71, 83 and 91 of them). Measured, nna8: all of
-    them, 98.8 %, 98.9 %; onnxruntime's own quantization: the same.
+    96 of its 100 clips are digits, which these networks never learnt: float itself is torn between words on many. So
+    the strict limit is on the clips of which float is more than 60 % sure (71, 83 and 91 of them). Measured, nna8: all
+    of them, 98.8 %, 98.9 %; onnxruntime's own quantization: the same.
     """
     samples, runner = samples_of(assets, name), FloatModel(model_of(assets, name))
     compiled = nnac.compile(path_of(assets, name), target, samples)

@@ -49,10 +49,8 @@ def channels_last(shape: Shape) -> Steps:
 
 
 def axis_last(rank: int, axis: int) -> Steps:
-    """Return the steps that swap `axis` with the last one."""
-    perm = list(range(rank))
-    perm[axis], perm[-1] = perm[-1], perm[axis]
-    return transpose(tuple(perm))
+    """Return the steps that move `axis` behind the others (for channels: the same transpose as `channels_last`)."""
+    return transpose((*(i for i in range(rank) if i != axis), axis))
 
 
 def flattened(shape: Shape, axis: int) -> Steps:
