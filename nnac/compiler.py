@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,10 @@ from nnac.passes.legalize import legalize
 from nnac.passes.place import place
 from nnac.passes.quantize import quantize
 from nnac.passes.tile import tile
-from nnac.plan import STRATEGIES, Plan, Strategy
+from nnac.plan import STRATEGIES, STRIPES, Plan, Strategy
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Arithmetic, Target, load_target
-from nnac.timing import simulate
+from nnac.timing import latency, simulate
 from nnac.types import Array
 from nnac.validate import load as load_program
 from nnac.validate import validate
@@ -153,12 +153,17 @@ def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) 
     first = _attempt(graph, machine, STRATEGIES[0])
     if isinstance(first, Plan) and not first.tiling.spills:
         return emit(first, note, answer)
-    plans = [first, *(_attempt(graph, machine, strategy) for strategy in STRATEGIES[1:])]
-    fitting = [p for p in plans if isinstance(p, Plan)]
-    if not fitting:
+    tried = {STRATEGIES[0]: first} | {s: _attempt(graph, machine, s) for s in STRATEGIES[1:]}
+    programs = {s: emit(p, note, answer) for s, p in tried.items() if isinstance(p, Plan)}
+    if not programs:
         assert isinstance(first, CapacityError)
         raise first
-    return min((emit(p, note, answer) for p in fitting), key=lambda program: simulate(program).cycles)
+    fastest = sorted(programs, key=lambda s: latency(programs[s]))[:2]
+    for strategy in (replace(s, stripes=stripes) for s in fastest for stripes in STRIPES):
+        candidate = _attempt(graph, machine, strategy)
+        if isinstance(candidate, Plan):
+            programs[strategy] = emit(candidate, note, answer)
+    return min(programs.values(), key=latency)
 
 
 def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | CapacityError:

@@ -10,6 +10,7 @@ shift <= 62``.
 """
 
 import enum
+import functools
 import math
 import struct
 from collections.abc import Sequence
@@ -149,6 +150,7 @@ def _saturating_rounding_doubling_high_mul(a: int, b: int) -> int:
     return round_divide(a * b, 1 << 31, Rounding.HALF_UP)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def encode_ratio(ratio: float, power_of_two: bool = False) -> tuple[int, int]:
     """A real ratio of scales as (multiplier, shift), as TFLite's QuantizeMultiplier finds it.
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from typing import Any, assert_never
@@ -147,6 +147,12 @@ def is_resident(program: Program) -> bool:
     return all(a[1] <= b[0] for a, b in pairwise(loads))
 
 
+def latency(program: Program) -> int:
+    """Return the cycles of one inference, without the accounts."""
+    spans = longest_path(program.instructions, [cost(i, program.target).cycles for i in program.instructions])
+    return max((span.end for span in spans), default=1)
+
+
 def simulate(program: Program, target: Target | None = None, warm: bool = False) -> Timeline:
     """Return the timeline of one inference of a validated program.
 
@@ -158,7 +164,7 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
     machine = target or program.target
     skip = warm and is_resident(program)
     costs = [Cost(0, 0, 0) if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
-    spans = longest_path(program.instructions, [c.cycles for c in costs])
+    spans = longest_path(hold_loads(program.instructions, machine), [c.cycles for c in costs])
     last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
     traffic = _traffic(program, skip)
     floor = max((over(sum(n for (m, _), n in traffic.items() if m == name), 1) / memory.bytes_per_cycle
@@ -250,6 +256,16 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
 
 
 # -- the longest path ----------------------------------------------------------------------------------------------
+
+
+def hold_loads(instructions: Sequence[AnyInstruction], target: Target) -> tuple[AnyInstruction, ...]:
+    """Return the instructions with loads that wait until at most `decoder.ahead` array instructions are unfinished."""
+    ahead, array, held = target.decoder.ahead, 0, list(instructions)
+    for index, i in enumerate(instructions if ahead else ()):
+        array += i.engine == Engine.MAC
+        if i.engine == Engine.DECODER and array - ahead > i.waits[Engine.MAC]:
+            held[index] = replace(i, waits=(*i.waits[:Engine.MAC], array - ahead, *i.waits[Engine.MAC + 1:]))
+    return tuple(held)
 
 
 def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) -> list[Span]:

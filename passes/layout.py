@@ -6,7 +6,7 @@ topological order until nothing changes (no rule computes anything, so the pass 
 1. a transpose of a transpose is one transpose, a reshape of a reshape one reshape, an identity of either nothing;
 2. a transpose that only moves axes of length one is a reshape;
 3. an elementwise operator over moved operands moves its result instead (a constant or a one-axis operand is moved
-   the other way, at no cost; of a graph input the moved view that another reader has is taken);
+   the other way, at no cost);
 4. concat, slice and pad go below a transpose, and below a reshape that drops a trailing axis of length one;
 5. a dense layer behind a flattened transpose reads the tensor as it lies: its weight columns are permuted;
 6. a move at a graph input or output becomes part of that tensor's `Origin` (the host writes and reads it moved); an
@@ -127,11 +127,9 @@ class _Sweep:
         above = self._above(name)
         if above is not None and isinstance(above.op, type(lead.op)) and self._same_move(above, lead):
             return above.inputs[0]
-        if (twin := self._twin(name, lead)) is not None:
-            return twin
         if isinstance(lead.op, Reshape):
             return self._unmoved_constant(name, lead)
-        inverse = tuple(int(i) for i in np.argsort(lead.op.perm))
+        inverse = _inverse(lead.op.perm)
         shape = self._shape(name)
         if prod(shape) == 1:
             return name
@@ -142,19 +140,6 @@ class _Sweep:
         if sum(side != 1 for side in shape) > 1:
             return None
         return self._move(name, Reshape(tuple(shape[i] for i in inverse)), "transpose", lead.op.perm)
-
-    def _twin(self, name: str, lead: Node) -> str | None:
-        """Return what another node makes of graph input `name` by the inverse of `lead`'s move.
-
-        Of graph inputs alone, and for leads that read none: else two such views could be exchanged for ever.
-        """
-        if name not in self.draft.inputs or lead.inputs[0] in self.draft.inputs:
-            return None
-        if self._shape(name) != self._shape(lead.output):
-            return None
-        inverse = (Transpose(tuple(int(i) for i in np.argsort(lead.op.perm))) if isinstance(lead.op, Transpose)
-                   else Reshape(self._shape(lead.inputs[0])))
-        return next((n.output for n in self.draft.nodes.values() if n.inputs == (name,) and n.op == inverse), None)
 
     def _unmoved_constant(self, name: str, lead: Node) -> str | None:
         if name not in self.draft.constants:
@@ -234,7 +219,7 @@ class _Sweep:
         if op is None or any(name in self.draft.outputs for name in (value.name, *(r.output for r in taken))):
             return
         assert value.origin is not None
-        back = Reshape(value.shape) if isinstance(op, Reshape) else Transpose(tuple(int(i) for i in np.argsort(op.perm)))
+        back = Transpose(_inverse(op.perm)) if isinstance(op, Transpose) else Reshape(value.shape)
         step = ("reshape", back.shape) if isinstance(back, Reshape) else ("transpose", back.perm)
         self._read_back(value, [reader for reader in users[value.name] if reader.op != op], back)
         self.draft.values[value.name] = replace(value, type=replace(value.type, shape=op.infer([value.shape])),
@@ -308,6 +293,11 @@ class _Sweep:
             self._reshape(self.made[node.output])
 
 
+def _inverse(perm: Shape) -> Shape:
+    """Return the permutation that undoes `perm`."""
+    return tuple(int(i) for i in np.argsort(perm))
+
+
 def _channels_last(shape: Shape) -> Transpose | Reshape | None:
     """Return the frontend's move from (N, C, H, W) to channels last, or its first step from (N, C, L)."""
     if len(shape) == 4:
@@ -317,7 +307,7 @@ def _channels_last(shape: Shape) -> Transpose | Reshape | None:
 
 def _retarget(op: object, perm: Shape) -> object | None:
     """Return concat, slice or pad for operands before a transpose by `perm`."""
-    inverse = [int(i) for i in np.argsort(perm)]
+    inverse = _inverse(perm)
 
     def back(values: Shape) -> Shape:
         return tuple(values[i] for i in inverse)

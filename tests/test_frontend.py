@@ -418,6 +418,7 @@ UNSUPPORTED = [  # name, model, words that the refusal has
     ("negative pad", model("y = Pad (x, p)", 13, X3, p=ints(0, 0, -1, 0, 0, 1)), ["pads are not negative"]),
     ("split", model("a, y = Split <axis=2> (x)", 13, X3), ["Split 'a'", "evenly"]),
     ("output is input", model("y = Relu (x)", 13, X3, "y x"), ["graph output 'x' is a graph input"]),
+    ("all is constant", model("c = Abs (w)\ny = Relu (c)", 13, X3, w=random(2)), ["graph output 'y' is a constant"]),
     ("output is constant", model("y = Relu (x)", 13, X3, "y w", w=random(2)), ["graph output 'w' is a constant"]),
     ("integer input", edited(model("y = Relu (x)", 14, X3), lambda m: setattr(
         m.graph.input[0].type.tensor_type, "elem_type", TensorProto.INT32)), ["graph input 'x' is int32", "float32"]),
@@ -615,15 +616,16 @@ def test_constants_wherever_they_hide() -> None:
         t = Concat <axis=0> (u, rest)
         c = Constant <value = float[1] {2.0}> ()
         i = Identity (w)
-        d = Cast <to=1> (wide)
+        z = NonZero (wide)
+        d = Cast <to=1> (z)
         k = ConstantOfShape (four)
         a = my.Scaled (x, i)
         b = Add (a, d)
         e = Add (b, k)
         f = Mul (e, c)
         y = Reshape (f, t)
-    """, 13, {"x": (3, 4), "w": (4,)}, w=random(4), wide=np.arange(4.0), zero=ints(0), first=np.int64(0), rest=ints(2,
-    2), four=ints(4))
+    """, 13, {"x": (3, 4), "w": (4,)}, w=random(4), wide=np.ones(4), zero=ints(0), first=np.int64(0),
+                  rest=ints(2, 2), four=ints(4))
     proto.functions.append(helper.make_function("my", "Scaled", ["p", "q"], ["r"], [
         onnx.parser.parse_node("h = Mul (p, q)"), onnx.parser.parse_node("r = Relu (h)")], proto.opset_import))
     proto.opset_import.append(helper.make_opsetid("my", 1))

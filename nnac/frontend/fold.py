@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +25,19 @@ _WIDEST = 8  # bytes of an element of unknown type
 
 FOLDABLE = frozenset("""
     Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand EyeLike
-    Flatten Floor Gather GatherElements GatherND Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
+    Flatten Floor Gather Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
     LeakyRelu Less LessOrEqual Log MatMul Max Mean Min Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow Range Reciprocal
     ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
-    ScatterElements ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Sqrt Squeeze Sub Sum Tan Tanh Tile
+    ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Sqrt Squeeze Sub Sum Tan Tanh Tile
     Transpose Trilu Unsqueeze Where Xor
 """.split())
-"""Operators that are computed ahead when all inputs are constants; their cost is that of their inputs and outputs."""
+"""Operators that are computed ahead when all inputs are constants; their time is in line with their size."""
+
+SLOW = {"Erf": 1 << 22, "ScatterND": 1 << 20}
+"""Entries of the output up to which operators that the tools loop over in Python are computed."""
+
+MOST_PRODUCTS = 1 << 32
+"""Products up to which a MatMul or Gemm of constants is computed."""
 
 BOUNDED_BY_INPUT = frozenset({"NonZero"})
 """Their output's size is not inferred, but is at most rank times the input's."""
@@ -48,7 +55,7 @@ class _Gate:
         if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDABLE or len(node.outputs) != 1:
             return False
         size = _output_bytes(node)
-        if size is None:
+        if size is None or _takes_long(node):
             return False
         if self.spent + size > self.limits.folded_bytes:
             self.refused.append(f"{node.op_type} {node.outputs[0].name!r} would make a constant of {size:,} bytes; "
@@ -68,6 +75,17 @@ def _output_bytes(node: onnx_ir.Node) -> int | None:
         return None
     dtype = node.outputs[0].dtype
     return prod(shape.numpy()) * (_WIDEST if dtype is None else max(int(dtype.itemsize), 1))
+
+
+def _takes_long(node: onnx_ir.Node) -> bool:
+    """Tell whether computing a node (of known shape) is out of proportion."""
+    shape, first = node.outputs[0].shape, node.inputs[0] if node.inputs else None
+    if shape is None or not shape.is_static() or first is None or first.shape is None:
+        return False
+    entries, inner = prod(shape.numpy()), prod(first.shape.numpy())
+    if node.op_type in ("MatMul", "Gemm"):  # entries of the output times the inner side, from above
+        return entries * min(inner, max(first.shape.numpy(), default=1)) > MOST_PRODUCTS
+    return entries > SLOW.get(node.op_type, entries)
 
 
 def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
@@ -94,21 +112,19 @@ def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
 def _run(model: onnx.ModelProto, gate: _Gate) -> onnx.ModelProto:
     import onnx_ir
     from onnx_ir.passes import common
-    from onnxscript.optimizer._constant_folding import FoldConstantsPass
+    from onnxscript import optimizer
 
-    everything = gate.limits.elements
-    passes = onnx_ir.passes.Sequential(
-        common.InlinePass(),
-        onnx_ir.passes.PassManager(
-            [FoldConstantsPass(shape_inference=True, input_size_limit=everything, output_size_limit=everything,
-                               should_fold=gate), common.RemoveUnusedNodesPass()],
-            steps=ROUNDS, early_stop=True),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-        common.RemoveUnusedOpsetsPass(),
-    )
-    held = onnx_ir.serde.deserialize_model(model)
-    passes(held)
+    held, everything = onnx_ir.serde.deserialize_model(model), gate.limits.elements
+    common.InlinePass()(held)
+    for _ in range(ROUNDS):
+        result = optimizer.fold_constants(held, onnx_shape_inference=True, input_size_limit=everything,
+                                          output_size_limit=everything, should_fold=gate)
+        common.RemoveUnusedNodesPass()(held)
+        if not result.modified:
+            break
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(held)
+    common.RemoveUnusedNodesPass()(held)
+    common.RemoveUnusedFunctionsPass()(held)  # type: ignore[no-untyped-call]
     return onnx_ir.serde.serialize_model(held)
 
 
@@ -120,7 +136,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

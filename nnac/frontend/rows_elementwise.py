@@ -126,9 +126,9 @@ def prelu(b: Builder, use: Use) -> None:
     slope, shape = use.array(1), use.shape()
     if slope.size == 1:
         steps = views.AS_IS
-    elif slope.shape[-1] == slope.size == shape[-1]:
+    elif slope.shape[-1:] == (slope.size,) == shape[-1:]:
         steps = views.AS_IS
-    elif per_channel(use, slope) and slope.size == shape[1]:
+    elif use.out() == shape and per_channel(use, slope):
         steps = views.channels_last(shape)
     else:
         raise Refused(SLOPES)
