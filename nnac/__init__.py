@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnac.compare import Comparison as Comparison
+    from nnac.compiled import CompiledModel as CompiledModel
     from nnac.compiler import compile as compile
     from nnac.compiler import diff as diff
     from nnac.compiler import load as load
-    from nnac.compiler import CompiledModel as CompiledModel
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ _LAZY = {
     "compile": "nnac.compiler",
     "load": "nnac.compiler",
     "diff": "nnac.compiler",
-    "CompiledModel": "nnac.compiler",
+    "CompiledModel": "nnac.compiled",
     "Comparison": "nnac.compare",
 }
 __all__ = ["CompiledModel", "Comparison", "__version__", "compile", "diff", "load"]

@@ -2,10 +2,12 @@
 
 Contract. Every engine takes its instructions in program order; an instruction starts when its engine is free and its
 wait tokens are there, and nothing else serializes: transfers, decoding, array and vector work overlap. Transfers that
-share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row. An
-instruction lasts as long as the slowest of
+share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row. Where
+the target says how far loads run ahead of the array, a load also waits until no more array instructions than that are
+unfinished before it. An instruction lasts as long as the slowest of
 
-- its engine's issue cycles plus its work: the array's closed form with fill, skew, drain and edge tiles (`nnac.array`);
+- its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
+  (`nnac.array`);
   the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for softmax); the decoder's
   bytes over its rate;
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped at
@@ -28,7 +30,7 @@ from typing import Any, assert_never
 
 from nnac import isa
 from nnac.array import array_cycles, over
-from nnac.errors import TargetError
+from nnac.errors import ProgramError, TargetError
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program
 from nnac.targets import Memory, Target, needs_compiling, with_settings
@@ -259,7 +261,7 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
 
 
 def hold_loads(instructions: Sequence[AnyInstruction], target: Target) -> tuple[AnyInstruction, ...]:
-    """Return the instructions with loads that wait until at most `decoder.ahead` array instructions are unfinished."""
+    """Return the instructions with loads held back while more than `decoder.ahead` of the array's are open before them."""
     ahead, array, held = target.decoder.ahead, 0, list(instructions)
     for index, i in enumerate(instructions if ahead else ()):
         array += i.engine == Engine.MAC
@@ -271,7 +273,10 @@ def hold_loads(instructions: Sequence[AnyInstruction], target: Target) -> tuple[
 def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) -> list[Span]:
     """Return when each instruction runs, given its duration: engines in order, tokens kept, nothing else.
 
-    The instructions must be free of deadlock (`nnac.validate` proves it).
+    The instructions must be free of deadlock (`nnac.validate` proves it of a program's own tokens).
+
+    Raises:
+        ProgramError: `hold_loads` for another machine made them wait for each other.
     """
     queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
     for index, instruction in enumerate(instructions):
@@ -292,6 +297,9 @@ def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) 
                 start = spans[after].end if before else 0
                 spans[index] = Span(start, start + cycles[index], after)
                 done[engine], moved = done[engine] + 1, True
+    if sum(done.values()) < len(instructions):
+        raise ProgramError("timing: instructions wait for each other; decoder.ahead of the target is less than the program's "
+                           "tokens were made for")
     return spans
 
 

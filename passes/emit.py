@@ -288,7 +288,7 @@ class _Emitter:
 
     def _pitch(self, task: Task) -> int:
         """Return the bytes of one output row."""
-        return self.tiling.storages[task.output].nbytes // task.node.op.rows(task.bound)[0]
+        return int(self.tiling.storages[task.output].nbytes // task.node.op.rows(task.bound)[0])
 
     def _home_copies(self, task: Task, step: _Stripe, channels: tuple[int, int] | None) -> Iterator[AnyInstruction]:
         """Yield the copy that takes a staged stripe home: whole rows, or a slice of their channels."""

@@ -44,7 +44,8 @@ def _fold_affine(draft: Draft, node: Node) -> bool:
         return False
     if not _only_reader(draft, source) or not _only_reader(draft, layer.output):
         return False
-    if through and (scale.size > 1 or offset.size > 1) and draft.values[source].shape[-1] != draft.values[layer.output].shape[-1]:
+    per_channel = scale.size > 1 or offset.size > 1
+    if through and per_channel and draft.values[source].shape[-1] != draft.values[layer.output].shape[-1]:
         return False
     _merge(draft, node, layer, head if through else None, scale, offset)
     return True
@@ -85,7 +86,8 @@ def _merge(draft: Draft, node: Node, layer: Node, between: Node | None, scale: A
     scale, offset = scale.astype(np.float64), offset.astype(np.float64)
     weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
     bias = bias * scale + offset
-    names = [draft.add_constant(layer.inputs[i], array.astype(np.float32)) for i, array in ((WEIGHT, weight), (BIAS, bias))]
+    folded = ((WEIGHT, weight), (BIAS, bias))
+    names = [draft.add_constant(layer.inputs[i], array.astype(np.float32)) for i, array in folded]
     result = draft.values[node.output]
     del draft.nodes[node.name]
     if between is None:
@@ -106,6 +108,6 @@ def _fold_pad(draft: Draft, node: Node) -> None:
     before, after = pad.op.before, pad.op.after
     if before[0] or after[0] or before[3] or after[3] or not _only_reader(draft, pad.output):
         return
-    extra = (before[1], before[2], after[1], after[2])
-    pads = tuple(p + e for p, e in zip(node.op.pads, extra, strict=True))
+    top, left, bottom, right = node.op.pads
+    pads = (top + before[1], left + before[2], bottom + after[1], right + after[2])
     draft.update(node, op=replace(node.op, pads=pads), inputs=(pad.inputs[0], *node.inputs[1:]))

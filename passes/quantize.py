@@ -147,8 +147,11 @@ def _layer(draft: Draft, node: Node, quant: Quant, law: Arithmetic) -> None:
     integer = np.clip(np.rint(weight / scale.astype(np.float64).reshape(shape)), -127, 127).astype(np.int8)
     steps = np.rint(bias / (scale.astype(np.float64) * quant.scale)).astype(np.int64)
     _prove(node, integer, steps, quant, law)
-    arrays = ("int8", integer), ("int32", steps.astype(np.int32)), ("scale", scale)
-    names = [draft.add_constant(f"{node.inputs[min(i + 1, BIAS)]}.{tag}", array) for i, (tag, array) in enumerate(arrays)]
+    names = (
+        draft.add_constant(f"{node.inputs[WEIGHT]}.int8", integer),
+        draft.add_constant(f"{node.inputs[BIAS]}.int32", steps.astype(np.int32)),
+        draft.add_constant(f"{node.inputs[WEIGHT]}.scale", scale),
+    )
     draft.update(node, inputs=(node.inputs[INPUT], *names))
 
 

@@ -207,7 +207,8 @@ class _Tiler:
         taken, count = task.node.op.most_rows(task.bound, rows)[i], task.node.op.operand_rows(task.bound)[i]
         total = before.node.op.rows(before.bound)[0]
         assert taken is not None
-        return min(total, -(-taken * total // count) + (1 if count % total or total % count else 0) + (count > total))
+        ragged = int(count > total) + int(bool(count % total and total % count))
+        return int(min(total, -(-taken * total // count) + ragged))
 
     def _task_buffers(self, task: Task, rows: int) -> Buffers:
         op, bound = task.node.op, task.bound
@@ -232,7 +233,7 @@ class _Tiler:
         stripes = total // period * -(-period // task.stripe)
         blocks = -(-constants * BLOCKS // self.target.memory["weights"].bytes)
         staged = sum(self.storages[name].nbytes for name in task.operands if self.homes[name] != Space.SRAM)
-        return constants + staged * blocks < constants * stripes + staged
+        return bool(constants + staged * blocks < constants * stripes + staged)
 
 
 def _staged(group: list[Buffers]) -> int:

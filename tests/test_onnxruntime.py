@@ -2,10 +2,10 @@
 
 What was found with onnxruntime 1.31 (300 random nets, every operator on onnxruntime's own inputs):
 
-- `nna8-pow2`: 0 of 1.6 million integers differ, optimizer on or off, given even zero points. The fused QLinearAdd,
+- `nna8-pow2`: 0 of 1.8 million integers differ, optimizer on or off, given even zero points. The fused QLinearAdd,
   QLinearMul and QLinearAveragePool add the zero point before they round, against ONNX's definition of QuantizeLinear:
-  under an odd one every tie falls to the other side, in 2 % of Add and AveragePool outputs. So our quantizer takes even
-  zero points where scales are powers of two (`test_power_of_two_quantization`).
+  under an odd one every tie falls to the other side, in 3.7 % of Add, 0.8 % of Mul, 2.6 % of AveragePool outputs. So
+  our quantizer takes even zero points where scales are powers of two (`test_power_of_two_quantization`).
 - `nna8`: onnxruntime computes in float32 and disagrees with itself; per operator it differs from our exact integers by
   one step in 0.001 % (Conv), 0 - 0.03 % (Mul), 0.03 - 0.4 % (AveragePool) of the outputs, at ties of the exact value.
 - On x86 the optimizer turns int8 activations into uint8 where it can and leaves other int8 convolutions in float,
@@ -208,8 +208,8 @@ def test_integer_operators(op: type[Conv | Dense], exact_products: None) -> None
     """Our integers against QLinearConv and QLinearMatMul under any scales.
 
     onnxruntime is `rint(float32(sum) * float32(sx * sw / sy)) + zero point`, to the bit. Ours is the exact product,
-    rounded once: it differs by one step, only where the exact value is a tie but for float32's error, in 0.0 % of
-    outputs (counts below).
+    rounded once: it may differ by one step where the exact value is a tie but for float32's error. Measured: in 0 of
+    103,754 outputs of QLinearConv and 0 of 45,367 of QLinearMatMul (600 samples each).
     """
     law, counted, apart = load_target("nna8").arithmetic, 0, 0
     for seed in range(60):

@@ -78,7 +78,7 @@ def legal() -> Program:
     c = Tensor("c", TensorType((1, 4, 4, 4), "int8", quant), None, Space.SRAM, 64, 6)
     y = Tensor("y", TensorType((16, 4), "int8", Quant(1 / 256, -128)), Origin("y", (("reshape", (1, 64)),)),
                Space.DRAM, 5120, 13)
-    layers = (Layer("conv", "Conv", 0, 7, ("x",), "c", 1152, 72), Layer("rest", "Softmax", 7, 14, ("c",), "y", 0, 0))
+    layers = (Layer("conv", "Conv", ((0, 7),), ("x",), "c", 1152, 72), Layer("rest", "Softmax", ((7, 14),), ("c",), "y", 0, 0))
     return Program(
         name="by hand", target=load_target("nna8"), instructions=instructions(), constants=constants(),
         tensors=(x, c, y), inputs=("x",), outputs=("y",), layers=layers,

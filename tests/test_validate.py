@@ -22,7 +22,7 @@ from nnac.passes.emit import emit
 from nnac.passes.place import place
 from nnac.passes.schedule import schedule
 from nnac.passes.tile import tile
-from nnac.program import KnownAnswer, Layer, Limits, Program
+from nnac.program import KnownAnswer, Layer, Limits, Piece, Program
 from nnac.targets import load_target
 from nnac.timing import simulate
 from nnac.types import Array, Quant, TensorType
@@ -93,7 +93,7 @@ def test_validation_is_fast() -> None:
     program = legal()
     code = schedule(program.instructions * 400)
     start = time.perf_counter()
-    validate(replace(program, instructions=code))
+    validate(replace(program, instructions=code, layers=(replace(program.layers[0], runs=((0, len(code)),)),)))
     assert time.perf_counter() - start < 2
 
 
@@ -468,11 +468,12 @@ def test_inputs_keep_apart() -> None:
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"first": -1}, "layer 1: instructions -1 to 14"),
-    ({"first": 6}, "expected a range behind 7 and up to 14"),
-    ({"first": 14, "end": 13}, "layer 1"),
-    ({"end": 15}, "up to 14"),
-    ({"end": "14"}, "layer 1"),
+    ({"runs": ((-1, 14),)}, "layer 1: instructions -1 to 14"),
+    ({"runs": ((6, 14),)}, "instructions 6 to 14 are no range of its own among 14"),
+    ({"runs": ((14, 13),)}, "layer 1"),
+    ({"runs": ((7, 15),)}, "among 14"),
+    ({"runs": ((7, "14"),)}, "layer 1"),
+    ({"runs": ((7, 14), (7, 14))}, "layer 1"),
     ({"inputs": ("c", "z")}, "no tensor is called 'z'"),
     ({"inputs": (["c"],)}, "no tensor is called"),
     ({"output": "z"}, "no tensor is called 'z'"),
@@ -488,10 +489,21 @@ def test_broken_layer(values: dict[str, Any], words: str) -> None:
     refuse(replace(program, layers=(program.layers[0], replace(program.layers[1], **values))), words)
 
 
-def test_layers_may_leave_gaps() -> None:
-    """An empty layer and instructions without a layer are legal."""
-    layers = (Layer("a", "Reshape", 3, 3, (), "y", 0, 0), Layer("", "Conv", 5, 9, ("x", "x"), "y", 0, 0))
-    validate(replace(legal(), layers=layers))
+def test_layers_share_the_instructions() -> None:
+    """A layer may be empty or in several runs; every instruction belongs to one layer, or the accounts would lie."""
+    cascade = (Layer("a", "Conv", ((0, 3), (5, 9)), ("x",), "c", 0, 0), Layer("b", "Conv", ((3, 5), (9, 14)), ("c",), "y", 0, 0))
+    validate(replace(legal(), layers=(*cascade, Layer("", "Reshape", (), (), "y", 0, 0))))
+    refuse(replace(legal(), layers=cascade[:1]), "instruction 3 belongs to no layer")
+
+
+def test_pieces_cover_a_streamed_tensor() -> None:
+    """The pieces of a tensor that is never whole follow each other from its first byte to its last."""
+    program = legal()
+    x, c, y = program.tensors
+    whole = (Piece(5, 64, 0, 40), Piece(6, 100, 32, 32))
+    validate(replace(program, tensors=(x, replace(c, pieces=whole), y)))
+    for pieces in ((whole[0],), (whole[1],), (Piece(5, 64, 0, 65),), (Piece(5, 1000, 0, 64),), (Piece(99, 64, 0, 64),)):
+        refuse(replace(program, tensors=(x, replace(c, pieces=pieces), y)), "'c'")
 
 
 # -- what passes the fence keeps to its bytes ----------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Three networks of published shapes with seeded random weights, for timing studies.
 
-The shapes are those of ARM's model zoo: wav2letter (`wav2letter_int8`), DS-CNN large (`ds_cnn_clustered_int8`) and
-MobileNetV2 1.0 224 (`mobilenet_v2_1.0_224_INT8`, 1001 classes). Shapes and work are real, values are noise.
+The shapes are those of wav2letter, DS-CNN large and MobileNetV2 1.0 224 (1001 classes) in Arm's model zoo. Shapes and
+work are real, values are noise.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
-Pair = tuple[int, int]
 
 
 @dataclass(slots=True)
@@ -27,20 +26,21 @@ class Net:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
     at: str = "x"
-    source: tuple[int, ...] = ()
+    source: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.source = self.shape
 
-    def add(self, kind: str, inputs: tuple[str, ...], shape: tuple[int, ...], **attributes: object) -> str:
+    def add(self, kind: str, inputs: tuple[str, ...], shape: tuple[int, ...], **attributes: Any) -> str:
         """Append a node and return its output."""
         self.at, self.shape = f"{kind.lower()}{len(self.nodes)}", shape
         self.nodes.append(helper.make_node(kind, list(inputs), [self.at], name=self.at, **attributes))
         return self.at
 
     def constant(self, shape: tuple[int, ...]) -> str:
-        """Return a new initializer of He-normal values."""
-        values = self.rng.normal(0, (2 / prod(shape[1:])) ** 0.5, shape).astype(np.float32)
+        """Return a new initializer of He-normal values (rank 2 and more) or zeros (a bias)."""
+        spread = (2 / prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.0
+        values = self.rng.normal(0, spread, shape).astype(np.float32)
         self.weights.append(numpy_helper.from_array(values, f"w{len(self.weights)}"))
         return str(self.weights[-1].name)
 
@@ -50,8 +50,7 @@ class Net:
         outs = tuple(ceil(side / stride) for side, stride in zip(sides, strides, strict=True))
         total = [max((o - 1) * s + k - side, 0) for o, s, k, side in zip(outs, strides, kernel, sides, strict=True)]
         pads = [t // 2 for t in total] + [t - t // 2 for t in total]
-        inputs = (self.at, self.constant((channels, self.shape[1] // groups, *kernel)), self.constant((channels, 1)))
-        self.weights[-1].dims[:] = [channels]
+        inputs = (self.at, self.constant((channels, self.shape[1] // groups, *kernel)), self.constant((channels,)))
         return self.add("Conv", inputs, (1, channels, *outs), kernel_shape=kernel, strides=strides, pads=pads, group=groups)
 
     def relu6(self) -> str:

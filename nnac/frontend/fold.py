@@ -117,6 +117,9 @@ def _run(model: onnx.ModelProto, gate: _Gate) -> onnx.ModelProto:
     held, everything = onnx_ir.serde.deserialize_model(model), gate.limits.elements
     common.InlinePass()(held)
     for _ in range(ROUNDS):
+        for value in held.graph.initializers.values():
+            if value.const_value is not None:  # a folded NonZero still has its open shape
+                value.shape = onnx_ir.Shape(value.const_value.shape.numpy())
         result = optimizer.fold_constants(held, onnx_shape_inference=True, input_size_limit=everything,
                                           output_size_limit=everything, should_fold=gate)
         common.RemoveUnusedNodesPass()(held)

@@ -67,7 +67,7 @@ class Activation(Op):
         else:
             y = FUNCTIONS[self.kind](x, *self.params)[None, :]
         quant = bound.quant
-        return np.clip(np.rint(y / quant.scale) + quant.zero_point, -128, 127).astype(np.int8)
+        return np.asarray(np.clip(np.rint(y / quant.scale) + quant.zero_point, -128, 127)).astype(np.int8)
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         tables, x = self.tables(bound), inputs[0].astype(np.int64) + 128
@@ -83,7 +83,7 @@ class Activation(Op):
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
         return [Block(0, 1, self.tables(bound).tobytes(), np.zeros(0, np.int8))]
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         rows, _ = self.rows(bound)
         count = (step.output.hi - step.output.lo) * (bound.output.elements // rows)
         yield isa.Lookup(source=step.inputs[0].address, target=step.output.address, count=count,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnac.graph import Graph, Node
-from nnac.isa import Instruction
+from nnac.isa import AnyInstruction
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
@@ -179,7 +179,7 @@ class Op:
         """Return the constants in blocks of at most `limit` bytes, cut at multiples of `granule` channels if possible."""
         return []
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[AnyInstruction]:
         """Yield the instructions of one step."""
         raise NotImplementedError(self.name)
 
@@ -211,6 +211,12 @@ def collapse(shape: Shape, keep: int) -> Shape:
     """Return `shape` with its leading axes merged so that `keep` axes remain after the first."""
     cut = max(len(shape) - keep, 0)
     return (prod(shape[:cut]), *shape[cut:])
+
+
+def random_pair(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
+    """Return two random integers in [low, high)."""
+    first, second = rng.integers(low, high, 2)
+    return int(first), int(second)
 
 
 def random_quant(rng: np.random.Generator, spread: float = 1.0) -> Quant:

@@ -24,6 +24,7 @@ from nnac.ops.base import (
     Step,
     Work,
     clamp_limits,
+    random_pair,
     random_quant,
 )
 from nnac.types import Array, TensorType
@@ -128,7 +129,7 @@ class Conv(Op):
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
         return channel_blocks(bound, limit, granule, self.groups)
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         assert step.block is not None
         _, in_h, in_w, in_c = bound.inputs[INPUT].shape
         _, out_h, out_w, out_c = bound.output.shape
@@ -151,11 +152,12 @@ class Conv(Op):
     def sample(cls, rng: np.random.Generator) -> Sample:
         groups = int(rng.choice([1, 1, 2, 3]))
         depth, out = (1, groups) if rng.random() < 0.3 else (int(rng.integers(1, 9)), groups * int(rng.integers(1, 7)))
-        kernel = tuple(int(v) for v in rng.integers(1, 5, 2))
-        op = cls(strides=_pair(rng, 1, 4), dilations=_pair(rng, 1, 3), groups=groups,
-                 pads=tuple(int(v) for v in rng.integers(0, 4, 4)), clamp=(0.0, 6.0) if rng.random() < 0.3 else UNBOUNDED)
-        size = [int(rng.integers(op.dilations[i] * (kernel[i] - 1) + 1, op.dilations[i] * (kernel[i] - 1) + 9)) for i in (0, 1)]
-        x = TensorType((int(rng.integers(1, 3)), size[0], size[1], groups * depth), "int8", random_quant(rng))
+        kernel, dilations = random_pair(rng, 1, 5), random_pair(rng, 1, 3)
+        top, left, bottom, right = (int(v) for v in rng.integers(0, 4, 4))
+        clamp = (0.0, 6.0) if rng.random() < 0.3 else UNBOUNDED
+        op = cls(random_pair(rng, 1, 4), (top, left, bottom, right), dilations, groups, clamp)
+        size = [dilations[i] * (kernel[i] - 1) + int(rng.integers(1, 9)) for i in (0, 1)]
+        x = TensorType((int(rng.integers(1, 3)), *size, groups * depth), "int8", random_quant(rng))
         return mac_sample(op, x, (out, *kernel, depth), rng)
 
 
@@ -191,7 +193,7 @@ class Dense(Op):
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
         return channel_blocks(bound, limit, granule, 1)
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         assert step.block is not None
         out_c, in_c = bound.inputs[WEIGHT].shape
         low, high = clamp_limits(self.clamp, bound.quant)
@@ -211,11 +213,6 @@ class Dense(Op):
         lead = tuple(int(v) for v in rng.integers(1, 5, int(rng.integers(0, 3))))
         x = TensorType((*lead, depth), "int8", random_quant(rng))
         return mac_sample(cls(), x, (out, depth), rng)
-
-
-def _pair(rng: np.random.Generator, low: int, high: int) -> tuple[int, int]:
-    first, second = rng.integers(low, high, 2)
-    return int(first), int(second)
 
 
 def _product(x: Array, w: Array) -> Array:

@@ -102,7 +102,7 @@ class Sum(_Elementwise):
         rounded = exact.round_shift(acc, shift, bound.law.mode) + bound.quant.zero_point
         return np.clip(rounded, low, high).astype(np.int8)
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         ratios, shift = self._ratios(bound)
         low, high = clamp_limits(self.clamp, bound.quant)
         zeros = tuple(bound.input_quant(i).zero_point for i in range(len(bound.inputs)))
@@ -135,7 +135,7 @@ class Mul(_Elementwise):
         out = exact.requantize(a * b, *self._ratio(bound), bound.quant.zero_point, bound.law.mode, low, high)
         return np.asarray(out).astype(np.int8)
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         multiplier, shift = self._ratio(bound)
         low, high = clamp_limits(self.clamp, bound.quant)
         zeros = tuple(bound.input_quant(i).zero_point for i in (0, 1))

@@ -23,7 +23,7 @@ Home = tuple[isa.Space, int]
 class Move(Op):
     """Base of the movers that copy; they are lowered from home to home, not in stripes."""
 
-    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.Instruction]:
+    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
         """Yield the copies from the operands' homes to the output's home."""
         raise NotImplementedError(self.name)
 
@@ -76,7 +76,7 @@ class Transpose(Move):
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         return np.ascontiguousarray(inputs[0].transpose(self.perm))
 
-    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.Instruction]:
+    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
         strides = dense_strides(bound.inputs[0].shape)
         out = bound.output.shape
         yield copy(sources[0], tuple(strides[i] for i in self.perm), target, dense_strides(out), out)
@@ -111,7 +111,7 @@ class Slice(Move):
         index = [a + step * np.arange(n) for a, step, n in zip(self.starts, self.steps, self.sizes, strict=True)]
         return inputs[0][np.ix_(*index)]
 
-    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.Instruction]:
+    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
         strides = dense_strides(bound.inputs[0].shape)
         offset = sum(a * s for a, s in zip(self.starts, strides, strict=True))
         taken = tuple(step * s for step, s in zip(self.steps, strides, strict=True))
@@ -147,7 +147,7 @@ class Concat(Move):
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         return np.concatenate(list(inputs), axis=self.axis)
 
-    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.Instruction]:
+    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
         strides, at = dense_strides(bound.output.shape), target[1]
         for home, t in zip(sources, bound.inputs, strict=True):
             yield copy(home, dense_strides(t.shape), (target[0], at), strides, t.shape)
@@ -187,7 +187,7 @@ class Pad(Move):
         widths = tuple(zip(self.before, self.after, strict=True))
         return np.pad(inputs[0], widths, constant_values=self._fill(bound))
 
-    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.Instruction]:
+    def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
         strides = dense_strides(bound.output.shape)
         offset = sum(b * s for b, s in zip(self.before, strides, strict=True))
         yield isa.Fill(space=target[0], target=target[1], count=bound.output.elements, value=self._fill(bound))

@@ -22,6 +22,7 @@ from nnac.ops.base import (
     Step,
     Work,
     clamp_limits,
+    random_pair,
     random_quant,
 )
 from nnac.ops.conv import window_out, window_reach, window_rows
@@ -114,9 +115,9 @@ class MaxPool(_Pool):
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         low, high = clamp_limits(self.clamp, bound.quant)
         windows = self.windows(inputs[0].astype(np.int64), bound.output.shape, -128)
-        return np.clip(windows.max(axis=-1), low, high).astype(np.int8)
+        return np.asarray(np.clip(windows.max(axis=-1), low, high)).astype(np.int8)
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         yield self.instruction(bound, step, MAX, (0, 0, 0, 0), (1, 0))
 
     @classmethod
@@ -161,9 +162,9 @@ class AveragePool(_Pool):
                     + np.arange(self.kernel[axis]) * self.dilations[axis])
             inside = (taps >= -self.counted[axis]) & (taps < size + self.counted[axis + 2])
             sides.append(inside.sum(axis=1))
-        return (sides[0][:, None] * sides[1])[None, :, :, None]
+        return np.asarray(sides[0][:, None] * sides[1])[None, :, :, None]
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         yield self.instruction(bound, step, AVERAGE, self.counted, self._ratio(bound))
 
     @classmethod
@@ -175,11 +176,10 @@ class AveragePool(_Pool):
 
 
 def _random(cls: type[_Pool], rng: np.random.Generator, dilate: bool) -> tuple[_Pool, TensorType]:
-    kernel = tuple(int(v) for v in rng.integers(1, 5, 2))
-    dilations = tuple(int(v) for v in rng.integers(1, 3, 2)) if dilate else (1, 1)
+    kernel, dilations = random_pair(rng, 1, 5), random_pair(rng, 1, 3) if dilate else (1, 1)
     reach = [dilations[i] * (kernel[i] - 1) for i in (0, 1)]
-    pads = tuple(int(rng.integers(0, reach[i % 2] + 1)) for i in range(4))
-    op = cls(kernel, tuple(int(v) for v in rng.integers(1, 4, 2)), pads, dilations,
-             (0.0, 1.0) if rng.random() < 0.2 else UNBOUNDED)
+    top, left, bottom, right = (int(rng.integers(0, reach[i % 2] + 1)) for i in range(4))
+    clamp = (0.0, 1.0) if rng.random() < 0.2 else UNBOUNDED
+    op = cls(kernel, random_pair(rng, 1, 4), (top, left, bottom, right), dilations, clamp)
     size = [int(rng.integers(reach[i] + 1, reach[i] + 8)) for i in (0, 1)]
     return op, TensorType((int(rng.integers(1, 3)), *size, int(rng.integers(1, 9))), "int8", random_quant(rng))

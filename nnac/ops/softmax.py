@@ -50,7 +50,7 @@ class Softmax(Op):
         table = np.array(softmax_table(bound.input_quant(0).scale), dtype="<i4")
         return [Block(0, 1, table.tobytes(), np.zeros(0, np.int8))]
 
-    def lower(self, bound: Bound, step: Step) -> Iterator[isa.Instruction]:
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         multiplier, shift = self._ratio(bound)
         yield isa.Softmax(source=step.inputs[0].address, target=step.output.address,
                           rows=step.output.hi - step.output.lo, length=bound.output.shape[-1], table=step.params,
