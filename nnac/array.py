@@ -8,12 +8,12 @@ size and the third axis streams through:
 - output-stationary: ceil(M/R) * ceil(N/C) folds, K streams; a fold alone takes R + C + stream - 2.
 - dot-product: no systolic skew; each cycle R input channels of one tap for C output channels at `pixels` neighbouring
   output columns. Input arrives in steps of `step` cycles: either `step` * R channels of one tap (depth first) or R
-  channels of `step` taps (part of the kernel first), whichever takes fewer cycles for the layer; what is left of a step
-  idles. A depthwise convolution has one channel per column, so R - 1 of R products idle, and its taps come in steps too.
+  channels of `step` taps (part of the kernel first), whichever takes fewer cycles; what is left of a step idles. In a
+  depthwise convolution R - 1 of R products idle, and its taps come in steps, too.
 
-With `preload` the next fold fills while this one streams, so a fold costs max(stream, R) and fill, skew and drain are
-paid once. The closed forms without preload are those of SCALE-Sim v3 (which counts its last cycle from 0, one less);
-with preload, of Gemmini and ONNXim.
+With `preload` the next fold fills while this one streams, so a fold costs max(stream, R), the last one its stream, and
+fill, skew and drain are paid once. The closed forms without preload are those of SCALE-Sim v3 (which counts its last
+cycle from 0, one less); with preload, of Gemmini and ONNXim.
 
 A group is a convolution of its own, folded after the others. A depthwise convolution has N = 1 per group: with
 `depthwise = "columns"` C channels lie side by side, each column fed with its own input, and only the taps' rows work;
@@ -66,7 +66,8 @@ def gemm_cycles(m: int, n: int, k: int, mac: Mac, repeats: int = 1) -> int:
         case _:
             folds, streams, fill = over(m, rows) * over(n, cols), [k], rows + cols - 2
     if mac.preload:
-        return repeats * folds * sum(max(stream, rows) for stream in streams) + fill
+        idle = max(0, rows - streams[-1])
+        return repeats * folds * sum(max(stream, rows) for stream in streams) - idle + fill
     return repeats * folds * sum(stream + fill for stream in streams)
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nnac.errors import ModelError, raise_all
-from nnac.floatmodel import FloatModel, one_line
+from nnac.errors import ModelError, one_line, raise_all
+from nnac.floatmodel import FloatModel
 from nnac.types import Array
 
 METHODS = ("minmax", "percentile", "mse")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from nnac.passes.quantize import quantize
 from nnac.passes.tile import tile
 from nnac.plan import STRATEGIES, STRIPES, Plan, Strategy
 from nnac.program import KnownAnswer, Program
-from nnac.targets import Arithmetic, Target, load_target
+from nnac.targets import Target, load_target
 from nnac.timing import latency, simulate
 from nnac.types import Array
 from nnac.validate import load as load_program

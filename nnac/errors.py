@@ -44,3 +44,10 @@ def raise_all(error: type[NnacError], headline: str, problems: Sequence[str]) ->
     """Raise one error that lists every problem, or return when there is none."""
     if problems:
         raise error("\n".join([headline, *(f"  - {problem}" for problem in problems)]))
+
+
+def one_line(text: object, longest: int = 300) -> str:
+    """Return `text` (of a foreign error, say) as one printable line of bounded length, never empty."""
+    line = " ".join(str(text).split()) or type(text).__name__
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    return line if len(line) <= longest else line[: longest - 3] + "..."

@@ -9,12 +9,11 @@ import numpy as np
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-from nnac.errors import ModelError, raise_all
+from nnac.errors import ModelError, one_line, raise_all
 from nnac.types import Array
 
 MAX_IR_VERSION = 13  # onnx 1.23 writes 14, onnxruntime 1.31 reads up to 13
 _LOG_FATAL = 4  # lower levels print each error a second time, with the model's raw node names, on stderr
-_LONGEST_REASON = 400
 
 
 class FloatModel:
@@ -197,10 +196,3 @@ def _tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _listed(names: Iterable[str]) -> str:
     """Return the names for an error message."""
     return ", ".join(map(repr, names)) or "none"
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's text as one printable line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return printable if len(printable) <= _LONGEST_REASON else printable[: _LONGEST_REASON - 3] + "..."

@@ -10,8 +10,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nnac.errors import ProgramError
 from nnac.isa import AnyInstruction, Engine, Range, Space
 
+MAX_VISITS = 1 << 26
+"""Segments that the search may look at: a stream whose ranges cut memory into dust is refused, not followed for hours."""
 Counts = tuple[int, ...]
 """Per engine: how many of its instructions."""
 
@@ -55,12 +58,19 @@ class _Memory:
 
 
 def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
-    """Return, per instruction, how many of each engine's instructions must have finished before it starts."""
+    """Return, per instruction, how many of each engine's instructions must have finished before it starts.
+
+    Raises:
+        ProgramError: the ranges cut memory into so many pieces that the search would take too long.
+    """
     memories = {space: _Memory() for space in Space}
-    issued, result = [0] * len(Engine), []
-    for instruction in instructions:
+    issued, result, visits = [0] * len(Engine), [], 0
+    for index, instruction in enumerate(instructions):
         issued[instruction.engine] += 1
         result.append(tuple(_needs(memories, instruction, (instruction.engine, issued[instruction.engine]))))
+        visits += sum(len(memory.segments) for memory in memories.values()) >> 4
+        if visits > MAX_VISITS:
+            raise ProgramError(f"instruction {index}: the instructions cut memory into too many pieces to check their order")
     return result
 
 

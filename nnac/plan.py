@@ -14,7 +14,6 @@ from nnac.isa import Space
 from nnac.ops import Bound
 from nnac.targets import Target
 
-
 BLOCKS = 4
 """A block of constants takes at most this fraction of the weight buffer, so that loading and computing overlap."""
 

@@ -14,7 +14,8 @@ unfinished before it. An instruction lasts as long as the slowest of
   outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the port of
   the scratchpad or weight buffer once per instruction; partial sums stay in the accumulators.
 
-The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth. All durations are
+The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth; what that adds is
+shared out to the layers by their bytes. All durations are
 whole cycles of the target's clock, so the total falls, or stays, when any rate grows. Energy counts MACs and bytes
 through each port by the target's table; it leaves out leakage, clocks and the host.
 """
@@ -24,7 +25,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil
 from typing import Any, assert_never
 
@@ -40,6 +41,8 @@ OUTSIDE = (Space.DRAM, Space.FLASH)
 BOUND = {Engine.MAC: "MAC", Engine.DECODER: "weights", Engine.VECTOR: "vector", Engine.DMA_IN: "activations",
          Engine.DMA_OUT: "activations"}
 """What an engine's time is called when it bounds a layer."""
+PORT = "port"
+"""What bounds where the bytes of one memory alone take longer than the critical path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class LayerTime:
     Attributes:
         start, end: cycles of its first start and last end.
         critical: cycles of the critical path inside this layer; over all layers they sum to the total.
-        bound: what most of its critical (or else busy) cycles are spent on: a value of `BOUND`, or "issue".
+        bound: what most of its critical (or else busy) cycles are spent on: a value of `BOUND`, "issue" or "port".
         utilisation: its MACs over the array's peak while the array works on it; 0 without MACs.
         traffic: bytes by (memory, purpose).
     """
@@ -96,13 +99,16 @@ class Timeline:
     """The result of timing a program once.
 
     Attributes:
+        program: what was timed, with the machine that it was timed for.
         spans: per instruction.
         cycles: of one inference.
         busy: cycles that each engine is occupied.
         traffic: bytes by (memory, purpose); purposes are weights, tables, constants, input, output, spill, operands.
         layers: in program order.
         energy: picojoules by part, or empty when the target has no energy table.
-        bound: what most of the critical path is spent on: a value of `BOUND`, or "issue".
+        bound: what most of the critical path is spent on: a value of `BOUND`, "issue", or "port" where the bytes of one
+            memory alone take longer than the path.
+        warm: whether constants were taken as loaded by an inference before.
     """
 
     program: Program
@@ -113,6 +119,7 @@ class Timeline:
     layers: tuple[LayerTime, ...]
     energy: Mapping[str, float]
     bound: str
+    warm: bool = False
 
     @property
     def milliseconds(self) -> float:
@@ -164,22 +171,22 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
         warm: an inference after the first one: where `is_resident`, loading constants takes no time and moves nothing.
     """
     machine = target or program.target
-    skip = warm and is_resident(program)
+    program, skip = replace(program, target=machine), warm and is_resident(program)
     costs = [Cost(0, 0, 0) if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
     spans = longest_path(hold_loads(program.instructions, machine), [c.cycles for c in costs])
     last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
-    traffic = _traffic(program, skip)
-    floor = max((over(sum(n for (m, _), n in traffic.items() if m == name), 1) / memory.bytes_per_cycle
-                 for name, memory in machine.memory.items()), default=0.0)
-    cycles = max(1, spans[last].end if spans else 1, ceil(floor))
+    end = spans[last].end if spans else 0
     busy = {engine: 0 for engine in Engine}
     for instruction, span in zip(program.instructions, spans, strict=True):
         busy[instruction.engine] += span.end - span.start
     path = _critical(spans, last)
-    layers = tuple(_layers(program, spans, costs, path, machine))
-    bound = _most(program, spans, costs, path)
-    energy = _energy(program, traffic, machine)
-    return Timeline(program, tuple(spans), cycles, busy, dict(sorted(traffic.items())), layers, energy, bound)
+    layers, bound = tuple(_layers(program, spans, costs, path, skip)), _most(program, spans, costs, path)
+    traffic = sum((Counter(layer.traffic) for layer in layers), Counter[tuple[str, str]]())
+    floor, port = _fullest(traffic, machine)
+    if floor > end:
+        layers, bound = tuple(_shared_out(layers, floor - end, port)), PORT
+    return Timeline(program, tuple(spans), max(1, end, floor), busy, dict(sorted(traffic.items())), layers,
+                    _energy(program, traffic, machine), bound, skip)
 
 
 # -- what one instruction costs ------------------------------------------------------------------------------------
@@ -261,7 +268,7 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
 
 
 def hold_loads(instructions: Sequence[AnyInstruction], target: Target) -> tuple[AnyInstruction, ...]:
-    """Return the instructions with loads held back while more than `decoder.ahead` of the array's are open before them."""
+    """Return the instructions, loads held back while more than `decoder.ahead` of the array's before them are open."""
     ahead, array, held = target.decoder.ahead, 0, list(instructions)
     for index, i in enumerate(instructions if ahead else ()):
         array += i.engine == Engine.MAC
@@ -298,8 +305,8 @@ def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) 
                 spans[index] = Span(start, start + cycles[index], after)
                 done[engine], moved = done[engine] + 1, True
     if sum(done.values()) < len(instructions):
-        raise ProgramError("timing: instructions wait for each other; decoder.ahead of the target is less than the program's "
-                           "tokens were made for")
+        raise ProgramError("timing: instructions wait for each other; decoder.ahead of the target is less than the "
+                           "program's tokens were made for")
     return spans
 
 
@@ -318,22 +325,36 @@ Traffic = Counter[tuple[str, str]]
 
 
 def _layers(
-    program: Program, spans: Sequence[Span], costs: Sequence[Cost], path: set[int], target: Target
+    program: Program, spans: Sequence[Span], costs: Sequence[Cost], path: set[int], skip_loads: bool
 ) -> Iterator[LayerTime]:
     """Yield the layers with the part of the critical path that each one is charged."""
+    peak = program.target.mac.peak
     for layer in program.layers:
         own = list(layer.indices())
         on_path = [i for i in own if i in path]
         critical = sum(spans[i].end - spans[i].start for i in on_path)
         array = sum(spans[i].end - spans[i].start for i in own if program.instructions[i].engine == Engine.MAC)
-        traffic: Traffic = Counter()
-        for i in own:
-            traffic.update(_bytes(program, layer, program.instructions[i]))
         yield LayerTime(
             layer, min((spans[i].start for i in own), default=0), max((spans[i].end for i in own), default=0), critical,
-            _most(program, spans, costs, on_path or own),
-            layer.macs / (array * target.mac.peak) if array else 0.0, dict(sorted(traffic.items())),
+            _most(program, spans, costs, on_path or own), layer.macs / (array * peak) if array else 0.0,
+            dict(sorted(_traffic(program, layer, skip_loads).items())),
         )
+
+
+def _fullest(traffic: Mapping[tuple[str, str], int], target: Target) -> tuple[int, str]:
+    """Return the cycles that the bytes of one memory take at least, and its name: the memory with the most."""
+    through = {name: sum(n for (m, _), n in traffic.items() if m == name) for name in target.memory}
+    return max((ceil(through[name] / memory.bytes_per_cycle), name) for name, memory in target.memory.items())
+
+
+def _shared_out(layers: Iterable[LayerTime], cycles: int, port: str) -> Iterator[LayerTime]:
+    """Yield the layers with the cycles that a full port adds, by the bytes that each one sends through it."""
+    rows = list(layers)
+    through = [sum(n for (memory, _), n in row.traffic.items() if memory == port) for row in rows]
+    marks = [cycles * part // max(1, sum(through)) for part in accumulate(through, initial=0)]
+    for row, (before, after) in zip(rows, pairwise(marks), strict=True):
+        more = after - before
+        yield replace(row, critical=row.critical + more, bound=PORT if more > row.critical else row.bound)
 
 
 def _most(program: Program, spans: Sequence[Span], costs: Sequence[Cost], which: Iterable[int]) -> str:
@@ -348,13 +369,12 @@ def _bound(instruction: AnyInstruction, c: Cost) -> str:
     return "issue" if c.issue > max(c.work, c.transfer) else BOUND[instruction.engine]
 
 
-def _traffic(program: Program, skip_loads: bool) -> Traffic:
-    """Return bytes through each memory's port, by (memory, purpose)."""
+def _traffic(program: Program, layer: Layer, skip_loads: bool) -> Traffic:
+    """Return a layer's bytes through each memory's port, by (memory, purpose)."""
     traffic: Traffic = Counter()
-    for layer in program.layers:
-        for instruction in map(program.instructions.__getitem__, layer.indices()):
-            if not (skip_loads and isinstance(instruction, isa.Load)):
-                traffic.update(_bytes(program, layer, instruction))
+    for instruction in map(program.instructions.__getitem__, layer.indices()):
+        if not (skip_loads and isinstance(instruction, isa.Load)):
+            traffic.update(_bytes(program, layer, instruction))
     return traffic
 
 

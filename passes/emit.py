@@ -30,6 +30,7 @@ from nnac.passes.schedule import schedule
 from nnac.plan import BLOCKS, Plan, Task
 from nnac.program import KnownAnswer, Layer, Piece, Program, Tensor
 
+
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """A block with its bytes' addresses in the constants image."""

@@ -22,7 +22,6 @@ from nnac.isa import Space
 from nnac.ops.base import aligned
 from nnac.plan import Plan, Storage, Tiling
 
-
 SEARCH = 400
 """Most random changes that the search tries."""
 WORK = 4_000_000

@@ -57,8 +57,8 @@ class Mac:
     dataflow: str = choice("what stays in the array while the rest streams through", DATAFLOWS, "weight_stationary")
     preload: bool = choice("the next fold fills while this one streams", (True, False), True)
     pixels: int = figure("MACs", "output columns side by side (dot_product only)", 1, 64, 1)
-    step: int = figure("cycles", "input comes in steps of so many groups of `rows` channels, or so many taps of one group "
-                       "(dot_product only)", 1, 64, 1)
+    step: int = figure("cycles", "input comes in steps of so many groups of `rows` channels, or so many taps of one "
+                       "group (dot_product only)", 1, 64, 1)
     outputs: float = figure("elements/cycle", "results through the output stage; 0: as many as come", 0, 65536, 0)
     depthwise: str = choice("how a depthwise convolution lies in a systolic array", ("columns", "single"), "columns")
     accumulators: int = figure("bytes", "partial sums that stay on chip, 4 bytes each; 0: enough for all", 0, 2**32, 0)
@@ -83,8 +83,8 @@ class Decoder:
 
     bytes_per_cycle: int = figure("bytes/cycle", "decoded bytes written to the weight buffer per cycle", 1, 4096)
     issue_cycles: int = figure("cycles", "fixed cost of starting one instruction", 0, 1 << 20)
-    ahead: int = figure("instructions", "most of the array's that may be unfinished when a load behind them starts: 1 is "
-                        "double buffering; 0: no limit but room", 0, 1 << 20, 0)
+    ahead: int = figure("instructions", "most of the array's that may be unfinished when a load behind them starts: 1 "
+                        "is double buffering; 0: no limit but room", 0, 1 << 20, 0)
 
 
 @dataclass(frozen=True, slots=True)

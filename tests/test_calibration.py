@@ -359,9 +359,9 @@ def test_mse_takes_little_time() -> None:
     histogram.add(np.random.default_rng(0).standard_normal(1_000_000, np.float32))
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         _mse_range(histogram)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     assert min(times) < 0.06  # 4 ms where this was written
 
 

@@ -15,9 +15,8 @@ from nnac.ops import Activation, AveragePool, Concat, MaxPool
 from nnac.ops.base import random_quant
 from nnac.passes.emit import emit
 from nnac.passes.legalize import legalize
-from nnac.passes.place import allocate
 from nnac.passes.place import _Item as Item
-from nnac.passes.place import place
+from nnac.passes.place import allocate, place
 from nnac.passes.quantize import activation_quant, quantize, weight_scales
 from nnac.passes.tile import tile
 from nnac.program import KnownAnswer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, get_args
 
@@ -46,6 +47,11 @@ def changed(index: int, **values: Any) -> Program:
     code = list(program.instructions)
     code[index] = altered(code[index], **values)
     return replace(program, instructions=tuple(code))
+
+
+def with_code(program: Program, code: Sequence[Any]) -> Program:
+    """Return the program with other instructions, all of them its first layer's."""
+    return replace(program, instructions=tuple(code), layers=(replace(program.layers[0], runs=((0, len(code)),)),))
 
 
 def refuse(program: Program, *words: str, limits: Limits | None = None) -> None:
@@ -92,9 +98,9 @@ def test_validation_is_fast() -> None:
     """Five thousand instructions are a matter of a fraction of a second (generous here, for a busy machine)."""
     program = legal()
     code = schedule(program.instructions * 400)
-    start = time.perf_counter()
-    validate(replace(program, instructions=code, layers=(replace(program.layers[0], runs=((0, len(code)),)),)))
-    assert time.perf_counter() - start < 2
+    start = time.process_time()
+    validate(with_code(program, code))
+    assert time.process_time() - start < 2
 
 
 # -- instructions --------------------------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (COPY, {"shape": (1, 2)}, "shape = (1, 2) does not fit its field"),
     (COPY, {"shape": 7}, "shape = 7 does not fit its field"),
     (SUM, {"sources": (0,) * 256}, "does not fit its field"),
-    (CONV, {"kernel_h": 256}, "kernel_h = 256 does not fit its field"),
+    (CONV, {"kernel_h": 65536}, "kernel_h = 65536 does not fit its field"),
     # waits
     (CONV, {"waits": (1, 0, 5, 0, 0)}, "waits for 5 instructions of decoder, which has 4"),
     (LOAD, {"waits": (0, 0, 0, 1, 0)}, "can never start: its wait tokens go round in a circle"),
@@ -318,9 +324,9 @@ def test_a_later_load_counts() -> None:
     program = legal()
     again = altered(program.instructions[LOAD_EXP], source=0, target=1024, target_bytes=1000, source_bytes=1000)
     code = schedule((*program.instructions[:OUT], again, program.instructions[SOFTMAX], program.instructions[OUT]))
-    refuse(replace(program, instructions=code), "instruction 14 (Softmax): the table of exponentials")
+    refuse(with_code(program, code), "instruction 14 (Softmax): the table of exponentials")
     undone = schedule((*code[:14], program.instructions[LOAD_EXP], *code[14:]))
-    validate(replace(program, instructions=undone))
+    validate(with_code(program, undone))
 
 
 def test_problems_are_collected() -> None:
@@ -328,7 +334,7 @@ def test_problems_are_collected() -> None:
     program = legal()
     broken = [altered(program.instructions[FILL], count=0)] * (SHOWN + 5)
     with pytest.raises(ProgramError) as caught:
-        validate(replace(program, instructions=(*program.instructions, *broken)))
+        validate(with_code(program, (*program.instructions, *broken)))
     lines = str(caught.value).splitlines()
     assert len(lines) == SHOWN + 2 and lines[-1].endswith("and 5 more")
     assert [f"instruction {14 + n} (Fill)" in lines[1 + n] for n in range(SHOWN)] == [True] * SHOWN
@@ -337,7 +343,7 @@ def test_problems_are_collected() -> None:
 def test_foreign_object_is_no_instruction() -> None:
     """A stream built by hand may hold anything."""
     odd: Any = "fill"
-    refuse(replace(legal(), instructions=(odd,), tensors=legal().tensors[:1], outputs=(), layers=(),
+    refuse(replace(legal(), instructions=(odd,), tensors=legal().tensors[:1], outputs=(), layers=(Layer("all", "Fill", ((0, 1),), ("x",), "x", 0, 0),),
                    known_answer=KnownAnswer(0, {})), "instruction 0 (str): not an instruction")
 
 
@@ -364,7 +370,8 @@ def test_working_memory_is_limited() -> None:
     deep = altered(code[CONV], in_c=1000, in_h=1, in_w=1, out_h=1, out_w=1, out_c=1, pitch=1, kernel_h=1, kernel_w=1,
                    source=0, target=1000, weights=1024, params=16)
     program = replace(legal(), instructions=schedule((*code[:CONV], deep)), tensors=legal().tensors[:1], outputs=(),
-                      layers=(), known_answer=KnownAnswer(0, {}))
+                      layers=(Layer("all", "Conv", ((0, CONV + 1),), ("x",), "x", 0, 0),),
+                      known_answer=KnownAnswer(0, {}))
     validate(program, Limits(memory_bytes=64_000))
     refuse(program, "needs 64,000 bytes of working memory", limits=Limits(memory_bytes=63_999))
 

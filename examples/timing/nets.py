@@ -51,12 +51,13 @@ class Net:
         total = [max((o - 1) * s + k - side, 0) for o, s, k, side in zip(outs, strides, kernel, sides, strict=True)]
         pads = [t // 2 for t in total] + [t - t // 2 for t in total]
         inputs = (self.at, self.constant((channels, self.shape[1] // groups, *kernel)), self.constant((channels,)))
-        return self.add("Conv", inputs, (1, channels, *outs), kernel_shape=kernel, strides=strides, pads=pads, group=groups)
+        return self.add("Conv", inputs, (1, channels, *outs), kernel_shape=kernel, strides=strides, pads=pads,
+                        group=groups)
 
     def relu6(self) -> str:
         """Append a clip to [0, 6]."""
         if not any(w.name == "six" for w in self.weights):
-            self.weights += [numpy_helper.from_array(np.float32(v), n) for v, n in ((0, "zero"), (6, "six"))]
+            self.weights += [numpy_helper.from_array(np.array(v, np.float32), n) for v, n in ((0, "zero"), (6, "six"))]
         return self.add("Clip", (self.at, "zero", "six"), self.shape)
 
     def classifier(self, classes: int) -> str:
@@ -88,7 +89,7 @@ def wav2letter() -> onnx.ModelProto:
 
 
 def ds_cnn_large() -> onnx.ModelProto:
-    """Return keyword spotting on 49 x 10 features: one convolution, five separable blocks of 276 channels, 28 M MACs."""
+    """Return keyword spotting on 49 x 10 features: one convolution, five separable blocks of 276 channels."""
     net = Net("ds_cnn_large", (1, 1, 49, 10))
     net.conv(276, (10, 4), (2, 1))
     net.add("Relu", (net.at,), net.shape)

@@ -68,7 +68,8 @@ def megabytes(timeline: Timeline, *memories: str) -> float:
 
 def rows() -> Iterator[tuple[str, ...]]:
     """Yield the table, its head first."""
-    yield ("model", "MACs", "FVP cycles", "nnac", "error", "Vela 5.2", "error", "flash MB FVP / nnac", "SRAM MB FVP / nnac")
+    yield ("model", "MACs", "FVP cycles", "nnac", "error", "Vela 5.2", "error", "flash MB FVP / nnac",
+           "SRAM MB FVP / nnac")
     for name, known in PUBLISHED.items():
         timeline = measure(name)
         yield (

@@ -134,11 +134,6 @@ def _numbered(stem: str, taken: Sequence[Container[str]]) -> str:
 
 
 def check(op: Op, shapes: Sequence[Shape]) -> None:
-    """Raise Refused with the first constraint of `op` that this use breaks; later ones may rely on it."""
-    for constraint in op.constraints:
-        try:
-            holds = constraint.holds(op, shapes)
-        except (ArithmeticError, LookupError, ValueError):
-            holds = False
-        if not holds:
-            raise Refused(constraint.sentence)
+    """Raise Refused with the first constraint of `op` that this use breaks."""
+    for sentence in op.problems(shapes):
+        raise Refused(sentence)

@@ -9,8 +9,8 @@ from math import prod
 import numpy as np
 import onnx
 
-from nnac.errors import ModelError, raise_all
-from nnac.frontend.limits import Limits, one_line
+from nnac.errors import ModelError, one_line, raise_all
+from nnac.frontend.limits import Limits
 from nnac.frontend.walk import graphs, label, nodes, stored_tensors, subgraphs, walk
 
 OLDEST_OPSET = 7

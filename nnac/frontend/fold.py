@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from nnac.errors import ModelError
+from nnac.errors import ModelError, one_line
 from nnac.frontend.check import report
-from nnac.frontend.limits import Limits, one_line
+from nnac.frontend.limits import Limits
 
 if TYPE_CHECKING:
     import onnx_ir

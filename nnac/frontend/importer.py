@@ -8,10 +8,9 @@ from difflib import get_close_matches
 import numpy as np
 import onnx
 
-from nnac.errors import ModelError, raise_all
+from nnac.errors import ModelError, one_line, raise_all
 from nnac.frontend import rows_dense, rows_elementwise, rows_move, rows_window
 from nnac.frontend.builder import Builder
-from nnac.frontend.limits import one_line
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph
 

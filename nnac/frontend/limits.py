@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_LONGEST = 300
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -31,10 +29,3 @@ class Limits:
 
 
 LIMITS = Limits()
-
-
-def one_line(text: object, longest: int = _LONGEST) -> str:
-    """Return `text` (of an error, for example) as one printable line of bounded length."""
-    line = " ".join(str(text).split())
-    line = "".join(letter if letter.isprintable() else "?" for letter in line)
-    return line if len(line) <= longest else line[: longest - 3] + "..."

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from nnac.errors import ModelError, raise_all
-from nnac.frontend.limits import Limits, one_line
+from nnac.errors import ModelError, one_line, raise_all
+from nnac.frontend.limits import Limits
 from nnac.frontend.walk import stored_tensors
 
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx
 
-from nnac.errors import ModelError, NnacError
+from nnac.errors import ModelError, NnacError, one_line
 from nnac.frontend.check import DOMAINS, check_structure, report
 from nnac.frontend.fold import fold
-from nnac.frontend.limits import LIMITS, Limits, one_line
+from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
 from nnac.frontend.walk import nodes, stem

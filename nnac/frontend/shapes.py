@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 
-from nnac.errors import ModelError
+from nnac.errors import ModelError, one_line
 from nnac.frontend.check import report, shape_problems
-from nnac.frontend.limits import Limits, one_line
+from nnac.frontend.limits import Limits
 
 Shape = tuple[int, ...]
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 
-from nnac.frontend.limits import one_line
+from nnac.errors import one_line
 from nnac.ops import Op
 from nnac.types import Array
-
-if TYPE_CHECKING:
-    from nnac.frontend.builder import Builder
 
 Shape = tuple[int, ...]
 
@@ -132,13 +129,13 @@ class Row:
     """How one ONNX operator is imported.
 
     Attributes:
-        handler: adds the node to the graph.
+        handler: adds the node to the graph; takes the `Builder` and the use.
         ops: the operators that it can become.
         attributes: the ONNX attributes that are implemented; any other is reported.
         rules: conditions, checked in this order up to the first that fails.
     """
 
-    handler: Callable[[Builder, Use], None]
+    handler: Callable[[Any, Use], None]
     ops: tuple[type[Op], ...]
     attributes: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()

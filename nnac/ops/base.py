@@ -31,6 +31,13 @@ class Constraint:
     holds: Callable[[Any, Sequence[Shape]], bool]
     sentence: str
 
+    def met(self, op: Any, shapes: Sequence[Shape]) -> bool:
+        """Tell whether the condition holds; attributes that it cannot even compute with break it."""
+        try:
+            return self.holds(op, shapes)
+        except (ArithmeticError, LookupError, ValueError):
+            return False
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -146,8 +153,8 @@ class Op:
         raise NotImplementedError(self.name)
 
     def problems(self, shapes: Sequence[Shape]) -> list[str]:
-        """Return the sentences of the constraints that this use breaks."""
-        return [c.sentence for c in self.constraints if not c.holds(self, shapes)]
+        """Return the sentence of the first constraint that this use breaks (later ones may rely on it)."""
+        return next(([c.sentence] for c in self.constraints if not c.met(self, shapes)), [])
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         """Return the exact integer output for integer inputs (all of them, constants included), in numpy int64."""

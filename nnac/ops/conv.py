@@ -29,6 +29,7 @@ from nnac.ops.base import (
 )
 from nnac.types import Array, TensorType
 
+PAD_LIMIT = 1 << 24
 INPUT, WEIGHT, BIAS, SCALE = range(4)
 """Input positions: activation; weights; bias; and, once quantized, float32 weight scales per output channel."""
 
@@ -76,10 +77,10 @@ class Conv(Op):
         Constraint(lambda op, s: len(s[0]) == 4 and len(s[1]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
         Constraint(lambda op, s: 1 <= op.groups <= s[1][0] and s[1][0] % op.groups == 0
                    and s[1][3] * op.groups == s[0][3], "group divides input and output channels"),
-        Constraint(lambda op, s: all(1 <= v <= 255 for v in s[1][1:3]), "kernel sides are 1 to 255"),
-        Constraint(lambda op, s: all(1 <= v <= 255 for v in (*op.strides, *op.dilations)),
-                   "strides and dilations are 1 to 255"),
-        Constraint(lambda op, s: all(0 <= v <= 32767 for v in op.pads), "pads are 0 to 32767"),
+        Constraint(lambda op, s: all(1 <= v <= 65535 for v in s[1][1:3]), "kernel sides are 1 to 65535"),
+        Constraint(lambda op, s: all(1 <= v <= 65535 for v in (*op.strides, *op.dilations)),
+                   "strides and dilations are 1 to 65535"),
+        Constraint(lambda op, s: all(0 <= v <= PAD_LIMIT for v in op.pads), f"pads are 0 to {PAD_LIMIT}"),
         Constraint(lambda op, s: min(op.infer(s)) >= 1, "the kernel fits into the padded input"),
     )
 

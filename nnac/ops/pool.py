@@ -25,7 +25,7 @@ from nnac.ops.base import (
     random_pair,
     random_quant,
 )
-from nnac.ops.conv import window_out, window_reach, window_rows
+from nnac.ops.conv import PAD_LIMIT, window_out, window_reach, window_rows
 from nnac.types import Array, TensorType
 
 MAX, AVERAGE = 0, 1
@@ -44,10 +44,10 @@ class _Pool(Op):
     layout: ClassVar[str] = "NHWC"
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
-        Constraint(lambda op, s: all(v >= 1 for v in (*op.kernel, *op.strides, *op.dilations)),
-                   "kernel, strides and dilations are at least 1"),
+        Constraint(lambda op, s: all(1 <= v <= PAD_LIMIT for v in (*op.kernel, *op.strides, *op.dilations)),
+                   f"kernel, strides and dilations are 1 to {PAD_LIMIT}"),
         Constraint(lambda op, s: all(0 <= op.pads[i] <= op.dilations[i % 2] * (op.kernel[i % 2] - 1) for i in (0, 1))
-                   and all(p >= 0 for p in op.pads),
+                   and all(0 <= p <= PAD_LIMIT for p in op.pads),
                    "top and left pads are smaller than the kernel, so that each window has a real tap"),
         Constraint(lambda op, s: min(op.infer(s)) >= 1, "the kernel fits into the padded input"),
     )

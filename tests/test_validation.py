@@ -1,0 +1,79 @@
+"""Whole networks against published cycles of an Ethos-U55 with 128 MACs, all on one description of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from examples.timing.validate import PUBLISHED, TARGET, measure, megabytes, published_macs
+from nnac.targets import Target, load_target
+from nnac.timing import Timeline, simulate
+
+# FVP (Corstone-300) cycles from the documents of Arm's ML evaluation kit: asr.md and kws.md (2021), img_class.md.
+FVP = {"wav2letter": 28_451_172, "ds_cnn_large": 681_172, "mobilenet_v2": 7_346_172}
+BOUND = {"wav2letter": 0.10, "ds_cnn_large": 0.10, "mobilenet_v2": 0.15}
+MACS = {"wav2letter": 3_491_106_584, "ds_cnn_large": 28_345_776, "mobilenet_v2": 300_840_274}
+FLASH_MB = {"ds_cnn_large": 0.477, "mobilenet_v2": 3.459}
+"""Read from flash in the FVP; wav2letter's weights were pruned there."""
+
+
+@cache
+def timeline(name: str) -> Timeline:
+    """Return the timeline of a network; compiled once."""
+    return measure(name)
+
+
+@pytest.mark.parametrize("name", FVP)
+def test_cycles(name: str) -> None:
+    """The cycles lie within the bound, never under what the array or the flash needs."""
+    found, machine = timeline(name), load_target(TARGET)
+    assert found.cycles == pytest.approx(FVP[name], rel=BOUND[name])
+    assert found.cycles >= found.program.macs / machine.mac.peak
+    assert found.cycles >= megabytes(found, "flash") * 1e6 / machine.memory["flash"].bytes_per_cycle
+    assert machine.mac.peak == 128
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_work(name: str) -> None:
+    """The networks do exactly the published work."""
+    assert published_macs(timeline(name).program) == MACS[name]
+
+
+@pytest.mark.parametrize("name", FLASH_MB)
+def test_flash_traffic(name: str) -> None:
+    """Each weight crosses the port to flash once."""
+    assert megabytes(timeline(name), "flash") == pytest.approx(FLASH_MB[name], rel=0.10)
+
+
+def test_the_example_prints_the_same_figures() -> None:
+    """The table of the example and the tests agree on what was published."""
+    assert {name: (known.cycles, known.macs, known.bound) for name, known in PUBLISHED.items()} == {
+        name: (FVP[name], MACS[name], BOUND[name]) for name in FVP}
+
+
+def test_loads_far_ahead_never_cost() -> None:
+    """The further loads may run ahead of the array the faster, up to no limit; the array's own time stays."""
+    program = timeline("ds_cnn_large").program
+    machine = program.target
+    runs = [simulate(program, replace(machine, decoder=replace(machine.decoder, ahead=n))) for n in (1, 2, 3, 8, 64, 0)]
+    cycles = [run.cycles for run in runs]
+    assert cycles == sorted(cycles, reverse=True)
+    assert cycles[0] > cycles[-2] == cycles[-1]
+    assert len({tuple(sorted(run.busy.items())) for run in runs}) == 1
+
+
+def test_without_the_structure_the_figures_are_off() -> None:
+    """Each structural figure is needed: packed taps, a free output stage, unlimited prefetch are each too fast."""
+    machine = load_target(TARGET)
+    free = replace(machine, mac=replace(machine.mac, outputs=0.0))
+    packed = replace(machine, mac=replace(machine.mac, outputs=0.0, step=1))
+    eager = replace(machine, decoder=replace(machine.decoder, ahead=0))
+
+    def error(name: str, target: Target) -> float:
+        return simulate(timeline(name).program, target).cycles / FVP[name] - 1
+
+    assert error("mobilenet_v2", free) < -0.05
+    assert error("mobilenet_v2", packed) < -0.10
+    assert error("ds_cnn_large", eager) < -0.10
