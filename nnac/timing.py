@@ -7,17 +7,16 @@ the target says how far loads run ahead of the array, a load also waits until no
 unfinished before it. An instruction lasts as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
-  (`nnac.array`);
-  the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for softmax); the decoder's
-  bytes over its rate;
-- its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped at
-  outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the port of
-  the scratchpad or weight buffer once per instruction; partial sums stay in the accumulators.
+  (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for
+  softmax); the decoder's bytes over its rate;
+- its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
+  at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
+  port of the scratchpad or weight buffer once per instruction; partial sums stay in the accumulators.
 
-The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth; what that adds is
-shared out to the layers by their bytes. All durations are
-whole cycles of the target's clock, so the total falls, or stays, when any rate grows. Energy counts MACs and bytes
-through each port by the target's table; it leaves out leakage, clocks and the host.
+The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth; what that adds
+is shared out to the layers by their bytes. All durations are whole cycles of the target's clock, so the total falls, or
+stays, when any rate grows. Energy counts MACs and bytes through each port by the target's table; it leaves out leakage,
+clocks and the host.
 """
 
 from __future__ import annotations
@@ -144,8 +143,8 @@ def what_if(program: Program, settings: Mapping[str, Any]) -> Target:
     target = with_settings(program.target, settings)
     fixed = needs_compiling(program.target, target)
     if fixed:
-        raise TargetError(f"{', '.join(fixed)}: the program was compiled for the old value; compile the model again with a "
-                          f"target that says so (what-ifs change rates, not sizes)")
+        raise TargetError(f"{', '.join(fixed)}: the program was compiled for the old value; compile the model again "
+                          "with a target that says so (what-ifs change rates, not sizes)")
     return target
 
 
@@ -245,8 +244,9 @@ def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
             yield Space.SRAM, pixels * i.out_c, i.out_c if i.out_c < i.pitch else pixels * i.out_c
         case isa.Sum() | isa.Mul():
             for index in range(len(i.sources)):
-                distinct = tuple(side if stride else 1 for side, stride in zip(i.shape, i.operand_strides(index), strict=True))
-                yield Space.SRAM, isa.volume(distinct), isa.volume(distinct)
+                strides = i.operand_strides(index)
+                distinct = isa.volume(tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True)))
+                yield Space.SRAM, distinct, distinct
             yield Space.SRAM, isa.volume(i.shape), isa.volume(i.shape)
         case _:
             for space, start, end in (*i.reads(), *i.writes()):

@@ -10,21 +10,22 @@ Rules:
    ours) or before (onnxruntime's fused QLinearAdd, QLinearMul and QLinearAveragePool);
 3. weights are int8 in [-127, 127], symmetric, with a scale per output channel (per tensor if the machine demands it);
 4. biases are int32 in units of input scale * weight scale; a channel whose bias would not fit gets a larger scale;
-5. a constant operand of sum and product is quantized over its own range, one of concat with its group.
+5. where a concat would make a tensor much coarser that others read too, the concat gets a rescaled copy of it;
+6. a constant operand of sum and product is quantized over its own range, one of concat with its group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import ceil, log2
+from math import ceil, inf, log2
 
 import numpy as np
 
 from nnac.calibration import Range
 from nnac.errors import ModelError
-from nnac.graph import Draft, Graph, Node
-from nnac.ops import Activation, Conv, Dense, Softmax
+from nnac.graph import Draft, Graph, Node, Value
+from nnac.ops import Activation, Concat, Conv, Dense, Softmax
 from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.conv import BIAS, INPUT, WEIGHT
 from nnac.ops.softmax import FIXED_RANGE
@@ -34,6 +35,8 @@ from nnac.types import Array, Quant, TensorType
 
 BIAS_LIMIT = 2**30
 TINY = 2.0**-100
+COARSER = 4
+"""A concat may make the scale of a tensor that others read this many times larger."""
 
 
 def quantize(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic) -> Graph:
@@ -42,6 +45,7 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic) -> Grap
     Raises:
         ModelError: a tensor has no range, or scales lie too far apart for the machine's multipliers.
     """
+    graph = _spare_narrow(graph, ranges)
     quants = _quants(graph, ranges, law)
     draft = graph.draft()
     for name, quant in quants.items():
@@ -51,6 +55,33 @@ def quantize(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic) -> Grap
     for node in graph.nodes:
         _constants(draft, node, quants, law)
     return draft.freeze()
+
+
+def _spare_narrow(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
+    """Return the graph with identity activations where rule 5 wants a rescaled copy."""
+    draft, users = graph.draft(), graph.draft().users()
+    for node in graph.nodes:
+        if isinstance(node.op, Concat):
+            inputs = tuple(
+                _rescaled(draft, node, name)
+                if (len(users[name]) > 1 or name in graph.outputs) and _width(graph, name, ranges) * COARSER
+                < _width(graph, node.output, ranges) else name
+                for name in node.inputs
+            )
+            draft.update(node, inputs=inputs)
+    return draft.freeze()
+
+
+def _rescaled(draft: Draft, node: Node, name: str) -> str:
+    copy = Value(draft.fresh(f"{name}.rescaled"), draft.values[name].type)
+    draft.add_node(f"{node.name}.rescale", Activation(), [name], copy)
+    return copy.name
+
+
+def _width(graph: Graph, name: str, ranges: Mapping[str, Range]) -> float:
+    origin = graph.values[name].origin
+    span = ranges.get(origin.name) if origin is not None else None
+    return span.high - span.low if span is not None else inf
 
 
 # -- activations ---------------------------------------------------------------------------------------------------

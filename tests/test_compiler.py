@@ -35,7 +35,7 @@ from nnac.program import Program, dumps, loads
 from nnac.targets import Target, load_target
 from nnac.types import Array
 from tests.graphs import with_memory
-from tests.test_onnxruntime import RandomNet
+from tests.nets import RandomNet
 
 Samples = list[dict[str, Array]]
 KIB = 1024

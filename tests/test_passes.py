@@ -119,3 +119,19 @@ def test_allocate_never_overlaps() -> None:
         assert top == max(end for _, _, end in spans)
         for a, start, end in spans:
             assert all(b is a or b.last < a.first or a.last < b.first or e <= start or end <= s for b, s, e in spans)
+
+
+def test_concat_spares_a_narrow_tensor_that_others_read() -> None:
+    """A narrow operand with another reader keeps its own scale; the concat reads a rescaled copy."""
+    shapes = (("a", (4,)), ("b", (4,)), ("s", (4,)), ("y", (8,)), ("z", (4,)))
+    values = {n: Value(n, TensorType(s), Origin(n)) for n, s in shapes}
+    nodes = (Node("sigmoid", Activation("sigmoid"), ("a",), "s"), Node("concat", Concat(0), ("s", "b"), "y"),
+             Node("relu", Activation("relu"), ("s",), "z"))
+    graph = Graph("g", nodes, values, {}, ("a", "b"), ("y", "z"))
+    ranges = {"a": Range(-1.0, 1.0), "b": Range(-50.0, 50.0), "s": Range(0.0, 1.0), "y": Range(-50.0, 50.0),
+              "z": Range(0.0, 1.0)}
+    integer = stages.check(quantize(graph, ranges, NNA8.arithmetic), stages.INTEGER)
+    assert integer.values["s"].type.quant == Quant(1 / 256, -128)
+    assert [node.op for node in integer.nodes if node.name == "concat.rescale"] == [Activation()]
+    narrow = quantize(graph, ranges | {"b": Range(-1.0, 1.0), "y": Range(-1.0, 1.0)}, NNA8.arithmetic)
+    assert len(narrow.nodes) == 3
