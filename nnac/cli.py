@@ -1,4 +1,4 @@
-"""The command line: words on a terminal. Results go to stdout; progress, notes and errors to stderr.
+"""The command line: the commands. Results go to stdout; progress, notes and errors to stderr.
 
 Exit codes: 0 done; 1 an error or a limit that is not kept; 2 wrong usage; 130 interrupted. Everything heavy is imported
 inside the commands, so that `nnac --help` is instant.
@@ -6,84 +6,40 @@ inside the commands, so that `nnac --help` is instant.
 
 from __future__ import annotations
 
-import errno
 import io
-import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nnac import __version__
 from nnac.errors import ModelError, NnacError, ProgramError, raise_all
+from nnac.terminal import (
+    Advance,
+    Commands,
+    Shape,
+    amount,
+    announce_kernels,
+    changes,
+    fail,
+    named_shape,
+    note,
+    progress_bar,
+    show,
+    variations,
+    writable,
+)
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from nnac.compiled import CompiledModel
     from nnac.program import Program
     from nnac.timing import Timeline
     from nnac.types import Array
 
-Advance = Callable[[str, int, int | None], None]
-Shape = tuple[int, ...]
-
-INTERRUPTED = 130
 SHOWN_LAYERS = 15
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20}
 DIGITS = ("digits.onnx", "calibration.npz", "features.py", "clips")
-
-
-# -- the frame -----------------------------------------------------------------------------------------------------
-
-
-class _Commands(click.Group):
-    """Commands whose errors come out as one message and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            result = super().invoke(ctx)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return result
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            _fail(error)
-
-
-def _fail(error: BaseException) -> NoReturn:
-    """Report an error and leave with its exit code; a broken pipe is click's."""
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        raise error
-    if os.environ.get("NNAC_DEBUG"):
-        import traceback
-
-        traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
-        click.echo("nnac: interrupted", err=True)
-        sys.exit(INTERRUPTED)
-    click.echo(f"nnac: error: {_described(error)}", err=True)
-    sys.exit(1)
-
-
-def _described(error: BaseException) -> str:
-    """Return the message for an error; text from models is made printable line by line."""
-    from nnac.report import printable
-
-    if isinstance(error, NnacError):
-        return "\n".join(map(printable, str(error).split("\n")))
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    if isinstance(error, OSError) and error.strerror:
-        where = f"{str(error.filename)!r}: " if error.filename else ""
-        return printable(f"{where}{error.strerror}")
-    what = printable(f"{type(error).__name__}: {error}")
-    return f"this is a fault of nnac, please report it ({what}); NNAC_DEBUG=1 shows the traceback"
 
 
 def main() -> None:
@@ -94,79 +50,21 @@ def main() -> None:
     try:
         cli(prog_name="nnac")
     except KeyboardInterrupt as error:
-        _fail(error)
-
-
-def _show(*parts: RenderableType) -> None:
-    """Print renderables to stdout: coloured and as wide as a terminal, or plain and 80 columns wide in a pipe."""
-    from shutil import get_terminal_size
-
-    from nnac.report import text
-
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    click.echo(text(*parts, width=get_terminal_size().columns if terminal else None), nl=False)
-
-
-def _note(text: str) -> None:
-    click.echo(f"nnac: {text}", err=True)
-
-
-def _announce_kernels() -> None:
-    """Say why the first emulation on a machine takes longer."""
-    from nnac import kernels
-
-    if kernels.is_cold():
-        _note(f"compiling kernels for this machine (first use, cached in {kernels.cache_folder()})")
-
-
-@contextmanager
-def _progress() -> Iterator[Advance | None]:
-    """Give a callback that moves a progress bar, where there is a terminal to see it."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield advance
+        fail(error)
 
 
 # -- parameters ----------------------------------------------------------------------------------------------------
 
 
-def _amount(value: str) -> int:
-    """Return a whole number, with K or M for 1024 or 1024 squared."""
-    found = re.fullmatch(r"([0-9]{1,18})([KM]?)", value.upper())
-    if found is None:
-        raise click.BadParameter(f"{value!r} is not a whole number, or one with K or M (such as 512K)")
-    return int(found[1]) * UNITS[found[2]]
-
-
-def _named_shape(value: str) -> tuple[str, Shape]:
-    """Return an input's name and its full shape: name=1,3,224,224."""
-    name, _, sides = value.rpartition("=")
-    if not name or not re.fullmatch(r"[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})*", sides):
-        raise click.BadParameter(f"{value!r} is not a name and its shape (such as image=1,3,224,224)")
-    return name, tuple(map(int, sides.split(",")))
-
-
 _target = click.option("--target", default="nna8", show_default=True, metavar="NAME|TOML",
                        help="Machine: a name of `nnac targets`, or a .toml file.")
-_shape = click.option("--shape", "shapes", type=_named_shape, multiple=True, metavar="NAME=1,3,224,224",
+_shape = click.option("--shape", "shapes", type=named_shape, multiple=True, metavar="NAME=1,3,224,224",
                       help="Full shape of an input with open dimensions; may be repeated.")
 _input = click.option("--input", "source", required=True, metavar="NPZ",
                       help="Input arrays by name, each of the input's shape or with a leading axis of samples.")
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nnac", message="%(prog)s %(version)s")
 def cli() -> None:
     """Compile neural networks for fixed-point 8-bit accelerators, run them bit-exactly, and say how long they take."""
@@ -185,9 +83,9 @@ def cli() -> None:
               help="How ranges come from the samples.")
 @_shape
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
-@click.option("--max-sram", type=_amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
-@click.option("--max-flash", type=_amount, metavar="N", help="Budget: bytes of constants.")
-@click.option("--max-cycles", type=_amount, metavar="N", help="Budget: cycles of one inference.")
+@click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
+@click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
+@click.option("--max-cycles", type=amount, metavar="N", help="Budget: cycles of one inference.")
 def compile(model: str, output: str | None, target: str, calibrate: str | None, method: str,
             shapes: tuple[tuple[str, Shape], ...], check: bool, max_sram: int | None, max_flash: int | None,
             max_cycles: int | None) -> None:
@@ -195,14 +93,14 @@ def compile(model: str, output: str | None, target: str, calibrate: str | None, 
     if calibrate is None:
         raise ModelError("no calibration: pass --calibrate samples.npz (one array per input, first axis = samples) or "
                          "a folder of such files; or --calibrate random, for shape and timing studies only")
-    path = _writable(output or f"{Path(model).stem}.nna", model)
+    path = writable(output or f"{Path(model).stem}.nna", model)
     from nnac import compiler
     from nnac.program import dumps, write_file
 
     if check:
-        _announce_kernels()
+        announce_kernels()
     budgets = compiler.Budgets(max_sram, max_flash, max_cycles)
-    with _progress() as progress:
+    with progress_bar() as progress:
         compiled = compiler.compile(model, target, calibrate, method=method, shapes=dict(shapes), check=check,
                                     budgets=budgets, progress=progress)
     blob = dumps(compiled.program)
@@ -213,28 +111,7 @@ def compile(model: str, output: str | None, target: str, calibrate: str | None, 
 def _screen(timeline: Timeline, blob_bytes: int, path: Path | None = None) -> None:
     from nnac.report import screen
 
-    _show(screen(timeline, blob_bytes, str(path) if path else ""))
-
-
-def _writable(name: str, *sources: str) -> Path:
-    """Return the path of an output before anything is computed.
-
-    Raises:
-        ProgramError: it cannot be written, is no regular file, or is one of the files that are read.
-    """
-    path = Path(name)
-    problems = [(not path.parent.is_dir(), "its folder does not exist"),
-                (path.exists() and not path.is_file(), "it is not a regular file"),
-                (path.parent.is_dir() and not os.access(path.parent, os.W_OK), "its folder is not writable"),
-                (any(_same(path, Path(source)) for source in sources), "it is read by the same command")]
-    for found, reason in problems:
-        if found:
-            raise ProgramError(f"{name!r} cannot be written: {reason}")
-    return path
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
+    show(screen(timeline, blob_bytes, str(path) if path else ""))
 
 
 # -- run and compare -----------------------------------------------------------------------------------------------
@@ -247,19 +124,19 @@ def _same(one: Path, other: Path) -> bool:
 @click.option("--raw", is_flag=True, help="Outputs as int8, instead of reals.")
 def run(program: str, source: str, output: str | None, raw: bool) -> None:
     """Run a PROGRAM (.nna) on inputs, bit-exactly."""
-    path = _writable(output, program, source) if output else None
+    path = writable(output, program, source) if output else None
     from nnac.compiled import CompiledModel
     from nnac.program import write_file
     from nnac.report import arrays
 
     model = CompiledModel(_load(program))
     samples, single = _samples(source, _inputs(model.program))
-    _announce_kernels()
-    with _progress() as progress:
+    announce_kernels()
+    with progress_bar() as progress:
         found = _run(model, samples, single, raw, progress)
     if path is not None:
         write_file(path, _npz(found))
-    _show(arrays(found))
+    show(arrays(found))
 
 
 def _load(path: str) -> Program:
@@ -271,7 +148,7 @@ def _load(path: str) -> Program:
 
 def _warn_random(program: Program) -> None:
     if program.calibration == "random":
-        _note("note: calibrated on random data: values mean nothing, only timing does")
+        note("note: calibrated on random data: values mean nothing, only timing does")
 
 
 def _inputs(program: Program) -> dict[str, Shape]:
@@ -364,11 +241,11 @@ def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape],
     from nnac.report import comparison
 
     samples, _ = _samples(source, _inputs(blob))
-    _announce_kernels()
+    announce_kernels()
     _warn_random(blob)
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = compiler.diff(model, blob, samples, dict(shapes) or None, progress)
-    _show(comparison(result, None if everything else SHOWN_LAYERS))
+    show(comparison(result, None if everything else SHOWN_LAYERS))
     far = [f"output {name!r}: {sqnr:.1f} dB" for name, sqnr in result.outputs().items()
            if min_sqnr is not None and not sqnr >= min_sqnr]
     raise_all(NnacError, f"below --min-sqnr {min_sqnr}:", far)
@@ -379,25 +256,42 @@ def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape],
 
 @cli.command()
 @click.argument("program")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
+              help="What if: another rate or latency of the machine (memory.dram.bytes_per_cycle=2); may be repeated.")
+@click.option("--warm", is_flag=True, help="Time an inference after the first: weights that stay are not loaded again.")
+@click.option("--layers", is_flag=True, help="All layers with their bytes, not only the worst.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON (- for stdout, then nothing else).")
 @click.option("--trace", "trace_path", metavar="FILE", help="Write the timeline in Chrome's trace format (Perfetto).")
 @click.option("--explain", is_flag=True, help="Print the contract of the timing model.")
-def simulate(program: str, json_path: str | None, trace_path: str | None, explain: bool) -> None:
+def simulate(program: str, settings: tuple[str, ...], warm: bool, layers: bool, json_path: str | None,
+             trace_path: str | None, explain: bool) -> None:
     """Time a PROGRAM (.nna) and say what bounds it."""
-    paths = {path: _writable(path, program) for path in (json_path, trace_path) if path not in (None, "-")}
-    from nnac import report, timing
+    paths = {path: writable(path, program) for path in (json_path, trace_path) if path not in (None, "-")}
+    from nnac import report, timing, trace
     from nnac.program import dumps
 
     blob = _load(program)
-    timeline, size = timing.simulate(blob), len(dumps(blob))
+    machine = timing.what_if(blob, changes(settings))
+    timeline, size = timing.simulate(blob, machine, warm), len(dumps(blob))
+    changed = report.changed(blob.target, machine)
+    _note_what_if(blob, timeline, warm, bool(settings) and not changed)
     if json_path is not None:
-        _write_json(paths.get(json_path), report.to_json(timeline, size), indent=1)
+        _write_json(paths.get(json_path), report.to_json(timeline, size, changed), indent=1)
     if trace_path is not None:
-        _write_json(paths.get(trace_path), report.to_trace(timeline))
-    if "-" not in (json_path, trace_path):
-        _screen(timeline, size, Path(program))
+        _write_json(paths.get(trace_path), trace.to_trace(timeline))
+    if "-" in (json_path, trace_path):
+        return
+    show(report.screen(timeline, size, program, changed), *(("", report.all_layers(timeline)) if layers else ()))
     if explain:
-        click.echo(f"\n{(timing.__doc__ or '').strip()}")
+        click.echo(f"\n{report.contract()}")
+
+
+def _note_what_if(program: Program, timeline: Timeline, warm: bool, unchanged: bool) -> None:
+    """Say where a what-if changes nothing."""
+    if unchanged:
+        note("note: the figures are what the program was compiled for")
+    if warm and not timeline.warm:
+        note("note: weights do not stay in the weight buffer: every inference loads them, and --warm changes nothing")
 
 
 def _write_json(path: Path | None, data: Mapping[str, Any], indent: int | None = None) -> None:
@@ -417,8 +311,9 @@ def _write_json(path: Path | None, data: Mapping[str, Any], indent: int | None =
 @click.argument("program")
 @click.option("--disasm", is_flag=True, help="List the instructions.")
 @click.option("--tensors", is_flag=True, help="List all tensors with their addresses.")
+@click.option("--memory", is_flag=True, help="Show what is alive in the scratchpad per layer, and at the peak.")
 @click.option("--selftest", is_flag=True, help="Run the known answer; exit code 1 if an output differs.")
-def inspect(program: str, disasm: bool, tensors: bool, selftest: bool) -> None:
+def inspect(program: str, disasm: bool, tensors: bool, memory: bool, selftest: bool) -> None:
     """Show what is in a PROGRAM (.nna)."""
     import hashlib
 
@@ -427,10 +322,12 @@ def inspect(program: str, disasm: bool, tensors: bool, selftest: bool) -> None:
 
     blob = _load(program)
     data = dumps(blob)
-    _show(report.header(blob, len(data), hashlib.sha256(data).hexdigest()), "", report.interface(blob), "",
+    show(report.header(blob, len(data), hashlib.sha256(data).hexdigest()), "", report.interface(blob), "",
           report.memory_map(blob))
     if tensors:
-        _show("", report.tensors(blob))
+        show("", report.tensors(blob))
+    if memory:
+        show("", report.scratchpad(blob))
     if disasm:
         _list_instructions(blob)
     if selftest:
@@ -457,13 +354,47 @@ def _selftest(program: Program) -> None:
     from nnac.emulator import Emulator
     from nnac.reference import seeded
 
-    _announce_kernels()
+    announce_kernels()
     answer, shapes = program.known_answer, {name: program.tensor(name).type.shape for name in program.inputs}
     outputs = Emulator(program).run(seeded(shapes, answer.seed))
     wrong = [f"output {name!r}" for name in outputs
              if hashlib.sha256(outputs[name].tobytes()).hexdigest() != answer.digests.get(name)]
     raise_all(ProgramError, "the known answer does not come out; the blob, or the emulator here, is wrong:", wrong)
     click.echo(f"\nselftest: {len(outputs)} of {len(outputs)} outputs bit for bit as the reference gave them")
+
+
+# -- many machines -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--vary", "variants", multiple=True, required=True, metavar="NAME=V,V",
+              help="Values of a figure of the machine (mac.rows=16,32,64); repeat to combine figures.")
+@_target
+@click.option("--calibrate", default="random", show_default=True, metavar="NPZ|FOLDER|random",
+              help="Samples, as for `nnac compile`; `random` is enough for time and memory.")
+@click.option("--method", default="minmax", show_default=True, metavar="minmax|percentile|mse",
+              help="How ranges come from the samples.")
+@_shape
+@click.option("--csv", "csv_path", metavar="FILE", help="Write the table as CSV (- for stdout, then nothing else).")
+def sweep(model: str, variants: tuple[str, ...], target: str, calibrate: str, method: str,
+          shapes: tuple[tuple[str, Shape], ...], csv_path: str | None) -> None:
+    """Compile an ONNX MODEL for many machines that differ in some figures, and compare them."""
+    path = writable(csv_path, model) if csv_path not in (None, "-") else None
+    vary = variations(variants)
+    from nnac.program import write_file
+    from nnac.report import points
+    from nnac.sweep import sweep as run_sweep
+    from nnac.sweep import to_csv
+
+    with progress_bar() as progress:
+        found = run_sweep(model, target, vary, calibrate, method=method, shapes=dict(shapes), progress=progress)
+    if path is not None:
+        write_file(path, to_csv(found).encode())
+    if csv_path == "-":
+        click.echo(to_csv(found), nl=False)
+    else:
+        show(points(found))
 
 
 # -- what there is -------------------------------------------------------------------------------------------------
@@ -480,9 +411,9 @@ def targets(name: str | None) -> None:
     from nnac.targets import load_target, target_names
 
     if name is None:
-        _show(report.targets(map(load_target, target_names())))
+        show(report.targets(map(load_target, target_names())))
     else:
-        _show(report.figures(load_target(name)))
+        show(report.figures(load_target(name)))
 
 
 @cli.command()
@@ -495,7 +426,7 @@ def ops(markdown: bool) -> None:
     if markdown:
         click.echo(report.operators_markdown(supported_operators()))
     else:
-        _show(report.operators(supported_operators()))
+        show(report.operators(supported_operators()))
 
 
 # -- demo ----------------------------------------------------------------------------------------------------------
@@ -513,7 +444,7 @@ def demo(target: str) -> None:
     from nnac.program import dumps
 
     compiled = compiler.compile(folder / "digits.onnx", target, folder / "calibration.npz")
-    _announce_kernels()
+    announce_kernels()
     read, clips = _features(folder), sorted((folder / "clips").glob("*.wav"))
     right = sum(_hear(compiled, read, clip) for clip in clips)
     click.echo(f"\n{right} of {len(clips)} clips heard right ({right / len(clips):.1%})\n")

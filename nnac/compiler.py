@@ -27,7 +27,7 @@ from nnac.passes.legalize import legalize
 from nnac.passes.place import place
 from nnac.passes.quantize import quantize
 from nnac.passes.tile import tile
-from nnac.plan import STRATEGIES, STRIPES, Plan, Strategy
+from nnac.plan import BLOCKS, STRATEGIES, STRIPES, Plan, Strategy
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target, load_target
 from nnac.timing import latency, simulate
@@ -45,6 +45,8 @@ Progress = Callable[[str, int, int | None], None]
 
 RANDOM = "random"
 ATTEMPTS = 24
+PATIENCE = 50_000
+"""Instructions that the search for the fastest program emits before it is content with what it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +147,35 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
 
 
 def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) -> Program:
-    """Return the fastest program by the timing model; one plan when all fits the scratchpad, else one per strategy.
+    """Return the fastest program by the timing model, of those that the strategies give.
 
     Raises:
         CapacityError: no strategy fits (the first one's reason).
     """
-    first = _attempt(graph, machine, STRATEGIES[0])
-    if isinstance(first, Plan) and not first.tiling.spills:
-        return emit(first, note, answer)
-    tried = {STRATEGIES[0]: first} | {s: _attempt(graph, machine, s) for s in STRATEGIES[1:]}
-    programs = {s: emit(p, note, answer) for s, p in tried.items() if isinstance(p, Plan)}
+    programs: dict[Strategy, Program] = {}
+
+    def attempt(strategy: Strategy) -> Plan | CapacityError:
+        found = _attempt(graph, machine, strategy)
+        if isinstance(found, Plan):
+            programs[strategy] = emit(found, note, answer)
+        return found
+
+    def patient() -> bool:
+        return sum(len(program.instructions) for program in programs.values()) < PATIENCE
+
+    first = attempt(STRATEGIES[0])
+    if isinstance(first, CapacityError) or first.tiling.spills:
+        for strategy in STRATEGIES[1:]:
+            attempt(strategy)
+        for strategy in sorted(programs, key=lambda s: latency(programs[s]))[:2]:
+            for stripes in STRIPES if patient() else ():
+                attempt(replace(strategy, stripes=stripes))
     if not programs:
         assert isinstance(first, CapacityError)
         raise first
-    fastest = sorted(programs, key=lambda s: latency(programs[s]))[:2]
-    for strategy in (replace(s, stripes=stripes) for s in fastest for stripes in STRIPES):
-        candidate = _attempt(graph, machine, strategy)
-        if isinstance(candidate, Plan):
-            programs[strategy] = emit(candidate, note, answer)
+    best = min(programs, key=lambda s: latency(programs[s]))
+    for blocks in BLOCKS if patient() else ():
+        attempt(replace(best, blocks=blocks))
     return min(programs.values(), key=latency)
 
 

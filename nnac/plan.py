@@ -14,10 +14,6 @@ from nnac.isa import Space
 from nnac.ops import Bound
 from nnac.targets import Target
 
-BLOCKS = 4
-"""A block of constants takes at most this fraction of the weight buffer, so that loading and computing overlap."""
-
-
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Bytes of one tensor (with all its reshapes), alive from the task that writes first to the last that reads.
@@ -74,16 +70,21 @@ class Strategy:
         cascade: a tensor that only the next task reads may go through the scratchpad stripe by stripe, never whole,
             instead of leaving it.
         stripes: a staged tensor is cut into at least this many stripes, so that its transfer can hide behind work.
+        blocks: a block of constants takes at most this part of the weight buffer (more where one channel needs it), so
+            that its load can hide behind work.
     """
 
     victim: str = "largest"
     cascade: bool = False
     stripes: int = 4
+    blocks: int = 4
 
 
 STRATEGIES = (Strategy(), Strategy("cheapest"), Strategy(cascade=True))
 """What the compiler tries when not everything fits the scratchpad; then it varies the stripes of the two fastest."""
 STRIPES = (2, 8, 16)
+BLOCKS = (1, 2, 8, 16)
+"""What it tries last, for the fastest of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ class Tiling:
     root: Mapping[str, str]
     homes: Mapping[str, Space]
     groups: tuple[range, ...]
+    strategy: Strategy
 
     def lifetime(self, storage: Storage) -> tuple[int, int]:
         """Return the first and last group during which a storage is alive; one past the last for outputs."""

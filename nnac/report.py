@@ -1,7 +1,8 @@
-"""Reports: programs, timelines and comparisons as text tables, as JSON and as Chrome trace events.
+"""Reports: programs, timelines, sweeps and comparisons as text tables, and a timeline as JSON.
 
-Pure functions. Figures come from their readers (`nnac.timing`, `nnac.program`, `nnac.compare`); here they are only
-arranged. Names come from models that nobody vouched for: they are shown through `printable` and never interpreted.
+Pure functions. Figures come from their readers (`nnac.timing`, `nnac.liveness`, `nnac.program`, `nnac.compare`); here
+they are only arranged. Names come from models that nobody vouched for: they are shown through `printable` and never
+interpreted.
 """
 
 from __future__ import annotations
@@ -15,29 +16,37 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nnac import __version__, isa, timing
-from nnac.isa import Engine, Space
+from nnac import __version__, isa, liveness, timing
+from nnac import array as mac_array
+from nnac.isa import Space
+from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
-from nnac.targets import Target, explain, target_digest
-from nnac.timing import LayerTime, Timeline
+from nnac.targets import Target, explain, target_digest, target_to_dict
+from nnac.timing import OUTSIDE, LayerTime, Timeline
 from nnac.types import Array
 
 if TYPE_CHECKING:
     from nnac.compare import Comparison, Row
+    from nnac.sweep import Point
 
 Cell = str | Text
+Changes = Mapping[str, tuple[Any, Any]]
+"""Figures of a target by dotted name: (when compiled, now)."""
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the JSON report; it rises when an entry changes its meaning or goes."""
 PLAIN_WIDTH = 80
+LINES = 24
+"""Of the one screen."""
 WORST = 5
-"""Layers on the one screen."""
-BUFFER = {"weights": "weight buffer"}
-"""Memories whose name would be taken for what they hold."""
+"""Layers on the one screen, or fewer where the rest needs the lines."""
+BUFFER = {"sram": "scratchpad", "weights": "weight buffer"}
+"""Memories whose name would be taken for what they hold, or says little."""
 SHORT = 20
 """Characters of a target's figure that stands in its own column."""
 MEANINGS = {"MAC": "the array computes", "weights": "they are loaded", "vector": "the vector unit computes",
-            "activations": "they are moved", "issue": "instructions are started"}
+            "activations": "they are moved", "issue": "instructions are started",
+            "port": "the bytes of one memory take longest"}
 """What it means when a `timing.BOUND` bounds."""
 
 
@@ -60,34 +69,76 @@ def text(*parts: RenderableType, width: int | None = None) -> str:
 # -- one screen ----------------------------------------------------------------------------------------------------
 
 
-def screen(timeline: Timeline, blob_bytes: int, blob: str = "") -> Group:
+def screen(timeline: Timeline, blob_bytes: int, blob: str = "", changes: Changes | None = None) -> Group:
     """Return the answer on one screen: latency, what bounds it, memory, work, worst layers, traffic.
 
     Args:
         blob_bytes: size of the `.nna` file; `blob`: its name.
+        changes: figures that are not those that the program was compiled for.
     """
-    answers = facts(_answers(timeline, blob_bytes, blob))
-    return Group(answers, Text(), layers(timeline, WORST), Text(), traffic(timeline))
+    answers, moved = facts(_answers(timeline, blob_bytes, blob, changes or {})), traffic(timeline)
+    lines = len(text(answers, Text(), Text(), moved).splitlines()) + 1
+    return Group(answers, Text(), layers(timeline, max(1, min(WORST, LINES - lines))), Text(), moved)
 
 
-def _answers(timeline: Timeline, blob_bytes: int, blob: str) -> dict[str, str]:
+def _answers(timeline: Timeline, blob_bytes: int, blob: str, changes: Changes) -> dict[str, str | Text]:
     program, target = timeline.program, timeline.program.target
-    sram, used = target.memory["sram"].bytes, program.used.get(Space.SRAM, 0)
+    changed = Text(printable("; ".join(f"{name} {_value(a)} -> {_value(b)}" for name, (a, b) in changes.items())))
     return {
         "model": program.name,
         "target": machine(target),
+        **({"changed": changed} if changes else {}),
         "calibration": calibration(program),
-        "latency": f"{timeline.cycles:,} cycles = {_short(timeline.milliseconds)} ms; "
-                   f"{_short(timeline.inferences_per_second)} inferences per second",
+        **_latency(timeline),
         "bound by": f"{bound(timeline.bound)}; busy: {busy(timeline)}",
-        "scratchpad": f"{used:,} of {sram:,} bytes ({used / sram:.0%}) at the peak; "
-                      f"lower bound {program.lower_bound:,}",
+        "scratchpad": _scratchpad(program),
         "weights": f"{sum(layer.weight_bytes for layer in program.layers):,} bytes; all constants "
                    f"{program.constants.size:,} bytes",
         "blob": f"{blob_bytes:,} bytes{f': {blob}' if blob else ''}",
         "work": f"{program.macs:,} MACs; {timeline.utilisation:.1%} of the array's peak",
         **energy(timeline),
     }
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.9g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _latency(timeline: Timeline) -> dict[str, str]:
+    """Return the time of the inference, and of those after it where they are faster."""
+    rows = {"latency": f"{_time(timeline)}; {_short(timeline.inferences_per_second)} inferences per second"}
+    if timeline.warm:
+        return rows | {"warm": "an inference after the first: weights stay in the weight buffer"}
+    if timing.is_resident(timeline.program):
+        warm = timing.simulate(timeline.program, warm=True)
+        if warm.cycles < timeline.cycles:
+            rows["next"] = f"{_time(warm)}: weights stay in the weight buffer"
+    return rows
+
+
+def _time(timeline: Timeline) -> str:
+    return f"{timeline.cycles:,} cycles = {_short(timeline.milliseconds)} ms"
+
+
+def _scratchpad(program: Program) -> str:
+    size, used = program.target.memory["sram"].bytes, program.used.get(Space.SRAM, 0)
+    where = _layers_of(program, liveness.peak(liveness.moments(program)))
+    return f"{used:,} of {size:,} bytes ({used / size:.0%}); lower bound {program.lower_bound:,}; at {where}"
+
+
+def changed(before: Target, after: Target) -> dict[str, tuple[Any, Any]]:
+    """Return the figures that differ between two targets of the same sections: (before, after) by dotted name."""
+    old, new = _flat(target_to_dict(before), ""), _flat(target_to_dict(after), "")
+    return {name: (old.get(name), value) for name, value in new.items() if old.get(name) != value}
+
+
+def _flat(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in section.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def machine(target: Target) -> str:
@@ -108,10 +159,12 @@ def busy(timeline: Timeline) -> str:
 
 
 def energy(timeline: Timeline) -> dict[str, str]:
-    """Return the energy of one inference, or nothing where the target has no figures."""
-    total = sum(timeline.energy.values())
+    """Return the energy of one inference and where its figures come from, or nothing where the target has none."""
+    total, table = sum(timeline.energy.values()), timeline.program.target.energy
+    if not total or table is None:
+        return {}
     parts = ", ".join(f"{part} {count / total:.0%}" for part, count in timeline.energy.items() if count)
-    return {"energy": f"{_short(total / 1e6)} uJ: {parts}"} if total else {}
+    return {"energy": f"{_short(total / 1e6)} uJ: {parts}", "energy from": f"{table.node}; {table.source}"}
 
 
 def calibration(program: Program) -> str:
@@ -125,7 +178,7 @@ def facts(rows: Mapping[str, object]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
-        table.add_row(name, _name(value))
+        table.add_row(name, value if isinstance(value, Text) else _name(value))
     return table
 
 
@@ -141,6 +194,29 @@ def layers(timeline: Timeline, limit: int) -> Table:
 def _layer(row: LayerTime, cycles: int) -> tuple[Cell, ...]:
     return (_name(row.layer.name), _name(row.layer.op), f"{row.critical:,}", f"{row.critical / cycles:.1%}", row.bound,
             f"{row.utilisation:.1%}")
+
+
+def all_layers(timeline: Timeline) -> Group:
+    """Return every layer in program order: its time, then its bytes, each with a total."""
+    table = _table("layer", "op", ">cycles", ">share", "<bound by", ">utilisation")
+    for row in timeline.layers:
+        table.add_row(*_layer(row, timeline.cycles))
+    share = sum(row.critical for row in timeline.layers) / timeline.cycles
+    table.add_row("total", "", f"{timeline.cycles:,}", f"{share:.1%}", timeline.bound, f"{timeline.utilisation:.1%}")
+    return Group(table, Text(), layer_traffic(timeline))
+
+
+def layer_traffic(timeline: Timeline) -> Table:
+    """Return the bytes of every layer by memory, and what those outside the chip are for."""
+    memories = list(by_memory(timeline.traffic))
+    outside = {space.label for space in OUTSIDE}
+    table = _table("layer", *(f">{BUFFER.get(memory, memory)}" for memory in memories), "~outside the chip")
+    rows: list[tuple[Cell, Mapping[tuple[str, str], int]]] = [(_name(r.layer.name), r.traffic) for r in timeline.layers]
+    for name, found in (*rows, ("total", timeline.traffic)):
+        sums = {memory: sum(purposes.values()) for memory, purposes in by_memory(found).items()}
+        parts = ", ".join(f"{purpose} {n:,}" for (memory, purpose), n in found.items() if memory in outside and n)
+        table.add_row(name, *(f"{sums.get(memory, 0):,}" for memory in memories), parts)
+    return table
 
 
 def traffic(timeline: Timeline) -> Table:
@@ -213,6 +289,45 @@ def memory_map(program: Program) -> Table:
     return table
 
 
+def scratchpad(program: Program) -> Group:
+    """Return the bytes alive while each layer works, and what is alive at the peak."""
+    size, found = program.target.memory["sram"].bytes, liveness.moments(program)
+    table = _table("layer", "op", ">alive", ">of scratchpad", ">tensors")
+    for moment in found:
+        ops = dict.fromkeys(program.layers[place].op for place in moment.layers)
+        table.add_row(_name(_layers_of(program, moment)), _name(", ".join(ops)), f"{moment.nbytes:,}",
+                      f"{moment.nbytes / size:.1%}", str(len(moment.alive)))
+    most = liveness.peak(found)
+    note = (f"alive at the peak: {most.nbytes:,} bytes; placed {program.used.get(Space.SRAM, 0):,}, lower bound "
+            f"{program.lower_bound:,}")
+    return Group(table, Text(), Text(note), _alive(program, found, most))
+
+
+def _alive(program: Program, found: Sequence[Moment], moment: Moment) -> Table:
+    table, names = _table("tensor", "<as", ">bytes", "<address", "from", "to"), _names(program)
+    for resident in moment.alive:
+        table.add_row(_name(names.get(resident.name, resident.name)), resident.kind, f"{resident.nbytes:,}",
+                      f"{resident.spans[0][0]:#x}", *_life(program, found, resident))
+    return table
+
+
+def _life(program: Program, found: Sequence[Moment], resident: Resident) -> tuple[Text, Text]:
+    first = _layers_of(program, found[resident.first]) if resident.first >= 0 else "start"
+    last = _layers_of(program, found[resident.last]) if resident.last < len(found) else "end"
+    return _name(first), _name(last)
+
+
+def _names(program: Program) -> dict[str, str]:
+    """Return ONNX names by tensor."""
+    return {tensor.name: tensor.onnx_name for tensor in program.tensors}
+
+
+def _layers_of(program: Program, moment: Moment) -> str:
+    """Return the names of the layers of a moment, the first and the last."""
+    names = [program.layers[place].name for place in moment.layers] or ["nothing"]
+    return names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
+
+
 def tensors(program: Program) -> Table:
     """Return all tensors of the program in their homes."""
     table = _table("tensor", "ONNX tensor", "<shape", ">scale", ">zero", "<address")
@@ -261,6 +376,32 @@ def _decibel(value: float) -> str:
     return "exact" if value == inf else f"{value:.1f}"
 
 
+# -- many machines -------------------------------------------------------------------------------------------------
+
+
+def points(found: Sequence[Point]) -> Group:
+    """Return the points of a sweep, one line each, and below them why some do not fit."""
+    figures = list(found[0].settings) if found else []
+    table = _table(*(f">{_stacked(name)}" for name in figures), ">cycles", ">ms", ">DRAM, flash\nbytes",
+                   ">scratchpad\npeak", ">MACs", ">on-chip\nKiB")
+    for point in found:
+        reached = ("does not fit", "", "", "") if point.problem else (
+            f"{point.cycles:,}", _short(point.milliseconds), f"{point.outside_bytes:,}", f"{point.sram_used:,}")
+        table.add_row(*map(_value, point.settings.values()), *reached, f"{point.macs:,}",
+                      f"{point.on_chip_bytes / 1024:,.4g}")
+    problems = [_name(f"{_settings(point)}: {point.problem}") for point in found if point.problem]
+    return Group(table, *((Text(), *problems) if problems else ()))
+
+
+def _settings(point: Point) -> str:
+    return ", ".join(f"{name}={value}" for name, value in point.settings.items())
+
+
+def _stacked(name: str) -> str:
+    """Return a dotted name on several lines, for the head of a narrow column."""
+    return name.replace(".", ".\n")
+
+
 # -- machines and operators ----------------------------------------------------------------------------------------
 
 
@@ -299,73 +440,53 @@ def operators_markdown(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
 # -- for programs that read ----------------------------------------------------------------------------------------
 
 
-def to_json(timeline: Timeline, blob_bytes: int) -> dict[str, Any]:
+def to_json(timeline: Timeline, blob_bytes: int, changes: Changes | None = None) -> dict[str, Any]:
     """Return the whole report as a dict for JSON; times in cycles of the target's clock unless their name says else."""
-    program, sizes = timeline.program, timeline.program.target.memory
+    program, sizes, moments = timeline.program, timeline.program.target.memory, liveness.moments(timeline.program)
+    alive = {place: moment.nbytes for moment in moments for place in moment.layers}
     return {
         "schema": SCHEMA, "nnac": __version__, "model": program.name, "calibration": program.calibration,
         "target": {"name": program.target.name, "digest": target_digest(program.target),
                    "clock_mhz": program.target.clock_mhz},
+        "changed": {name: {"compiled": old, "now": new} for name, (old, new) in (changes or {}).items()},
         "cycles": timeline.cycles, "milliseconds": timeline.milliseconds,
         "inferences_per_second": timeline.inferences_per_second, "bound": timeline.bound,
+        "warm": timeline.warm, "weights_stay": timing.is_resident(program),
         "macs": program.macs, "utilisation": timeline.utilisation, "instructions": len(program.instructions),
         "weight_bytes": sum(layer.weight_bytes for layer in program.layers),
         "constants_bytes": int(program.constants.size), "blob_bytes": blob_bytes,
         "memory": {space.label: {"used": program.used.get(space, 0), "available": sizes[space.label].bytes}
                    for space in Space if space.label in sizes},
-        "scratchpad_lower_bound": program.lower_bound,
+        "scratchpad_lower_bound": program.lower_bound, "scratchpad_peak": _peak_json(program, liveness.peak(moments)),
         "busy": {engine.label: cycles for engine, cycles in timeline.busy.items()},
-        "traffic": by_memory(timeline.traffic), "energy_pj": dict(timeline.energy),
-        "layers": [_layer_json(row, timeline.cycles) for row in timeline.layers],
-        "contract": timing.__doc__,
+        "traffic": by_memory(timeline.traffic),
+        "energy_pj": dict(timeline.energy), "energy_from": _energy_json(program),
+        "layers": [_layer_json(row, timeline.cycles, alive[n]) for n, row in enumerate(timeline.layers)],
+        "contract": contract(),
     }
 
 
-def _layer_json(row: LayerTime, cycles: int) -> dict[str, Any]:
+def contract() -> str:
+    """Return what the timing model counts, in words, the array included."""
+    return "\n\n".join((module.__doc__ or "").strip() for module in (timing, mac_array))
+
+
+def _peak_json(program: Program, moment: Moment) -> dict[str, Any]:
+    names = _names(program)
+    return {"bytes": moment.nbytes, "layers": [program.layers[place].name for place in moment.layers],
+            "alive": [{"tensor": names.get(r.name, r.name), "as": r.kind, "bytes": r.nbytes, "address": r.spans[0][0]}
+                      for r in moment.alive]}
+
+
+def _energy_json(program: Program) -> dict[str, str] | None:
+    table = program.target.energy
+    return {"node": table.node, "source": table.source} if table else None
+
+
+def _layer_json(row: LayerTime, cycles: int, alive: int) -> dict[str, Any]:
     return {"name": row.layer.name, "op": row.layer.op, "start": row.start, "end": row.end, "critical": row.critical,
             "share": row.critical / cycles, "bound": row.bound, "utilisation": row.utilisation, "macs": row.layer.macs,
-            "weight_bytes": row.layer.weight_bytes, "traffic": by_memory(row.traffic)}
-
-
-def to_trace(timeline: Timeline) -> dict[str, Any]:
-    """Return Chrome trace events (Perfetto): one track per engine, one event per instruction, in microseconds."""
-    program = timeline.program
-    process = _meta("process_name", 0, f"{printable(program.name)} on {printable(program.target.name)}")
-    tracks = [event for engine in Engine for event in _track(engine)]
-    return {
-        "displayTimeUnit": "ns",
-        "otherData": {"schema": SCHEMA, "nnac": __version__, "cycles": timeline.cycles,
-                      "clock_mhz": program.target.clock_mhz},
-        "traceEvents": [process, *tracks, *_events(timeline)],
-    }
-
-
-def _track(engine: Engine) -> tuple[dict[str, Any], ...]:
-    order = _meta("thread_sort_index", engine.value, "")
-    return _meta("thread_name", engine.value, engine.label), order | {"args": {"sort_index": engine.value}}
-
-
-def _meta(kind: str, track: int, name: str) -> dict[str, Any]:
-    return {"name": kind, "ph": "M", "pid": 1, "tid": track, "args": {"name": name}}
-
-
-def _events(timeline: Timeline) -> Iterable[dict[str, Any]]:
-    """Yield one complete event per instruction, on whole nanoseconds so that neighbours never overlap by a rounding."""
-    program = timeline.program
-    owners = {index: layer.name for layer in program.layers for index in layer.indices()}
-    for index, (instruction, span) in enumerate(zip(program.instructions, timeline.spans, strict=True)):
-        start, end = (round(cycle * 1e3 / program.target.clock_mhz) for cycle in (span.start, span.end))
-        layer, kind = printable(owners.get(index, "")), type(instruction).__name__
-        yield {"name": f"{kind} {layer}".rstrip(), "cat": kind, "ph": "X", "pid": 1, "tid": instruction.engine.value,
-               "ts": start / 1e3, "dur": (end - start) / 1e3,
-               "args": {"index": index, "layer": layer, "start_cycle": span.start, "end_cycle": span.end,
-                        **_amount(instruction)}}
-
-
-def _amount(instruction: isa.AnyInstruction) -> dict[str, int]:
-    if isinstance(instruction, isa.Conv):
-        return {"macs": instruction.macs}
-    return {"bytes": sum(count for _, count, _ in timing.ports_of(instruction))}
+            "weight_bytes": row.layer.weight_bytes, "traffic": by_memory(row.traffic), "scratchpad_alive": alive}
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------

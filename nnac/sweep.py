@@ -69,7 +69,8 @@ def sweep(
         try:
             points.append(_point(settings, machine, lower(graph, ranges, machine, note)))
         except CapacityError as error:
-            points.append(Point(settings, 0, 0.0, 0, 0, machine.mac.peak, _on_chip(machine), str(error)))
+            why = f"needs {error.required:,} of {error.available:,} bytes: {error.what}"
+            points.append(Point(settings, 0, 0.0, 0, 0, machine.mac.peak, _on_chip(machine), why))
         if progress is not None:
             progress("sweeping", done, len(machines))
     return points
@@ -98,11 +99,12 @@ def _on_chip(machine: Target) -> int:
 
 
 def to_csv(points: Sequence[Point]) -> str:
-    """Return the points as CSV text; a cell that a spreadsheet would take for a formula is quoted with an apostrophe."""
+    """Return the points as CSV text; an apostrophe quotes a cell that a spreadsheet would take for a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = list(points[0].settings) if points else []
-    writer.writerow([*names, "cycles", "milliseconds", "outside_bytes", "sram_used", "macs", "on_chip_bytes", "problem"])
+    writer.writerow([*names, "cycles", "milliseconds", "outside_bytes", "sram_used", "macs", "on_chip_bytes",
+                     "problem"])
     for p in points:
         cells = [*p.settings.values(), p.cycles, p.milliseconds, p.outside_bytes, p.sram_used, p.macs, p.on_chip_bytes,
                  p.problem]

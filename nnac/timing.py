@@ -2,9 +2,9 @@
 
 Contract. Every engine takes its instructions in program order; an instruction starts when its engine is free and its
 wait tokens are there, and nothing else serializes: transfers, decoding, array and vector work overlap. Transfers that
-share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row. Where
-the target says how far loads run ahead of the array, a load also waits until no more array instructions than that are
-unfinished before it. An instruction lasts as long as the slowest of
+share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row; tokens
+also hold loads back where the target says how far they run ahead of the array (`decoder.ahead`). An instruction lasts
+as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for
@@ -172,7 +172,7 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
     machine = target or program.target
     program, skip = replace(program, target=machine), warm and is_resident(program)
     costs = [Cost(0, 0, 0) if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
-    spans = longest_path(hold_loads(program.instructions, machine), [c.cycles for c in costs])
+    spans = longest_path(program.instructions, [c.cycles for c in costs])
     last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
     end = spans[last].end if spans else 0
     busy = {engine: 0 for engine in Engine}
@@ -267,23 +267,11 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
 # -- the longest path ----------------------------------------------------------------------------------------------
 
 
-def hold_loads(instructions: Sequence[AnyInstruction], target: Target) -> tuple[AnyInstruction, ...]:
-    """Return the instructions, loads held back while more than `decoder.ahead` of the array's before them are open."""
-    ahead, array, held = target.decoder.ahead, 0, list(instructions)
-    for index, i in enumerate(instructions if ahead else ()):
-        array += i.engine == Engine.MAC
-        if i.engine == Engine.DECODER and array - ahead > i.waits[Engine.MAC]:
-            held[index] = replace(i, waits=(*i.waits[:Engine.MAC], array - ahead, *i.waits[Engine.MAC + 1:]))
-    return tuple(held)
-
-
 def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) -> list[Span]:
     """Return when each instruction runs, given its duration: engines in order, tokens kept, nothing else.
 
-    The instructions must be free of deadlock (`nnac.validate` proves it of a program's own tokens).
-
     Raises:
-        ProgramError: `hold_loads` for another machine made them wait for each other.
+        ProgramError: the instructions wait for each other (`nnac.validate` refuses such a program earlier).
     """
     queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
     for index, instruction in enumerate(instructions):
@@ -305,8 +293,7 @@ def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) 
                 spans[index] = Span(start, start + cycles[index], after)
                 done[engine], moved = done[engine] + 1, True
     if sum(done.values()) < len(instructions):
-        raise ProgramError("timing: instructions wait for each other; decoder.ahead of the target is less than the "
-                           "program's tokens were made for")
+        raise ProgramError("timing: instructions wait for each other for ever")
     return spans
 
 

@@ -3,7 +3,7 @@
 Rules:
 
 1. constants travel in blocks of output channels through the weight buffer, which is filled as a ring: the decoder
-   loads ahead of the array as far as there is room;
+   loads ahead of the array as far as there is room; how large a block is at most, the strategy says;
 2. when all blocks of a layer fit the buffer together, each is loaded once; else once per stripe;
 3. a staged operand is copied in before, a staged output copied out after each stripe;
 4. in a cascade each stripe goes through all its tasks before the next stripe begins;
@@ -27,7 +27,7 @@ from nnac.ops.base import aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import schedule
-from nnac.plan import BLOCKS, Plan, Task
+from nnac.plan import Plan, Task
 from nnac.program import KnownAnswer, Layer, Piece, Program, Tensor
 
 
@@ -144,7 +144,7 @@ class _Emitter:
 
     def _place_blocks(self, task: Task) -> list[_Placed]:
         size, granule = self.ring.size, self.target.mac.cols
-        for limit in (size // BLOCKS, size // 2, size):
+        for limit in (size // self.tiling.strategy.blocks, size // 2, size):
             blocks = task.node.op.blocks(task.bound, limit, granule)
             if all(block.nbytes <= limit for block in blocks):
                 break
@@ -334,7 +334,7 @@ class _Emitter:
         self._check_capacity(used)
         tensors = tuple(self._tensor(name) for name in (*self.graph.inputs, *(n.output for n in self.graph.nodes)))
         return Program(
-            name=self.graph.name, target=self.target, instructions=arbitrate(schedule(self.instructions), self.target),
+            name=self.graph.name, target=self.target, instructions=arbitrate(schedule(self.instructions, self.target.decoder.ahead), self.target),
             constants=self.image.array(), tensors=tensors, inputs=self.graph.inputs, outputs=self.graph.outputs,
             layers=tuple(self.layers), used=used, lower_bound=self.plan.lower_bound, calibration=calibration,
             known_answer=known_answer,

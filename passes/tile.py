@@ -25,7 +25,7 @@ from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.ops import Move, Reshape
 from nnac.ops.base import aligned, bind
-from nnac.plan import BLOCKS, Storage, Strategy, Task, Tiling
+from nnac.plan import Storage, Strategy, Task, Tiling
 from nnac.targets import Target
 
 Buffers = list[tuple[int, int]]
@@ -43,7 +43,7 @@ def tile(graph: Graph, target: Target, budget: int, strategy: Strategy | None = 
     tiler = _Tiler(tasks, _storages(graph, tasks, root), target, budget, strategy or Strategy())
     tiler.make_room()
     cut = tuple(task for group in tiler.groups() for task in tiler.cut(group))
-    return Tiling(graph, target, cut, tiler.storages, root, tiler.homes, tuple(tiler.groups()))
+    return Tiling(graph, target, cut, tiler.storages, root, tiler.homes, tuple(tiler.groups()), tiler.strategy)
 
 
 def _roots(graph: Graph) -> dict[str, str]:
@@ -231,7 +231,7 @@ class _Tiler:
             return False
         total, period = task.node.op.rows(task.bound)
         stripes = total // period * -(-period // task.stripe)
-        blocks = -(-constants * BLOCKS // self.target.memory["weights"].bytes)
+        blocks = -(-constants * self.strategy.blocks // self.target.memory["weights"].bytes)
         staged = sum(self.storages[name].nbytes for name in task.operands if self.homes[name] != Space.SRAM)
         return bool(constants + staged * blocks < constants * stripes + staged)
 

@@ -84,7 +84,7 @@ class Decoder:
     bytes_per_cycle: int = figure("bytes/cycle", "decoded bytes written to the weight buffer per cycle", 1, 4096)
     issue_cycles: int = figure("cycles", "fixed cost of starting one instruction", 0, 1 << 20)
     ahead: int = figure("instructions", "most of the array's that may be unfinished when a load behind them starts: 1 "
-                        "is double buffering; 0: no limit but room", 0, 1 << 20, 0)
+                        "is double buffering; 0: no limit but room", 0, 1 << 20, 0, True)
 
 
 @dataclass(frozen=True, slots=True)

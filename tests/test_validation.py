@@ -7,6 +7,8 @@ from functools import cache
 
 import pytest
 
+import nnac
+from examples.timing.nets import NETS
 from examples.timing.validate import PUBLISHED, TARGET, measure, megabytes, published_macs
 from nnac.targets import Target, load_target
 from nnac.timing import Timeline, simulate
@@ -53,27 +55,28 @@ def test_the_example_prints_the_same_figures() -> None:
         name: (FVP[name], MACS[name], BOUND[name]) for name in FVP}
 
 
+def compiled(name: str, ahead: int) -> Timeline:
+    """Return the timeline of a network compiled for a machine whose loads run that far ahead."""
+    machine = load_target(TARGET)
+    other = replace(machine, decoder=replace(machine.decoder, ahead=ahead))
+    return nnac.compile(NETS[name](), target=other, calibration="random").simulate()
+
+
 def test_loads_far_ahead_never_cost() -> None:
-    """The further loads may run ahead of the array the faster, up to no limit; the array's own time stays."""
-    program = timeline("ds_cnn_large").program
-    machine = program.target
-    runs = [simulate(program, replace(machine, decoder=replace(machine.decoder, ahead=n))) for n in (1, 2, 3, 8, 64, 0)]
-    cycles = [run.cycles for run in runs]
-    assert cycles == sorted(cycles, reverse=True)
-    assert cycles[0] > cycles[-2] == cycles[-1]
-    assert len({tuple(sorted(run.busy.items())) for run in runs}) == 1
+    """The further loads may run ahead of the array the faster; unlimited prefetch would be too fast for the FVP."""
+    cycles = [compiled("ds_cnn_large", ahead).cycles for ahead in (1, 2, 8, 0)]
+    assert cycles == sorted(cycles, reverse=True) and cycles[0] > cycles[-1]
+    assert cycles[-1] / FVP["ds_cnn_large"] - 1 < -0.10
 
 
 def test_without_the_structure_the_figures_are_off() -> None:
-    """Each structural figure is needed: packed taps, a free output stage, unlimited prefetch are each too fast."""
+    """Each structural figure is needed: packed taps and a free output stage are each too fast."""
     machine = load_target(TARGET)
     free = replace(machine, mac=replace(machine.mac, outputs=0.0))
     packed = replace(machine, mac=replace(machine.mac, outputs=0.0, step=1))
-    eager = replace(machine, decoder=replace(machine.decoder, ahead=0))
 
     def error(name: str, target: Target) -> float:
         return simulate(timeline(name).program, target).cycles / FVP[name] - 1
 
     assert error("mobilenet_v2", free) < -0.05
     assert error("mobilenet_v2", packed) < -0.10
-    assert error("ds_cnn_large", eager) < -0.10

@@ -257,16 +257,23 @@ def channel_blocks(bound: Bound, limit: int, granule: int, groups: int) -> list[
     """Cut output channels into blocks of at most `limit` bytes, at multiples of `granule` channels where they fit."""
     weights, bias = bound.constants[WEIGHT], bound.constants[BIAS]
     multiplier, shift = multipliers(bound)
-    per_channel = weights[0].size + 9
-    count = max(1, min(weights.shape[0], (limit - 64) // per_channel))
-    if count >= granule:
-        count -= count % granule
+    count = _block_channels(len(weights), max(1, (limit - 64) // (weights[0].size + 9)), granule)
     blocks = []
     for lo in range(0, weights.shape[0], count):
         cut = slice(lo, min(lo + count, weights.shape[0]))
         params = bias[cut].astype("<i4").tobytes() + multiplier[cut].astype("<i4").tobytes() + shift[cut].tobytes()
         blocks.append(Block(cut.start, cut.stop, params, weights[cut].reshape(-1)))
     return blocks
+
+
+def _block_channels(channels: int, most: int, granule: int) -> int:
+    """Return channels per block: as few blocks as `most` allows, of equal size, full granules where more than one."""
+    if channels <= most:
+        return channels
+    if most >= granule:
+        most -= most % granule
+    even = -(-channels // -(-channels // most))
+    return min(most, -(-even // granule) * granule)
 
 
 def mac_sample(op: Conv | Dense, x: TensorType, weight_shape: Shape, rng: np.random.Generator) -> Sample:

@@ -1,0 +1,377 @@
+"""Laws of the timing model over random programs and machines; what it charges, where figures can be worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from nnac import isa
+from nnac.compiler import best_program, lower, measured_graph
+from nnac.emulator import Emulator
+from nnac.errors import CapacityError, TargetError
+from nnac.graph import Graph
+from nnac.isa import Engine, Space
+from nnac.program import KnownAnswer, Program
+from nnac.targets import Memory, Target, load_target, target_names, with_settings
+from nnac.targets.machine import DATAFLOWS
+from nnac.timing import BOUND, OUTSIDE, PORT, is_resident, ports_of, simulate, transfer_cycles, what_if
+from tests.graphs import random_inputs
+from tests.test_orders import STRIPED, striped_program
+from tests.test_schedule import SEEDS, network
+
+NETS = 6
+Rng = np.random.Generator
+ANSWER = KnownAnswer(0, {})
+
+
+# -- random programs -----------------------------------------------------------------------------------------------
+
+
+def random_net(rng: Rng) -> onnx.ModelProto:
+    """Return a float chain of convolutions (full and depthwise), pools and sums with a dense head."""
+    channels, side = int(rng.choice([3, 8, 12])), int(rng.integers(10, 25))
+    source, weights, nodes = (1, channels, side, side), dict[str, Any](), list[onnx.NodeProto]()
+    at, wide = "x", False
+
+    def add(kind: str, inputs: list[str], **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"t{len(nodes)}"], f"n{len(nodes)}", **attributes))
+        return f"t{len(nodes) - 1}"
+
+    def constant(*shape: int) -> str:
+        name = f"w{len(weights)}"
+        weights[name] = numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+        return name
+
+    for _ in range(int(rng.integers(2, 7))):
+        match int(rng.integers(4)):
+            case 0:
+                out = int(rng.choice([8, 16, 24, 40]))
+                at = add("Conv", [at, constant(out, channels, 3, 3)], pads=[1, 1, 1, 1])
+                channels, wide = out, True
+            case 1:
+                at = add("Conv", [at, constant(channels, 1, 3, 3)], pads=[1, 1, 1, 1], group=channels)
+            case 2 if wide:
+                at = add("MaxPool", [at], kernel_shape=[2, 2], pads=[0, 0, 1, 1])
+            case _:
+                at = add("Add", [at, add("Relu", [add("Conv", [at, constant(channels, channels, 1, 1)])])])
+    pooled = add("Flatten", [add("GlobalAveragePool", [at])])
+    nodes.append(helper.make_node("Softmax", [add("Gemm", [pooled, constant(channels, 10)])], ["y"], "head"))
+    graph = helper.make_graph(nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, source)],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])], list(weights.values()))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@cache
+def measured(index: int) -> Any:
+    """Return one of the random nets, with its ranges."""
+    return measured_graph(random_net(np.random.default_rng(index)), "random", "minmax", None, None)
+
+
+def compiled_net(index: int, target: Target) -> Program:
+    return lower(*measured(index)[:2], target, "random")
+
+
+def random_machine(rng: Rng) -> Target:
+    """Return a shipped target with other rates, latencies, array and sizes; small memories, so that all paths are used."""
+    def rate(low: float, high: float) -> float:
+        return float(2 ** rng.uniform(np.log2(low), np.log2(high)))
+
+    base = load_target(str(rng.choice([n for n in target_names() if "pow2" not in n and n in ("nna8", "nna8-tiny")])))
+    found: dict[str, Any] = {
+        "clock_mhz": rate(10, 2000), "vector.lanes": int(rate(1, 64)), "vector.issue_cycles": int(rate(1, 64)) - 1,
+        "decoder.bytes_per_cycle": int(rate(1, 64)), "decoder.issue_cycles": int(rate(1, 64)) - 1,
+        "decoder.ahead": int(rng.integers(4)), "mac.issue_cycles": int(rate(1, 128)) - 1,
+        "mac.rows": int(rate(1, 64)), "mac.cols": int(rate(1, 64)), "mac.dataflow": str(rng.choice(DATAFLOWS)),
+        "mac.preload": bool(rng.integers(2)), "mac.depthwise": str(rng.choice(["columns", "single"])),
+        "mac.step": int(rng.integers(1, 5)), "mac.outputs": float(rng.choice([0, rate(0.5, 32)])),
+        "mac.accumulators": int(rng.choice([0, rate(256, 65536)])),
+        "memory.sram.bytes": int(rate(2048, 65536)), "memory.weights.bytes": int(rate(4096, 65536)),
+        "memory_mode.shared_bus": bool(rng.integers(2)),
+    }
+    for name in base.memory:
+        found |= {f"memory.{name}.{figure}": value for figure, value in random_port(rng).items()}
+    if found["mac.dataflow"] == "dot_product":
+        found["mac.pixels"] = int(rng.integers(1, 5))
+    return with_settings(base, found)
+
+
+def random_port(rng: Rng) -> dict[str, Any]:
+    return {"bytes_per_cycle": float(2 ** rng.uniform(-3, 7)), "latency": int(2 ** rng.uniform(0, 8)) - 1,
+            "burst": int(2 ** rng.integers(0, 8)), "outstanding": int(rng.integers(0, 5))}
+
+
+def random_rates(rng: Rng, target: Target) -> dict[str, Any]:
+    """Return what a what-if may change, at random."""
+    other = random_machine(rng)
+    rates = {"clock_mhz": other.clock_mhz, "vector.lanes": other.vector.lanes, "mac.issue_cycles": other.mac.issue_cycles,
+             "decoder.bytes_per_cycle": other.decoder.bytes_per_cycle}
+    for name in target.memory:
+        rates |= {f"memory.{name}.{figure}": value for figure, value in random_port(rng).items()}
+    return rates
+
+
+def random_program(seed: int) -> Program:
+    """Return an operator alone, an integer network, or a compiled net, on a random machine."""
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.4:
+        program, _ = striped_program(STRIPED[int(rng.integers(len(STRIPED)))], rng)
+        return replace(program, target=what_if(program, random_rates(rng, program.target)))
+    while True:
+        machine = random_machine(rng)
+        try:
+            if rng.random() < 0.6:
+                return best_program(network(rng), machine, "test", ANSWER)
+            return compiled_net(int(rng.integers(NETS)), machine)
+        except CapacityError:
+            continue
+
+
+def moved_outside(program: Program) -> dict[str, int]:
+    """Return bytes through the ports outside the chip, counted from the instructions alone."""
+    found = {space.label: 0 for space in OUTSIDE}
+    for i in program.instructions:
+        match i:
+            case isa.Load():
+                found[Space(i.space).label] += i.source_bytes
+            case isa.Copy():
+                for space in (i.source_space, i.target_space):
+                    if Space(space) in OUTSIDE:
+                        found[Space(space).label] += isa.volume(i.shape)
+            case isa.Fill() if Space(i.space) in OUTSIDE:
+                found[Space(i.space).label] += i.count
+    return found
+
+
+# -- bounds --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_never_faster_than_array_or_memory(seed: int) -> None:
+    """cycles >= MACs / peak; cycles >= bytes / bandwidth per memory; no utilisation above 1."""
+    program = random_program(seed)
+    timeline, target = simulate(program), program.target
+    assert timeline.cycles * target.mac.peak >= program.macs
+    assert 0 <= timeline.utilisation <= 1 and all(0 <= row.utilisation <= 1 for row in timeline.layers)
+    for name, memory in target.memory.items():
+        moved = sum(n for (m, _), n in timeline.traffic.items() if m == name)
+        assert timeline.cycles * memory.bytes_per_cycle >= moved * (1 - 1e-9)
+    outside = moved_outside(program)
+    found = {name: sum(n for (m, _), n in timeline.traffic.items() if m == name) for name in outside}
+    assert found == outside
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS)
+def test_compulsory_bytes_move(seed: int) -> None:
+    """Constants come in at least once, and what lives outside is written whole, and read by each layer that needs it."""
+    rng = np.random.default_rng(seed)
+    machine, program = random_machine(rng), None
+    while program is None:
+        try:
+            program = best_program(network(rng), machine, "test", ANSWER)
+        except CapacityError:
+            machine = random_machine(rng)
+    moved = moved_outside(program)
+    need = dict.fromkeys(moved, 0)
+    need[program.constants_space.label] += sum({(i.source, i.source_bytes): i.source_bytes for i in program.instructions
+                                                if isinstance(i, isa.Load)}.values())
+    for layer in program.layers:
+        for tensor in map(program.tensor, (*layer.inputs, layer.output)):
+            if tensor.space in OUTSIDE and not tensor.pieces:
+                need[tensor.space.label] += tensor.type.nbytes
+    assert all(moved[name] >= need[name] for name in need)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_accounts_add_up(seed: int) -> None:
+    """Layers' critical cycles and bytes sum to the totals; no engine is busy for longer; engines never pause together."""
+    program = random_program(seed)
+    timeline = simulate(program)
+    end = max(span.end for span in timeline.spans)
+    assert sum(row.critical for row in timeline.layers) == timeline.cycles >= end
+    assert (timeline.bound == PORT) == (timeline.cycles > end) and timeline.bound in {*BOUND.values(), "issue", PORT}
+    assert all(row.critical >= 0 and 0 <= row.start <= row.end <= end for row in timeline.layers)
+    assert all(cycles <= end for cycles in timeline.busy.values()) and end <= sum(timeline.busy.values())
+    for engine in Engine:
+        spans = [s for i, s in zip(program.instructions, timeline.spans, strict=True) if i.engine == engine]
+        assert timeline.busy[engine] == sum(s.end - s.start for s in spans)
+        assert all(a.end <= b.start for a, b in pairwise(spans))
+    parts = {key: sum(row.traffic.get(key, 0) for row in timeline.layers) for key in timeline.traffic}
+    assert parts == timeline.traffic
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_transfers_on_a_port_stand_in_a_row(seed: int) -> None:
+    """Nothing overlaps on a port outside the chip (on the bus, where it is shared), whatever the rates, cold or warm."""
+    program, rng = random_program(seed), np.random.default_rng(seed)
+    for machine in (program.target, what_if(program, random_rates(rng, program.target))):
+        for timeline in (simulate(program, machine), simulate(program, machine, warm=True)):
+            ports: dict[Space, list[tuple[int, int]]] = {}
+            for i, span in zip(program.instructions, timeline.spans, strict=True):
+                for space in {space for space, _, _ in ports_of(i)} & set(OUTSIDE):
+                    key = Space.DRAM if machine.memory_mode.shared_bus else space
+                    ports.setdefault(key, []).append((span.start, span.end))
+            for spans in ports.values():
+                assert all(a[1] <= b[0] for a, b in pairwise(sorted({s for s in spans if s[0] < s[1]})))
+
+
+# -- what-ifs ------------------------------------------------------------------------------------------------------
+
+
+def better(target: Target, rng: Rng) -> Iterator[tuple[str, Any]]:
+    """Yield every rate that the contract speaks of, raised, and every latency and issue cost, lowered."""
+    factor = float(2 ** rng.uniform(0, 5))
+    yield "clock_mhz", min(1e5, target.clock_mhz * factor)
+    yield "vector.lanes", min(4096, round(target.vector.lanes * factor))
+    yield "decoder.bytes_per_cycle", min(4096, round(target.decoder.bytes_per_cycle * factor))
+    if target.mac.outputs:
+        yield "mac.outputs", float(rng.choice([0.0, min(65536.0, target.mac.outputs * factor)]))
+    for section in ("mac", "vector", "decoder"):
+        yield f"{section}.issue_cycles", int(getattr(target, section).issue_cycles / factor)
+    for name, memory in target.memory.items():
+        yield f"memory.{name}.bytes_per_cycle", min(65536.0, memory.bytes_per_cycle * factor)
+        yield f"memory.{name}.latency", int(memory.latency / factor)
+        if memory.outstanding:
+            yield f"memory.{name}.outstanding", int(rng.choice([0, memory.outstanding + rng.integers(8)]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_no_rate_makes_anything_slower(seed: int) -> None:
+    """With the same program, a better figure never costs time; all of them together neither."""
+    program, rng = random_program(seed), np.random.default_rng(seed)
+    before, changes = simulate(program), dict(better(program.target, rng))
+    for change in (*({name: value} for name, value in changes.items()), changes):
+        after = simulate(program, what_if(program, change))
+        assert after.milliseconds <= before.milliseconds * (1 + 1e-12), change
+        assert after.cycles <= before.cycles, change
+
+
+def test_a_what_if_changes_what_it_says() -> None:
+    """The timeline is that of the other machine: clock, cycles and bandwidth."""
+    program = compiled_net(0, load_target("nna8"))
+    before, double = simulate(program), what_if(program, {"clock_mhz": program.target.clock_mhz * 2})
+    after = simulate(program, double)
+    assert after.cycles == before.cycles and after.milliseconds == before.milliseconds / 2
+    assert after.program.target == double and before.program.target == program.target
+    slow = simulate(program, what_if(program, {"memory.dram.bytes_per_cycle": 0.01}))
+    assert slow.cycles > 50 * before.cycles and slow.bound == "weights"
+    assert simulate(program, what_if(program, {})) == before
+
+
+def compiled_figures(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, another legal value) of every figure that a program is compiled for."""
+    for f in fields(section):
+        value, name = getattr(section, f.name), f"{prefix}{f.name}"
+        if is_dataclass(value):
+            yield from compiled_figures(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                yield from compiled_figures(part, f"{name}.{key}.")
+        elif f.metadata.get("compiled"):
+            allowed = [v for v in f.metadata.get("allowed", ()) if v != value]
+            if "allowed" not in f.metadata or allowed:
+                yield name, allowed[0] if allowed else value + (1 if value < f.metadata["high"] else -1)
+
+
+FIGURES = dict(compiled_figures(load_target("nna8-tiny")))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_sizes_need_compiling(name: str) -> None:
+    """Every figure that the planner has used is refused, by name."""
+    base = load_target("nna8-tiny")
+    program = replace(compiled_net(0, load_target("nna8")), target=base)
+    if name == "memory_mode.constants":  # a machine whose other memory exists
+        assert "flash" in base.memory
+    with pytest.raises(TargetError, match=f"{name}.*compile the model again"):
+        what_if(program, {name: FIGURES[name]})
+
+
+def test_sizes_are_found() -> None:
+    assert {"mac.rows", "mac.cols", "memory.sram.bytes", "memory.weights.bytes", "memory_mode.shared_bus",
+            "arithmetic.rounding", "decoder.ahead"} <= set(FIGURES)
+    assert not {"clock_mhz", "vector.lanes", "memory.sram.bytes_per_cycle"} & set(FIGURES)
+
+
+# -- residence -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS)
+def test_warm_is_never_slower(seed: int) -> None:
+    """An inference after the first: no slower, and without a byte of loads exactly where constants stay."""
+    program = random_program(seed)
+    cold, warm = simulate(program), simulate(program, warm=True)
+    assert warm.cycles <= cold.cycles and not cold.warm and warm.warm == is_resident(program)
+    if not is_resident(program):
+        assert replace(warm, warm=False) == cold
+    else:
+        assert not any(purpose in ("weights", "tables") for _, purpose in warm.traffic)
+        assert sum(row.critical for row in warm.layers) == warm.cycles
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS)
+def test_constants_that_stay_are_still_there(seed: int) -> None:
+    """Where `is_resident`, a second inference without any load gives the bits of a first one."""
+    rng = np.random.default_rng(seed)
+    machine = replace(random_machine(rng), memory=load_target("nna8-tiny").memory)
+    graph = network(rng)
+    program = best_program(graph, with_settings(machine, {"memory.weights.bytes": 1 << 16}), "test", ANSWER)
+    assert is_resident(program)
+    first, second = random_inputs(graph, rng), random_inputs(graph, rng)
+    emulator = Emulator(program)
+    emulator.run(first)
+    emulator.write(program.tensor("x"), second["x"])
+    for instruction in program.instructions:
+        if not isinstance(instruction, isa.Load):
+            emulator.execute(instruction)
+    np.testing.assert_array_equal(emulator.read(program.tensor("y")), Emulator(program).run(second)["y"])
+
+
+def test_a_ring_that_wraps_keeps_nothing() -> None:
+    program = compiled_net(0, with_settings(load_target("nna8"), {"memory.weights.bytes": 4096}))
+    assert not is_resident(program) and program.used[Space.WEIGHTS] <= 4096 < program.constants.size
+    assert is_resident(compiled_net(0, load_target("nna8")))
+
+
+# -- compile time --------------------------------------------------------------------------------------------------
+
+
+def latencies(graph: Graph | int, machine: Target, sizes: list[int]) -> list[tuple[int, int]]:
+    """Return (scratchpad bytes, cycles) of the sizes that a network fits."""
+    found = []
+    for size in sizes:
+        target = with_settings(machine, {"memory.sram.bytes": size})
+        try:
+            whole = isinstance(graph, int)
+            program = compiled_net(graph, target) if isinstance(graph, int) else best_program(graph, target, "t", ANSWER)
+            found.append((size, simulate(program).cycles))
+        except CapacityError:
+            assert not found, f"{size} bytes do not fit, {found[-1][0]} do"
+            assert whole or True
+    return found
+
+
+def test_transfer_by_hand() -> None:
+    """The four-parameter model: latency, then whole bursts at a rate that the bursts in flight cap."""
+    port = Memory(bytes=1024, bytes_per_cycle=2, latency=100, burst=64)
+    assert transfer_cycles(port, 64, 64) == 100 + 32
+    assert transfer_cycles(port, 65, 65) == 100 + 64
+    assert transfer_cycles(port, 64, 8) == 100 + 8 * 32
+    assert transfer_cycles(replace(port, outstanding=2), 6400, 6400) == 100 + 6400 / 1.28
+    assert transfer_cycles(replace(port, outstanding=9), 6400, 6400) == 100 + 3200
