@@ -41,7 +41,7 @@ def random_net(rng: Rng) -> onnx.ModelProto:
     """Return a float chain of convolutions (full and depthwise), pools and sums with a dense head."""
     channels, side = int(rng.choice([3, 8, 12])), int(rng.integers(10, 25))
     source, weights, nodes = (1, channels, side, side), dict[str, Any](), list[onnx.NodeProto]()
-    at, wide = "x", False
+    at = "x"
 
     def add(kind: str, inputs: list[str], **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [f"t{len(nodes)}"], f"n{len(nodes)}", **attributes))
@@ -52,15 +52,15 @@ def random_net(rng: Rng) -> onnx.ModelProto:
         weights[name] = numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
         return name
 
-    for _ in range(int(rng.integers(2, 7))):
+    for _ in range(int(rng.integers(3, 8))):
         match int(rng.integers(4)):
             case 0:
-                out = int(rng.choice([8, 16, 24, 40]))
+                out = int(rng.choice([8, 16, 32, 64]))
                 at = add("Conv", [at, constant(out, channels, 3, 3)], pads=[1, 1, 1, 1])
-                channels, wide = out, True
+                channels = out
             case 1:
                 at = add("Conv", [at, constant(channels, 1, 3, 3)], pads=[1, 1, 1, 1], group=channels)
-            case 2 if wide:
+            case 2:
                 at = add("MaxPool", [at], kernel_shape=[2, 2], pads=[0, 0, 1, 1])
             case _:
                 at = add("Add", [at, add("Relu", [add("Conv", [at, constant(channels, channels, 1, 1)])])])
@@ -95,7 +95,7 @@ def random_machine(rng: Rng) -> Target:
         "mac.preload": bool(rng.integers(2)), "mac.depthwise": str(rng.choice(["columns", "single"])),
         "mac.step": int(rng.integers(1, 5)), "mac.outputs": float(rng.choice([0, rate(0.5, 32)])),
         "mac.accumulators": int(rng.choice([0, rate(256, 65536)])),
-        "memory.sram.bytes": int(rate(2048, 65536)), "memory.weights.bytes": int(rate(4096, 65536)),
+        "memory.sram.bytes": int(rate(256, 32768)), "memory.weights.bytes": int(rate(1024, 32768)),
         "memory_mode.shared_bus": bool(rng.integers(2)),
     }
     for name in base.memory:
