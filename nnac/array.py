@@ -24,14 +24,19 @@ cuts the pixels into pieces that fit and folds each piece on its own.
 
 Sums leave through the output stage, which requantizes `outputs` of them per cycle beside the array: whichever of the
 two takes longer is the time.
+With `zero_skip` a weight-stationary array leaves out folds of zero weights; the compiler counts what remains
+(`taken_folds`) and the instruction carries the count.
 """
 
 from __future__ import annotations
 
 from math import ceil
 
+import numpy as np
+
 from nnac import isa
 from nnac.targets import Mac
+from nnac.types import Array
 
 
 def over(amount: int, rate: int) -> int:
@@ -51,31 +56,53 @@ def _systolic(i: isa.Conv, mac: Mac) -> int:
     if i.depth == 1 and per_group == 1 and mac.depthwise == "columns":
         return gemm_cycles(pixels, i.out_c, taps, mac)
     groups, channels = over(i.out_c, per_group), min(i.out_c, per_group)
-    return gemm_cycles(pixels, channels, taps, mac, groups)
+    return gemm_cycles(pixels, channels, taps, mac, groups, i.taps)
 
 
-def gemm_cycles(m: int, n: int, k: int, mac: Mac, repeats: int = 1) -> int:
-    """Return the cycles of `repeats` products of M x K by K x N on a systolic array."""
-    rows, cols = mac.rows, mac.cols
+def gemm_cycles(m: int, n: int, k: int, mac: Mac, repeats: int = 1, taken: int = 0) -> int:
+    """Return the cycles of `repeats` products of M x K by K x N on a systolic array.
+
+    `taken` are the folds that a weight-stationary array does not skip; 0: all.
+    """
+    rows, cols, limit = mac.rows, mac.cols, 0
     match mac.dataflow:
         case "weight_stationary":
-            folds, streams = over(k, rows) * over(n, cols), _pieces(m, k, mac)
-            fill = 2 * rows + cols - 2
+            folds, stream, fill = taken or over(k, rows) * over(n, cols), m, 2 * rows + cols - 2
+            limit = _piece(m, k, mac)
         case "input_stationary":
-            folds, streams, fill = over(k, rows) * over(m, cols), [n], 2 * rows + cols - 2
+            folds, stream, fill = over(k, rows) * over(m, cols), n, 2 * rows + cols - 2
         case _:
-            folds, streams, fill = over(m, rows) * over(n, cols), [k], rows + cols - 2
+            folds, stream, fill = over(m, rows) * over(n, cols), k, rows + cols - 2
+    whole, rest = divmod(stream, limit or stream)
+    limit, last = limit or stream, rest or limit or stream
     if mac.preload:
-        idle = max(0, rows - streams[-1])
-        return repeats * folds * sum(max(stream, rows) for stream in streams) - idle + fill
-    return repeats * folds * sum(stream + fill for stream in streams)
+        streamed = whole * max(limit, rows) + (max(rest, rows) if rest else 0)
+        return repeats * folds * streamed - max(0, rows - last) + fill
+    return repeats * folds * (stream + (whole + bool(rest)) * fill)
 
 
-def _pieces(m: int, k: int, mac: Mac) -> list[int]:
-    """Return the pixels of each piece whose partial sums fit the accumulators."""
-    limit = m if k <= mac.rows or not mac.accumulators else max(1, mac.accumulators // (4 * mac.cols))
-    whole, rest = divmod(m, limit)
-    return [limit] * whole + ([rest] if rest else [])
+def _piece(m: int, k: int, mac: Mac) -> int:
+    """Return the most pixels whose partial sums fit the accumulators."""
+    return m if k <= mac.rows or not mac.accumulators else max(1, mac.accumulators // (4 * mac.cols))
+
+
+def taken_folds(weights: Array, mac: Mac) -> int:
+    """Return the folds that an array which skips zero weights takes for int8 weights (O, K) of one instruction.
+
+    The columns of a fold work in step, so a block of columns takes as many folds as its fullest column needs:
+    "row_group" packs the non-zero taps of each column together; "2:4" halves the taps of a block in which no aligned
+    four of any column have more than two non-zeros.
+    """
+    blocks = [weights[at : at + mac.cols] != 0 for at in range(0, len(weights), mac.cols)]
+    return max(1, sum(over(_fullest(block, mac.zero_skip), mac.rows) for block in blocks))
+
+
+def _fullest(block: Array, skip: str) -> int:
+    if skip == "row_group":
+        return int(block.sum(axis=1).max())
+    taps = block.shape[1]
+    padded = np.pad(block, ((0, 0), (0, -taps % 4))).reshape(len(block), -1, 4)
+    return over(taps, 2) if padded.sum(axis=2).max() <= 2 else taps
 
 
 def _dot_product(i: isa.Conv, mac: Mac) -> int:

@@ -87,7 +87,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load(Instruction):
-    """Constants from `space` into the weight buffer, expanded by `packer` (0: raw bytes)."""
+    """Constants from `space` into the weight buffer, expanded by `packer` (see `nnac.packers`; 0: raw bytes).
+
+    `table` are the bytes in `space` that the packer's streams of this tensor share.
+    """
 
     opcode: ClassVar[int] = 1
     space: int = _field("u8")
@@ -96,13 +99,17 @@ class Load(Instruction):
     target: int = _field("u32")
     target_bytes: int = _field("u32")
     packer: int = _field("u8")
+    table: int = _field("u32", default=0)
+    table_bytes: int = _field("u32", default=0)
 
     @property
     def engine(self) -> Engine:
         return Engine.DECODER
 
     def reads(self) -> tuple[Range, ...]:
-        return (Range(Space(self.space), self.source, self.source + self.source_bytes),)
+        space = Space(self.space)
+        return (Range(space, self.source, self.source + self.source_bytes),
+                Range(space, self.table, self.table + self.table_bytes))
 
     def writes(self) -> tuple[Range, ...]:
         return (Range(Space.WEIGHTS, self.target, self.target + self.target_bytes),)
@@ -159,7 +166,8 @@ class Conv(Instruction):
 
     Params: int32 bias, int32 multiplier, int8 shift, each `out_c` long, behind each other. Taps outside the stripe
     contribute nothing. Output channel c of the layer belongs to group c // (channels // groups). A dense layer is a
-    1x1 convolution with in_w = 1.
+    1x1 convolution with in_w = 1. `taps` is how many steps of taps an array that skips zero weights really takes, summed
+    over its blocks of columns (0: it skips none); it has no influence on values.
     """
 
     opcode: ClassVar[int] = 4
@@ -185,6 +193,7 @@ class Conv(Instruction):
     groups: int = _field("u32")
     weights: int = _field("u32")
     params: int = _field("u32")
+    taps: int = _field("u32", default=0)
     in_zero: int = _field("i8")
     out_zero: int = _field("i8")
     low: int = _field("i8")
@@ -262,15 +271,13 @@ class Pool(Instruction):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sum(Instruction):
-    """sum_i multiplier_i * (x_i - zero_i), one rounding shift; per operand LOOPS strides (0 broadcasts)."""
+class Elementwise(Instruction):
+    """Base of instructions on broadcasting operands: a loop nest, and per operand LOOPS byte strides (0 broadcasts)."""
 
-    opcode: ClassVar[int] = 6
     shape: tuple[int, ...] = _field("u32", LOOPS)
     sources: tuple[int, ...] = _field("u32", 0)
     strides: tuple[int, ...] = _field("i32", 0)
     zeros: tuple[int, ...] = _field("i8", 0)
-    multipliers: tuple[int, ...] = _field("i32", 0)
     target: int = _field("u32")
     shift: int = _field("u8")
     out_zero: int = _field("i8")
@@ -282,45 +289,30 @@ class Sum(Instruction):
         return Engine.VECTOR
 
     def operand_strides(self, index: int) -> tuple[int, ...]:
-        return self.strides[index * LOOPS:(index + 1) * LOOPS]
+        return self.strides[index * LOOPS : (index + 1) * LOOPS]
 
     def reads(self) -> tuple[Range, ...]:
-        return tuple(strided(Space.SRAM, source, self.shape, self.operand_strides(i))
-                     for i, source in enumerate(self.sources))
+        operands = enumerate(self.sources)
+        return tuple(strided(Space.SRAM, source, self.shape, self.operand_strides(i)) for i, source in operands)
 
     def writes(self) -> tuple[Range, ...]:
         return (Range(Space.SRAM, self.target, self.target + volume(self.shape)),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mul(Instruction):
-    """(a - zero_a) * (b - zero_b), requantized; strides as in `Sum`."""
+class Sum(Elementwise):
+    """sum_i multiplier_i * (x_i - zero_i), one rounding shift."""
+
+    opcode: ClassVar[int] = 6
+    multipliers: tuple[int, ...] = _field("i32", 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mul(Elementwise):
+    """(x_0 - zero_0) * (x_1 - zero_1), requantized."""
 
     opcode: ClassVar[int] = 7
-    shape: tuple[int, ...] = _field("u32", LOOPS)
-    sources: tuple[int, ...] = _field("u32", 2)
-    strides: tuple[int, ...] = _field("i32", 2 * LOOPS)
-    zeros: tuple[int, ...] = _field("i8", 2)
-    target: int = _field("u32")
     multiplier: int = _field("u32")
-    shift: int = _field("u8")
-    out_zero: int = _field("i8")
-    low: int = _field("i8")
-    high: int = _field("i8")
-
-    @property
-    def engine(self) -> Engine:
-        return Engine.VECTOR
-
-    def operand_strides(self, index: int) -> tuple[int, ...]:
-        return self.strides[index * LOOPS:(index + 1) * LOOPS]
-
-    def reads(self) -> tuple[Range, ...]:
-        return tuple(strided(Space.SRAM, source, self.shape, self.operand_strides(i))
-                     for i, source in enumerate(self.sources))
-
-    def writes(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.target, self.target + volume(self.shape)),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -427,7 +427,13 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         SHIFTED,
         CLAMPED,
     ),
-    isa.Mul: (NESTED, SCALED, CLAMPED),
+    isa.Mul: (
+        NESTED,
+        Rule(lambda i: len(i.sources) == len(i.zeros) == 2 and len(i.strides) == isa.LOOPS * 2,
+             f"there are two operands, each with a zero point and {isa.LOOPS} strides", "sources zeros strides"),
+        SCALED,
+        CLAMPED,
+    ),
     isa.Lookup: (
         _positive("count", "tables"),
         Rule(lambda i: i.count % i.tables == 0, "the tables divide the count", "count tables"),

@@ -25,6 +25,7 @@ def choice(text: str, allowed: tuple[Any, ...] | None, default: Any = None, comp
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
 
 
+ZERO_SKIPS = ("none", "row_group", "2:4")
 DATAFLOWS = ("weight_stationary", "output_stationary", "input_stationary", "dot_product")
 
 
@@ -61,6 +62,7 @@ class Mac:
                        "group (dot_product only)", 1, 64, 1)
     outputs: float = figure("elements/cycle", "results through the output stage; 0: as many as come", 0, 65536, 0)
     depthwise: str = choice("how a depthwise convolution lies in a systolic array", ("columns", "single"), "columns")
+    zero_skip: str = choice("folds of zero weights that a weight-stationary array leaves out", ZERO_SKIPS, "none", True)
     accumulators: int = figure("bytes", "partial sums that stay on chip, 4 bytes each; 0: enough for all", 0, 2**32, 0)
 
     @property
@@ -79,10 +81,14 @@ class Vector:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Loads weights into the weight buffer, expanding their encoding."""
+    """Loads weights into the weight buffer, expanding their encoding by one of the packers that it knows."""
 
     bytes_per_cycle: int = figure("bytes/cycle", "decoded bytes written to the weight buffer per cycle", 1, 4096)
     issue_cycles: int = figure("cycles", "fixed cost of starting one instruction", 0, 1 << 20)
+    fixed: int = figure("weights/cycle", "expanding fixed-width indices; 0: not known", 0, 4096, 0, True)
+    bitmap: int = figure("weights/cycle", "expanding bitmaps with non-zeros; 0: not known", 0, 4096, 0, True)
+    runs: int = figure("weights/cycle", "expanding zero runs; 0: not known", 0, 4096, 0, True)
+    entropy: int = figure("weights/cycle", "expanding entropy-coded weights; 0: not known", 0, 4096, 0, True)
     ahead: int = figure("instructions", "most of the array's that may be unfinished when a load behind them starts: 1 "
                         "is double buffering; 0: no limit but room", 0, 1 << 20, 0, True)
 

@@ -127,6 +127,8 @@ def _value(found: Any, f: Any, where: str, problems: list[str]) -> Any:
 def _check_modes(target: Target, where: str) -> None:
     mode = target.memory_mode
     missing = {name for name in (mode.constants, mode.spill) if name not in target.memory}
+    if target.mac.zero_skip != "none" and target.mac.dataflow != "weight_stationary":
+        raise TargetError(f"target {where!r} cannot be used: mac.zero_skip needs mac.dataflow = \"weight_stationary\"")
     raise_all(TargetError, f"target {where!r} cannot be used:",
               [f"memory_mode names {name!r}, but there is no [memory.{name}]" for name in sorted(missing)])
 

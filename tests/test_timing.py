@@ -1,4 +1,4 @@
-"""Laws of the timing model over random programs and machines; what it charges, where figures can be worked out by hand."""
+"""Laws of the timing model over random programs and machines; residence, what-ifs, and what a transfer costs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from nnac import isa
 from nnac.compiler import best_program, lower, measured_graph
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
-from nnac.graph import Graph
 from nnac.isa import Engine, Space
 from nnac.program import KnownAnswer, Program
-from nnac.targets import Memory, Target, load_target, target_names, with_settings
+from nnac.targets import Memory, Target, load_target, with_settings
 from nnac.targets.machine import DATAFLOWS
 from nnac.timing import BOUND, OUTSIDE, PORT, is_resident, ports_of, simulate, transfer_cycles, what_if
 from tests.graphs import random_inputs
@@ -52,15 +50,15 @@ def random_net(rng: Rng) -> onnx.ModelProto:
         weights[name] = numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
         return name
 
-    for _ in range(int(rng.integers(3, 8))):
-        match int(rng.integers(4)):
-            case 0:
-                out = int(rng.choice([8, 16, 32, 64]))
+    for kind in rng.choice(["wide", "wide", "depthwise", "pool", "residual"], int(rng.integers(3, 8))):
+        match kind:
+            case "wide":
+                out = int(rng.choice([8, 16, 32, 48]))
                 at = add("Conv", [at, constant(out, channels, 3, 3)], pads=[1, 1, 1, 1])
                 channels = out
-            case 1:
+            case "depthwise":
                 at = add("Conv", [at, constant(channels, 1, 3, 3)], pads=[1, 1, 1, 1], group=channels)
-            case 2:
+            case "pool":
                 at = add("MaxPool", [at], kernel_shape=[2, 2], pads=[0, 0, 1, 1])
             case _:
                 at = add("Add", [at, add("Relu", [add("Conv", [at, constant(channels, channels, 1, 1)])])])
@@ -78,15 +76,16 @@ def measured(index: int) -> Any:
 
 
 def compiled_net(index: int, target: Target) -> Program:
-    return lower(*measured(index)[:2], target, "random")
+    graph, ranges, note = measured(index)
+    return lower(graph, ranges, target, note)
 
 
 def random_machine(rng: Rng) -> Target:
-    """Return a shipped target with other rates, latencies, array and sizes; small memories, so that all paths are used."""
+    """Return a target with random rates, latencies, array and sizes: small memories, so that all paths are taken."""
     def rate(low: float, high: float) -> float:
         return float(2 ** rng.uniform(np.log2(low), np.log2(high)))
 
-    base = load_target(str(rng.choice([n for n in target_names() if "pow2" not in n and n in ("nna8", "nna8-tiny")])))
+    base = load_target(str(rng.choice(["nna8", "nna8-tiny"])))
     found: dict[str, Any] = {
         "clock_mhz": rate(10, 2000), "vector.lanes": int(rate(1, 64)), "vector.issue_cycles": int(rate(1, 64)) - 1,
         "decoder.bytes_per_cycle": int(rate(1, 64)), "decoder.issue_cycles": int(rate(1, 64)) - 1,
@@ -113,8 +112,9 @@ def random_port(rng: Rng) -> dict[str, Any]:
 def random_rates(rng: Rng, target: Target) -> dict[str, Any]:
     """Return what a what-if may change, at random."""
     other = random_machine(rng)
-    rates = {"clock_mhz": other.clock_mhz, "vector.lanes": other.vector.lanes, "mac.issue_cycles": other.mac.issue_cycles,
-             "decoder.bytes_per_cycle": other.decoder.bytes_per_cycle}
+    rates: dict[str, Any] = {
+        "clock_mhz": other.clock_mhz, "vector.lanes": other.vector.lanes, "mac.issue_cycles": other.mac.issue_cycles,
+        "decoder.bytes_per_cycle": other.decoder.bytes_per_cycle}
     for name in target.memory:
         rates |= {f"memory.{name}.{figure}": value for figure, value in random_port(rng).items()}
     return rates
@@ -174,7 +174,7 @@ def test_never_faster_than_array_or_memory(seed: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(SEEDS)
 def test_compulsory_bytes_move(seed: int) -> None:
-    """Constants come in at least once, and what lives outside is written whole, and read by each layer that needs it."""
+    """Constants come in once or more; what lives outside is written whole, and read by each layer that needs it."""
     rng = np.random.default_rng(seed)
     machine, program = random_machine(rng), None
     while program is None:
@@ -196,7 +196,7 @@ def test_compulsory_bytes_move(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_accounts_add_up(seed: int) -> None:
-    """Layers' critical cycles and bytes sum to the totals; no engine is busy for longer; engines never pause together."""
+    """Layers' critical cycles and bytes sum to the totals; no engine is busy for longer; some engine always works."""
     program = random_program(seed)
     timeline = simulate(program)
     end = max(span.end for span in timeline.spans)
@@ -215,17 +215,17 @@ def test_accounts_add_up(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_transfers_on_a_port_stand_in_a_row(seed: int) -> None:
-    """Nothing overlaps on a port outside the chip (on the bus, where it is shared), whatever the rates, cold or warm."""
+    """Nothing overlaps on a port outside the chip (or on the shared bus), whatever the rates, cold or warm."""
     program, rng = random_program(seed), np.random.default_rng(seed)
     for machine in (program.target, what_if(program, random_rates(rng, program.target))):
         for timeline in (simulate(program, machine), simulate(program, machine, warm=True)):
             ports: dict[Space, list[tuple[int, int]]] = {}
             for i, span in zip(program.instructions, timeline.spans, strict=True):
-                for space in {space for space, _, _ in ports_of(i)} & set(OUTSIDE):
-                    key = Space.DRAM if machine.memory_mode.shared_bus else space
-                    ports.setdefault(key, []).append((span.start, span.end))
+                spaces = {space for space, _, _ in ports_of(i)} & set(OUTSIDE)
+                for port in {Space.DRAM} if spaces and machine.memory_mode.shared_bus else spaces:
+                    ports.setdefault(port, []).append((span.start, span.end))
             for spans in ports.values():
-                assert all(a[1] <= b[0] for a, b in pairwise(sorted({s for s in spans if s[0] < s[1]})))
+                assert all(a[1] <= b[0] for a, b in pairwise(sorted(s for s in spans if s[0] < s[1])))
 
 
 # -- what-ifs ------------------------------------------------------------------------------------------------------
@@ -238,14 +238,14 @@ def better(target: Target, rng: Rng) -> Iterator[tuple[str, Any]]:
     yield "vector.lanes", min(4096, round(target.vector.lanes * factor))
     yield "decoder.bytes_per_cycle", min(4096, round(target.decoder.bytes_per_cycle * factor))
     if target.mac.outputs:
-        yield "mac.outputs", float(rng.choice([0.0, min(65536.0, target.mac.outputs * factor)]))
+        yield "mac.outputs", 0.0 if rng.integers(2) else min(65536.0, target.mac.outputs * factor)
     for section in ("mac", "vector", "decoder"):
         yield f"{section}.issue_cycles", int(getattr(target, section).issue_cycles / factor)
     for name, memory in target.memory.items():
         yield f"memory.{name}.bytes_per_cycle", min(65536.0, memory.bytes_per_cycle * factor)
         yield f"memory.{name}.latency", int(memory.latency / factor)
         if memory.outstanding:
-            yield f"memory.{name}.outstanding", int(rng.choice([0, memory.outstanding + rng.integers(8)]))
+            yield f"memory.{name}.outstanding", memory.outstanding + int(rng.integers(8)) if rng.integers(2) else 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -295,8 +295,6 @@ def test_sizes_need_compiling(name: str) -> None:
     """Every figure that the planner has used is refused, by name."""
     base = load_target("nna8-tiny")
     program = replace(compiled_net(0, load_target("nna8")), target=base)
-    if name == "memory_mode.constants":  # a machine whose other memory exists
-        assert "flash" in base.memory
     with pytest.raises(TargetError, match=f"{name}.*compile the model again"):
         what_if(program, {name: FIGURES[name]})
 
@@ -344,6 +342,7 @@ def test_constants_that_stay_are_still_there(seed: int) -> None:
 
 
 def test_a_ring_that_wraps_keeps_nothing() -> None:
+    """A weight buffer that is smaller than the constants is filled over again: each inference loads everything."""
     program = compiled_net(0, with_settings(load_target("nna8"), {"memory.weights.bytes": 4096}))
     assert not is_resident(program) and program.used[Space.WEIGHTS] <= 4096 < program.constants.size
     assert is_resident(compiled_net(0, load_target("nna8")))
@@ -352,19 +351,40 @@ def test_a_ring_that_wraps_keeps_nothing() -> None:
 # -- compile time --------------------------------------------------------------------------------------------------
 
 
-def latencies(graph: Graph | int, machine: Target, sizes: list[int]) -> list[tuple[int, int]]:
-    """Return (scratchpad bytes, cycles) of the sizes that a network fits."""
-    found = []
-    for size in sizes:
-        target = with_settings(machine, {"memory.sram.bytes": size})
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+"""Scratchpads to compile for, as shares of what the net needs whole."""
+SLOWER = {
+    (0, "nna8"): "1.4 % slower: a tensor more stays in the scratchpad, and the stripes beside it get lower",
+    (1, "nna8"): "1.4 % slower from 24,970 to 33,293 bytes",
+    (1, "nna8-tiny"): "6.0 % slower from 24,970 to 33,293 bytes",
+}
+"""Where the planner breaks the law as it stands; strict, so that whoever mends it strikes the case out."""
+NETS_ON_MACHINES = [
+    pytest.param(index, name, marks=[pytest.mark.xfail(reason=SLOWER[index, name], strict=True)]
+                 if (index, name) in SLOWER else [])
+    for index in range(NETS) for name in ("nna8", "nna8-tiny")]
+
+
+def latencies(index: int, machine: Target) -> list[tuple[int, int]]:
+    """Return (scratchpad bytes, cycles) of a net, ascending, from the smallest size that it fits."""
+    whole = compiled_net(index, with_settings(machine, {"memory.sram.bytes": 1 << 20})).used[Space.SRAM]
+    found: list[tuple[int, int]] = []
+    for size in (round(whole * share) for share in SHARES):
         try:
-            whole = isinstance(graph, int)
-            program = compiled_net(graph, target) if isinstance(graph, int) else best_program(graph, target, "t", ANSWER)
-            found.append((size, simulate(program).cycles))
+            program = compiled_net(index, with_settings(machine, {"memory.sram.bytes": size}))
         except CapacityError:
             assert not found, f"{size} bytes do not fit, {found[-1][0]} do"
-            assert whole or True
+            continue
+        found.append((size, simulate(program).cycles))
     return found
+
+
+@pytest.mark.parametrize(("index", "machine"), NETS_ON_MACHINES)
+def test_a_larger_scratchpad_is_never_slower(index: int, machine: str) -> None:
+    """Of two programs compiled for machines that differ in the scratchpad only, the larger one's takes no longer."""
+    found = latencies(index, load_target(machine))
+    rises = [(b[1] / a[1], a, b) for n, a in enumerate(found) for b in found[n + 1:] if b[1] > a[1]]
+    assert not rises, max(rises)
 
 
 def test_transfer_by_hand() -> None:

@@ -1,0 +1,382 @@
+"""Bit packing of int8 weights: fixed-width indices, bitmaps, zero runs, and a table-driven order-0 entropy coder (tANS).
+
+Streams of bits are arrays of 64-bit words: bit i is bit i % 64 of word i // 64, which is least significant bit first in
+little-endian bytes. Writers get zeroed words, and all need two words more than the bits that they write; readers get
+three words more than the bits that they read, and stop with a fault soon after `limit`, so that no stream of bits, however damaged,
+leads out of an array. Readers report ``[bits read, or -1 for a fault]``.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, inner, kernel, sink, source
+
+Words = npt.NDArray[np.uint64]
+Integer = Any
+
+LANES = 4
+"""Interleaved states of the entropy coder: symbol i belongs to state i % LANES."""
+
+_WORDS = source(types.uint64, 1)
+_VALUES = source(types.int8, 1)
+_CODES = source(types.int16, 1)
+_STEPS = source(types.int32, 1)
+_LONGS = source(types.int64, 1)
+_NEW_WORDS = sink(types.uint64, 1, "C")
+_NEW_VALUES = sink(types.int8, 1, "C")
+_NEW_LONGS = sink(types.int64, 1, "C")
+
+
+@inner
+def take(words: Words, position: int) -> Integer:
+    """The 63 bits from `position` on, as a number that is not negative."""
+    i = position >> 6
+    shift = np.uint64(position & 63)
+    low = words[i] >> shift
+    high = (words[i + 1] << np.uint64(1)) << (np.uint64(63) - shift)
+    return np.int64((low | high) & np.uint64(0x7FFF_FFFF_FFFF_FFFF))
+
+
+@inner
+def put(words: Words, position: int, value: int) -> None:
+    """Writes a number of at most 63 bits at `position`, where all bits are zero yet."""
+    i = position >> 6
+    shift = np.uint64(position & 63)
+    bits = np.uint64(value)
+    words[i] |= bits << shift
+    words[i + 1] |= (bits >> np.uint64(1)) >> (np.uint64(63) - shift)
+
+
+@kernel(_VALUES, _NEW_LONGS)
+def histogram(values: Int8, counts: Int64) -> None:
+    """Adds to ``counts[value + 128]``, 256 of them, how often each value occurs."""
+    for i in range(values.size):
+        counts[np.int64(values[i]) + 128] += 1
+
+
+@kernel(_VALUES, _NEW_LONGS)
+def run_escapes(values: Int8, counts: Int64) -> None:
+    """Adds to ``counts[w]``, w = 1..8, how many fields for a full run of ``2**w - 1`` zeros `pack_runs` writes."""
+    length = 0
+    for i in range(values.size):
+        if values[i] == 0:
+            length += 1
+            continue
+        width = 1
+        while width <= 8 and length >= (1 << width) - 1:
+            counts[width] += length // ((1 << width) - 1)
+            width += 1
+        length = 0
+    for width in range(1, 9):
+        counts[width] += length // ((1 << width) - 1)
+
+
+@kernel(_VALUES, _CODES, INT, _NEW_WORDS)
+def pack_fixed(values: Int8, codes: Int16, width: int, words: Words) -> None:
+    """One field of `width` bits per value.
+
+    Args:
+        values: what to pack.
+        codes: the index of value v at v + 128.
+        width: 1..8.
+        words: zeros, for n * width bits.
+    """
+    position = 0
+    for i in range(values.size):
+        put(words, position, codes[np.int64(values[i]) + 128])
+        position += width
+
+
+@kernel(_WORDS, _VALUES, INT, INT, _NEW_VALUES, _NEW_LONGS)
+def unpack_fixed(words: Words, palette: Int8, known: int, width: int, out: Int8, report: Int64) -> None:
+    """Inverse of `pack_fixed`; an index that the palette does not know is a fault.
+
+    Args:
+        words: at least n * width bits.
+        palette: 2**width values or more, of which the first `known` count.
+        known: how many indices are legal.
+        width: 1..8.
+        out: n values.
+        report: as the module says.
+    """
+    worst = 0
+    mask = (1 << width) - 1
+    position = 0
+    for i in range(out.size):
+        index = take(words, position) & mask
+        worst = max(worst, index)
+        out[i] = palette[index]
+        position += width
+    report[0] = position if worst < known or out.size == 0 else -1
+
+
+@kernel(_VALUES, _CODES, INT, _NEW_WORDS, _NEW_LONGS)
+def pack_bitmap(values: Int8, codes: Int16, width: int, words: Words, report: Int64) -> None:
+    """A bit per value, 1 for non-zero, then the non-zeros as fields of `width` bits.
+
+    Args:
+        values: what to pack.
+        codes: the index of the non-zero value v at v + 128.
+        width: 0..8; 0 where there is one non-zero value at most.
+        words: zeros, for n * (1 + width) bits.
+        report: bits written.
+    """
+    position = values.size
+    for i in range(values.size):
+        if values[i] != 0:
+            put(words, i, 1)
+            put(words, position, codes[np.int64(values[i]) + 128])
+            position += width
+    report[0] = position
+
+
+@kernel(_WORDS, INT, _VALUES, INT, INT, _NEW_VALUES, _NEW_LONGS)
+def unpack_bitmap(
+    words: Words, limit: int, palette: Int8, known: int, width: int, out: Int8, report: Int64
+) -> None:
+    """Inverse of `pack_bitmap`; faults are fields behind `limit`, unknown indices and a zero among the non-zeros.
+
+    Args:
+        words: `limit` bits and three words.
+        limit: bits that there are, at least n.
+        palette: 256 values, of which the first `known` count.
+        known: how many indices are legal.
+        width: 0..8.
+        out: n values.
+        report: as the module says.
+    """
+    worst = 0
+    zeros = 0
+    mask = (1 << width) - 1
+    position = out.size
+    for i in range(out.size):
+        bit = np.int64((words[i >> 6] >> np.uint64(i & 63)) & np.uint64(1))
+        if position > limit:
+            break
+        index = take(words, position) & mask & -bit
+        worst = max(worst, index + bit)
+        value = palette[index] * bit
+        zeros += bit & (value == 0)
+        out[i] = value
+        position += width & -bit
+    report[0] = position if worst <= known and zeros == 0 and position <= limit else -1
+
+
+@kernel(_VALUES, _CODES, INT, INT, _NEW_WORDS, _NEW_LONGS)
+def pack_runs(values: Int8, codes: Int16, run_width: int, width: int, words: Words, report: Int64) -> None:
+    """Fields of `run_width` bits, each followed by a non-zero of `width` bits except where no non-zero follows.
+
+    A field of all ones stands for that many zeros and nothing behind them; a smaller field for that many zeros and then
+    a non-zero, or, where they reach the end of the values, no more.
+
+    Args:
+        values: what to pack.
+        codes: the index of the non-zero value v at v + 128.
+        run_width: 1..8.
+        width: 0..8.
+        words: zeros, for n * (run_width + width) bits.
+        report: bits written.
+    """
+    full = (1 << run_width) - 1
+    position = 0
+    length = 0
+    for i in range(values.size):
+        if values[i] == 0:
+            length += 1
+            if length == full:
+                put(words, position, full)
+                position += run_width
+                length = 0
+        else:
+            put(words, position, length | np.int64(codes[np.int64(values[i]) + 128]) << run_width)
+            position += run_width + width
+            length = 0
+    if length:
+        put(words, position, length)
+        position += run_width
+    report[0] = position
+
+
+@kernel(_WORDS, INT, _VALUES, INT, INT, INT, _NEW_VALUES, _NEW_LONGS)
+def unpack_runs(
+    words: Words, limit: int, palette: Int8, known: int, run_width: int, width: int, out: Int8, report: Int64
+) -> None:
+    """Inverse of `pack_runs`; faults are fields behind `limit` or `out`, unknown indices and a zero for a non-zero.
+
+    Args:
+        words: `limit` bits and three words.
+        limit: bits that there are.
+        palette: 256 values, of which the first `known` count.
+        known: how many indices are legal.
+        run_width: 1..8.
+        width: 0..8.
+        out: n values.
+        report: as the module says.
+    """
+    full, mask = (1 << run_width) - 1, (1 << width) - 1
+    out[:] = 0
+    report[0] = -1
+    position = 0
+    i = 0
+    while i < out.size:
+        if position > limit:
+            return
+        window = take(words, position)
+        length = window & full
+        i += length
+        position += run_width
+        if length == full or i == out.size:
+            continue
+        index = (window >> run_width) & mask
+        if i > out.size or index >= known or palette[index] == 0:
+            return
+        out[i] = palette[index]
+        i += 1
+        position += width
+    if i == out.size and position <= limit:
+        report[0] = position
+
+
+@kernel(_LONGS, _LONGS, INT, _NEW_LONGS, _NEW_LONGS)
+def share_states(counts: Int64, logs: Int64, states: int, shares: Int64, report: Int64) -> None:
+    """Shares `states` out over symbols, each at least one, so that the sum of ``counts * -log2(share)`` is smallest.
+
+    Starts from the proportional shares rounded down and moves one state at a time where it gains most or costs least.
+
+    Args:
+        counts: of m symbols, each at least 1, in sum below 2**31.
+        logs: fixed-point log2 of 0..states, at most 2**31.
+        states: at least m.
+        shares: of m symbols.
+        report: the sum of ``counts * logs[shares]``.
+    """
+    total = counts.sum()
+    for s in range(counts.size):
+        shares[s] = max(1, counts[s] * states // total)
+    rest = states - shares.sum()
+    step = 1 if rest > 0 else -1
+    while rest != 0:
+        best = -1
+        best_gain = np.int64(-1) << 62
+        for s in range(counts.size):
+            if step > 0 or shares[s] > 1:
+                gain = counts[s] * (logs[shares[s] + step] - logs[shares[s]])
+                if gain > best_gain:
+                    best, best_gain = s, gain
+        shares[best] += step
+        rest -= step
+    report[0] = 0
+    for s in range(counts.size):
+        report[0] += counts[s] * logs[shares[s]]
+
+
+@kernel(_VALUES, _CODES, source(types.int16, 2), _LONGS, source(types.int16, 1), INT, _STEPS, sink(types.int32, 1, "C"))
+def trace_states(
+    values: Int8, codes: Int16, extras: Int16, thresholds: Int64, places: Int16, bits: int, first: Int32, tokens: Int32
+) -> None:
+    """Runs the entropy coder backwards over the values and leaves what each of them has to write.
+
+    Args:
+        values: what to pack.
+        codes: the symbol of value v at v + 128.
+        extras: [256, 2]: plain bits of value v and how many.
+        thresholds: per symbol, ``(longest << 16) - (share << longest)``, then where its places begin minus its share.
+        places: per symbol and rank, the state.
+        bits: log2 of the number of states.
+        first: the states behind the last symbols.
+        tokens: n tokens, ``bits | count << 24``, then the LANES states before the first symbols.
+    """
+    n = values.size
+    for lane in range(LANES):
+        tokens[n + lane] = first[lane]
+    symbols = thresholds.size // 2
+    for i in range(n - 1, -1, -1):
+        at = n + (i & (LANES - 1))
+        v = np.int64(values[i]) + 128
+        s = np.int64(codes[v])
+        state = np.int64(tokens[at]) + (1 << bits)
+        count = (state + thresholds[s]) >> 16
+        field = (state & ((1 << count) - 1)) | np.int64(extras[v, 0]) << count
+        tokens[i] = field | (count + extras[v, 1]) << 24
+        tokens[at] = places[thresholds[symbols + s] + (state >> count)]
+
+
+@kernel(_STEPS, INT, _NEW_WORDS, _NEW_LONGS)
+def write_tokens(tokens: Int32, bits: int, words: Words, report: Int64) -> None:
+    """The states of `trace_states`, `bits` bits each, then its tokens; nothing is written where words are too few.
+
+    Args:
+        tokens: as `trace_states` leaves them.
+        bits: of a state.
+        words: zeros.
+        report: bits of it all.
+    """
+    n = tokens.size - LANES
+    position = LANES * bits
+    for i in range(n):
+        position += tokens[i] >> 24
+    report[0] = position
+    if position > (words.size - 2) * 64:
+        return
+    for lane in range(LANES):
+        put(words, lane * bits, tokens[n + lane])
+    position = LANES * bits
+    for i in range(n):
+        put(words, position, tokens[i] & 0xFF_FFFF)
+        position += tokens[i] >> 24
+
+
+@inner
+def advance(steps: Int32, palette: Int8, state: int, window: int) -> Any:
+    """One symbol: the next state, the value, and how many bits of the window were used."""
+    step = np.int64(steps[state])
+    count = (step >> 12) & 15
+    extra = (step >> 16) & 15
+    value = palette[(step >> 20) + ((window >> count) & ((1 << extra) - 1))]
+    return (step & 0xFFF) + (window & ((1 << count) - 1)), value, count + extra
+
+
+@kernel(_WORDS, INT, INT, _STEPS, _VALUES, _NEW_VALUES, _NEW_LONGS)
+def unpack_states(
+    words: Words, limit: int, bits: int, steps: Int32, palette: Int8, out: Int8, report: Int64
+) -> None:
+    """Inverse of `trace_states` and `write_tokens`; faults are symbols behind `limit` and last states other than 0.
+
+    Args:
+        words: `limit` bits and three words.
+        limit: bits that there are.
+        bits: of a state, 0..12.
+        steps: per state, ``next | bits << 12 | plain bits << 16 | index << 20``: bits are added to next, plain bits to
+            the index of the value.
+        palette: the values.
+        out: n values.
+        report: as the module says.
+    """
+    report[0] = -1
+    mask = (1 << bits) - 1
+    window = take(words, 0)
+    a, b = window & mask, (window >> bits) & mask
+    c, d = (window >> 2 * bits) & mask, (window >> 3 * bits) & mask
+    position = LANES * bits
+    for i in range(0, out.size - 3, LANES):
+        if position > limit:
+            return
+        window = take(words, position)
+        a, out[i], used = advance(steps, palette, a, window)
+        b, out[i + 1], more = advance(steps, palette, b, window >> used)
+        position += used + more
+        window = take(words, position)
+        c, out[i + 2], used = advance(steps, palette, c, window)
+        d, out[i + 3], more = advance(steps, palette, d, window >> used)
+        position += used + more
+    for i in range(out.size & ~3, out.size):
+        if position > limit:
+            return
+        last, out[i], used = advance(steps, palette, a, take(words, position))
+        a, b, c, d = b, c, d, last
+        position += used
+    if position <= limit and a | b | c | d == 0:
+        report[0] = position
