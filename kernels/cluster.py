@@ -19,24 +19,29 @@ HALVES = 512
 multiple of a half, so a half step has one nearest level."""
 
 
-@kernel(source(F32, 2), source(F64, 1), source(F64, 1), source(F32, 2, "A"), F64, sink(F64, 2))
-def histogram(rows: Float32, norm: Float64, weight: Float64, importance: Float32, center: float, bins: Float64) -> None:
-    """Adds z = row / norm to bins that grow with |z|: bin widths are even in z / (|z| + center).
+@kernel(source(F32, 2), source(F64, 1), source(F64, 1), source(F32, 2, "A"), F64, F64, sink(F64, 2))
+def histogram(
+    rows: Float32, norm: Float64, weight: Float64, importance: Float32, center: float, reach: float, bins: Float64
+) -> None:
+    """Adds z = row / norm to bins that grow with |z|: their widths are even in sgn(z) ln(1 + |z| / center).
 
     Args:
         rows: (R, K), finite.
         norm: (R,), positive.
         weight: (R,), factor of a row's importance.
         importance: (R, K), not negative.
-        center: positive; half of the bins hold |z| below it.
+        center: positive; bins are about even below it, and grow in proportion above.
+        reach: positive, the largest |z|.
         bins: (3, B): sums of weight, of weight * z and of weight * z * z.
     """
-    half = bins.shape[1] / 2
+    half = bins.shape[1] // 2
+    density = half / np.log1p(reach / center)
     for r in range(rows.shape[0]):
         inverse = 1 / norm[r]
         for k in range(rows.shape[1]):
             z = rows[r, k] * inverse
-            place = min(int((1 + z / (abs(z) + center)) * half), bins.shape[1] - 1)
+            away = min(int(np.log1p(abs(z) / center) * density), half - 1)
+            place = half + away if z >= 0 else half - 1 - away
             w = weight[r] * importance[r, k]
             bins[0, place] += w
             bins[1, place] += w * z
@@ -45,7 +50,7 @@ def histogram(rows: Float32, norm: Float64, weight: Float64, importance: Float32
 
 @inner
 def _best_split(sums: Float64, before: Float64, j: int, low: int, high: int, found: Float64) -> None:
-    """Puts into `found` the least error of the first j bins whose last cluster starts in [low, high], and that start."""
+    """Puts into `found` the least error of j bins whose last cluster starts in [low, high], and where it starts."""
     best, start = before[j], j
     for i in range(low, min(high, j - 1) + 1):
         s = sums[1, j] - sums[1, i]

@@ -1,9 +1,9 @@
-"""Bit packing of int8 weights: fixed-width indices, bitmaps, zero runs, and a table-driven order-0 entropy coder (tANS).
+"""Bit packing of int8 weights: fixed-width indices, bitmaps, zero runs, and an order-0 entropy coder (tANS).
 
-Streams of bits are arrays of 64-bit words: bit i is bit i % 64 of word i // 64, which is least significant bit first in
-little-endian bytes. Writers get zeroed words, and all need two words more than the bits that they write; readers get
-three words more than the bits that they read, and stop with a fault soon after `limit`, so that no stream of bits, however damaged,
-leads out of an array. Readers report ``[bits read, or -1 for a fault]``.
+A stream of bits is an array of 64-bit words: bit i is bit i % 64 of word i // 64, which is least significant bit first
+in little-endian bytes. Writers get zeroed words, two more than the bits fill. Readers get three more: they look for
+`limit`, the number of bits that there are, before each step and not within it, and so no stream, however damaged, leads
+out of an array. Readers report the bits that they read, or -1 for a fault.
 """
 
 from typing import Any
@@ -102,7 +102,7 @@ def unpack_fixed(words: Words, palette: Int8, known: int, width: int, out: Int8,
         out: n values.
         report: as the module says.
     """
-    worst = 0
+    worst: Integer = 0
     mask = (1 << width) - 1
     position = 0
     for i in range(out.size):
@@ -148,17 +148,17 @@ def unpack_bitmap(
         out: n values.
         report: as the module says.
     """
-    worst = 0
+    worst: Integer = 0
     zeros = 0
     mask = (1 << width) - 1
-    position = out.size
+    position: Integer = out.size
     for i in range(out.size):
         bit = np.int64((words[i >> 6] >> np.uint64(i & 63)) & np.uint64(1))
         if position > limit:
             break
         index = take(words, position) & mask & -bit
         worst = max(worst, index + bit)
-        value = palette[index] * bit
+        value: Integer = palette[index] * bit
         zeros += bit & (value == 0)
         out[i] = value
         position += width & -bit
@@ -191,7 +191,8 @@ def pack_runs(values: Int8, codes: Int16, run_width: int, width: int, words: Wor
                 position += run_width
                 length = 0
         else:
-            put(words, position, length | np.int64(codes[np.int64(values[i]) + 128]) << run_width)
+            index: Integer = np.int64(codes[np.int64(values[i]) + 128])
+            put(words, position, length | index << run_width)
             position += run_width + width
             length = 0
     if length:
@@ -219,8 +220,10 @@ def unpack_runs(
     full, mask = (1 << run_width) - 1, (1 << width) - 1
     out[:] = 0
     report[0] = -1
-    position = 0
-    i = 0
+    worst: Integer = 0
+    zeros = 0
+    position: Integer = 0
+    i: Integer = 0
     while i < out.size:
         if position > limit:
             return
@@ -228,20 +231,22 @@ def unpack_runs(
         length = window & full
         i += length
         position += run_width
-        if length == full or i == out.size:
-            continue
-        index = (window >> run_width) & mask
-        if i > out.size or index >= known or palette[index] == 0:
-            return
-        out[i] = palette[index]
-        i += 1
-        position += width
-    if i == out.size and position <= limit:
+        if i >= out.size:
+            break
+        has = np.int64(length != full)  # no branch: in dense streams a coin decides
+        index = (window >> run_width) & mask & -has
+        worst = max(worst, index + has)
+        value: Integer = palette[index] * has
+        zeros += has & (value == 0)
+        out[i] = value
+        i += has
+        position += width & -has
+    if i == out.size and worst <= known and zeros == 0 and position <= limit:
         report[0] = position
 
 
-@kernel(_LONGS, _LONGS, INT, _NEW_LONGS, _NEW_LONGS)
-def share_states(counts: Int64, logs: Int64, states: int, shares: Int64, report: Int64) -> None:
+@kernel(_LONGS, _LONGS, INT, _NEW_LONGS)
+def share_states(counts: Int64, logs: Int64, states: int, shares: Int64) -> None:
     """Shares `states` out over symbols, each at least one, so that the sum of ``counts * -log2(share)`` is smallest.
 
     Starts from the proportional shares rounded down and moves one state at a time where it gains most or costs least.
@@ -251,7 +256,6 @@ def share_states(counts: Int64, logs: Int64, states: int, shares: Int64, report:
         logs: fixed-point log2 of 0..states, at most 2**31.
         states: at least m.
         shares: of m symbols.
-        report: the sum of ``counts * logs[shares]``.
     """
     total = counts.sum()
     for s in range(counts.size):
@@ -260,22 +264,18 @@ def share_states(counts: Int64, logs: Int64, states: int, shares: Int64, report:
     step = 1 if rest > 0 else -1
     while rest != 0:
         best = -1
-        best_gain = np.int64(-1) << 62
+        best_gain = -(1 << 62)
         for s in range(counts.size):
-            if step > 0 or shares[s] > 1:
-                gain = counts[s] * (logs[shares[s] + step] - logs[shares[s]])
-                if gain > best_gain:
-                    best, best_gain = s, gain
+            gain: Integer = counts[s] * (logs[shares[s] + step] - logs[shares[s]])
+            if gain > best_gain and (step > 0 or shares[s] > 1):
+                best, best_gain = s, gain
         shares[best] += step
         rest -= step
-    report[0] = 0
-    for s in range(counts.size):
-        report[0] += counts[s] * logs[shares[s]]
 
 
-@kernel(_VALUES, _CODES, source(types.int16, 2), _LONGS, source(types.int16, 1), INT, _STEPS, sink(types.int32, 1, "C"))
+@kernel(_VALUES, _CODES, source(types.int16, 2), source(types.int64, 2), _CODES, INT, sink(types.int32, 1, "C"))
 def trace_states(
-    values: Int8, codes: Int16, extras: Int16, thresholds: Int64, places: Int16, bits: int, first: Int32, tokens: Int32
+    values: Int8, codes: Int16, extras: Int16, symbols: Int64, places: Int16, bits: int, tokens: Int32
 ) -> None:
     """Runs the entropy coder backwards over the values and leaves what each of them has to write.
 
@@ -283,25 +283,23 @@ def trace_states(
         values: what to pack.
         codes: the symbol of value v at v + 128.
         extras: [256, 2]: plain bits of value v and how many.
-        thresholds: per symbol, ``(longest << 16) - (share << longest)``, then where its places begin minus its share.
+        symbols: [m, 2]: ``(longest << 16) - (share << longest)``, and where its places begin less its share.
         places: per symbol and rank, the state.
         bits: log2 of the number of states.
-        first: the states behind the last symbols.
-        tokens: n tokens, ``bits | count << 24``, then the LANES states before the first symbols.
+        tokens: n tokens, ``bits | count << 24``, then the LANES states that decoding begins with; it ends with 0.
     """
     n = values.size
     for lane in range(LANES):
-        tokens[n + lane] = first[lane]
-    symbols = thresholds.size // 2
+        tokens[n + lane] = 0
     for i in range(n - 1, -1, -1):
         at = n + (i & (LANES - 1))
         v = np.int64(values[i]) + 128
         s = np.int64(codes[v])
         state = np.int64(tokens[at]) + (1 << bits)
-        count = (state + thresholds[s]) >> 16
+        count = (state + symbols[s, 0]) >> 16
         field = (state & ((1 << count) - 1)) | np.int64(extras[v, 0]) << count
         tokens[i] = field | (count + extras[v, 1]) << 24
-        tokens[at] = places[thresholds[symbols + s] + (state >> count)]
+        tokens[at] = places[symbols[s, 1] + (state >> count)]
 
 
 @kernel(_STEPS, INT, _NEW_WORDS, _NEW_LONGS)

@@ -19,7 +19,7 @@ from nnac.frontend import import_graph, prepare
 from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.orders import adversarial_order, completion_order
-from nnac.passes.emit import emit
+from nnac.passes.emit import Packings, emit
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
@@ -27,7 +27,7 @@ from nnac.passes.legalize import legalize
 from nnac.passes.place import place
 from nnac.passes.quantize import quantize
 from nnac.passes.tile import tile
-from nnac.plan import BLOCKS, STRATEGIES, STRIPES, Plan, Strategy
+from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target, load_target
 from nnac.timing import latency, simulate
@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int | None], None]
 
 RANDOM = "random"
 ATTEMPTS = 24
-PATIENCE = 50_000
+PATIENCE = 30_000
 """Instructions that the search for the fastest program emits before it is content with what it has."""
 
 
@@ -153,30 +153,38 @@ def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) 
         CapacityError: no strategy fits (the first one's reason).
     """
     programs: dict[Strategy, Program] = {}
+    cycles: dict[Strategy, int] = {}
+    packings: Packings = {}
 
     def attempt(strategy: Strategy) -> Plan | CapacityError:
         found = _attempt(graph, machine, strategy)
         if isinstance(found, Plan):
-            programs[strategy] = emit(found, note, answer)
+            programs[strategy] = emit(found, note, answer, packings)
+            cycles[strategy] = latency(programs[strategy])
         return found
 
     def patient() -> bool:
         return sum(len(program.instructions) for program in programs.values()) < PATIENCE
 
+    def fastest(count: int) -> list[Strategy]:
+        return sorted(cycles, key=lambda s: cycles[s])[:count]
+
     first = attempt(STRATEGIES[0])
     if isinstance(first, CapacityError) or first.tiling.spills:
         for strategy in STRATEGIES[1:]:
             attempt(strategy)
-        for strategy in sorted(programs, key=lambda s: latency(programs[s]))[:2]:
-            for stripes in STRIPES if patient() else ():
-                attempt(replace(strategy, stripes=stripes))
+        for strategy in [replace(s, stripes=n) for s in fastest(2) for n in STRIPES]:
+            attempt(strategy)
+        for strategy in [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]:
+            if strategy not in programs and patient():
+                attempt(strategy)
     if not programs:
         assert isinstance(first, CapacityError)
         raise first
-    best = min(programs, key=lambda s: latency(programs[s]))
-    for blocks in BLOCKS if patient() else ():
-        attempt(replace(best, blocks=blocks))
-    return min(programs.values(), key=latency)
+    for strategy in [replace(s, blocks=n) for s in fastest(1) for n in BLOCKS]:
+        if patient():
+            attempt(strategy)
+    return programs[fastest(1)[0]]
 
 
 def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | CapacityError:
@@ -189,7 +197,7 @@ def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | Capaci
 def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
     """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
     size = machine.memory["sram"].bytes
-    budget = size
+    budget = int(size * strategy.share)
     for _ in range(ATTEMPTS):
         candidate = place(tile(graph, machine, budget, strategy))
         excess = candidate.used[Space.SRAM] - size

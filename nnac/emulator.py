@@ -31,6 +31,7 @@ class Emulator:
         self.law = program.target.arithmetic
         self.memory = {space: np.full(size, POISON, np.uint8) for space, size in program.used.items()}
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
+        self.decoded: dict[tuple[int, ...], Array] = {}
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
     def run(
@@ -128,8 +129,21 @@ class Emulator:
                 assert_never(instruction)
 
     def _load(self, i: isa.Load) -> None:
-        source = self.memory[Space(i.space)][i.source:i.source + i.source_bytes]
-        self.memory[Space.WEIGHTS][i.target:i.target + i.target_bytes] = source
+        memory = self.memory[Space(i.space)]
+        source = memory[i.source : i.source + i.source_bytes]
+        if i.packer:
+            key = (i.packer, i.table, i.source, i.target_bytes)
+            if key not in self.decoded:
+                self.decoded[key] = self._unpack(i, memory, source)
+            source = self.decoded[key]
+        self.memory[Space.WEIGHTS][i.target : i.target + i.target_bytes] = source
+
+    def _unpack(self, i: isa.Load, memory: Array, source: Array) -> Array:
+        from nnac.packers import unpack
+
+        out = np.empty(i.target_bytes, np.int8)
+        unpack(i.packer, memory[i.table : i.table + i.table_bytes].tobytes(), source, out)
+        return out.view(np.uint8)
 
     def _copy(self, i: isa.Copy) -> None:
         source = as_strided(self.memory[Space(i.source_space)][i.source:], i.shape, i.source_strides, writeable=False)

@@ -21,10 +21,15 @@ SAMPLE = 65536
 LIMIT = 127
 GRID = 2 * LIMIT + 1
 """Levels of an int8 weight: -127..127."""
-COARSE = 2.0 ** (-np.arange(-2, 70) / 6)
+COARSE = 2.0 ** (-np.arange(-1, 24) / 2)
 """Steps to try, of the step that spreads the grid over the whole range: outliers may cost more than they are worth."""
-FINE = 2.0 ** np.linspace(-1 / 6, 1 / 6, 33)
+FINER = (2.0 ** np.linspace(-0.5, 0.5, 17), 2.0 ** np.linspace(-1 / 16, 1 / 16, 9))
+"""Steps to try around the best ones so far."""
+BEST = 3
 POLISH = 8
+RATIOS = 2.0 ** (-np.arange(-8, 66) / 6)
+CLOSE = 2.0 ** np.linspace(-1 / 6, 1 / 6, 33)
+"""As COARSE and FINER, for levels that are given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,13 @@ class Histogram:
     def mean(self) -> float:
         """The weighted mean, 0 where there are no bins."""
         return float(self.sums[1, -1] / self.sums[0, -1]) if self.x.size else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The weighted standard deviation."""
+        if not self.x.size:
+            return 0.0
+        return float(np.sqrt(max(0.0, self.sums[2, -1] / self.sums[0, -1] - self.mean**2)))
 
     @property
     def reach(self) -> float:
@@ -83,8 +95,9 @@ def of_rows(rows: Array, norm: Float64, weight: Float64, importance: Float32) ->
     if rows.size <= BINS:
         return _exact(rows / norm[:, None], weight[:, None] * importance)
     narrow = np.ascontiguousarray(rows, np.float32)
+    reach = float((np.maximum(narrow.max(axis=1), -narrow.min(axis=1)) / norm).max()) or 1.0
     bins = np.zeros((3, BINS))
-    histogram(narrow, norm, weight, importance, _center(narrow, norm), bins)
+    histogram(narrow, norm, weight, importance, _center(narrow, norm), reach, bins)
     return _running(bins)
 
 
@@ -97,15 +110,17 @@ def _exact(x: Float64, weight: Float64) -> Histogram:
 def _running(bins: Float64) -> Histogram:
     """Return the histogram of bins (3, n), without the empty ones."""
     bins = bins[:, bins[0] > 0]
-    return Histogram(np.concatenate([np.zeros((3, 1)), np.cumsum(bins, axis=1)], axis=1), bins[1] / bins[0])
+    sums = np.zeros((3, bins.shape[1] + 1))
+    np.cumsum(bins, axis=1, out=sums[:, 1:])
+    return Histogram(sums, np.ascontiguousarray(bins[1] / bins[0]))
 
 
 def _center(rows: Float32, norm: Float64) -> float:
-    """Return twice the median of the magnitudes of a sample, zeros left out."""
+    """Return the median of the magnitudes of a sample, zeros left out."""
     places = np.arange(0, rows.size, -(-rows.size // SAMPLE))
     sample = np.abs(rows.ravel()[places] / norm[places // rows.shape[1]])
     found = sample[sample > 0]
-    return 2 * float(np.median(found)) if found.size else 1.0
+    return float(np.median(found)) if found.size else 1.0
 
 
 # -- float levels --------------------------------------------------------------------------------------------------
@@ -181,11 +196,15 @@ def fit_levels(hist: Histogram, k: int, zero: bool, steps: Float64 | None = None
     """
     if not hist.x.size or hist.reach == 0:
         return Fit(np.zeros(1, np.int64), 1.0 if steps is None else float(steps[0]), 0.0)
+    if k >= GRID:
+        return fit_shape(hist, np.arange(-LIMIT, LIMIT + 1), steps)
     if steps is not None:
-        return _best_levels(hist, min(k, GRID), zero, steps)[0]
-    coarse = _best_levels(hist, min(k, GRID), zero, hist.reach / LIMIT * COARSE)
-    fine = [_best_levels(hist, min(k, GRID), zero, fit.step * FINE)[0] for fit in coarse[:2]]
-    return _polish(hist, min(fine, key=lambda fit: fit.error), zero)
+        return _best_levels(hist, k, zero, steps)[0]
+    best = _best_levels(hist, k, zero, hist.reach / LIMIT * COARSE)
+    for factors in FINER:
+        steps = np.unique(np.outer([fit.step for fit in best[:BEST]], factors))
+        best = _best_levels(hist, k, zero, steps)
+    return _polish(hist, best[0], zero)
 
 
 def _best_levels(hist: Histogram, k: int, zero: bool, steps: Float64) -> list[Fit]:
@@ -211,11 +230,11 @@ def fit_shape(hist: Histogram, levels: NDArray[np.int64], steps: Float64 | None 
     table, tried = levels.astype(np.float64), steps
     if tried is None:
         widest = hist.reach / max(1.0, np.abs(table).max())
-        tried = widest * 2 * COARSE if widest > 0 else np.ones(1)
+        tried = widest * RATIOS if widest > 0 else np.ones(1)
     errors, refits = _table_errors(hist, table, tried)
     best = int(errors.argmin())
     if steps is None and refits[best] > 0:
-        tried = np.concatenate([tried[best] * FINE, refits[[best]]])
+        tried = np.concatenate([tried[best] * CLOSE, refits[[best]]])
         errors, _ = _table_errors(hist, table, tried)
         best = int(errors.argmin())
     return Fit(levels, float(tried[best]), float(errors[best]))

@@ -19,6 +19,8 @@ from nnac.errors import ProgramError
 
 AXES = 6
 """Axes of a strided copy."""
+PACKERS = ("raw", "fixed", "bitmap", "runs", "entropy")
+"""How a Load expands its bytes, by the number in `Load.packer`; `nnac.packers` says what each one means."""
 LOOPS = 4
 """Axes of an elementwise operand."""
 
@@ -87,7 +89,7 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load(Instruction):
-    """Constants from `space` into the weight buffer, expanded by `packer` (see `nnac.packers`; 0: raw bytes).
+    """Constants from `space` into the weight buffer, expanded by `packer` (an index into `PACKERS`).
 
     `table` are the bytes in `space` that the packer's streams of this tensor share.
     """

@@ -24,27 +24,34 @@ CONSTANTS = "constants"
 
 
 @dataclass(frozen=True, slots=True)
+class Buffer:
+    """Bytes [start, end) of the scratchpad, and the instructions that read or write them, ascending."""
+
+    start: int
+    end: int
+    touched: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Resident:
     """Something that holds bytes of the scratchpad.
 
     Attributes:
         name: the tensor; of several that share the bytes, the one that is written.
         kind: "whole", "staged" (buffers of a tensor that lives elsewhere), or "stripe" (of one that is never whole).
-        spans: half-open byte ranges, ascending, apart from each other.
+        buffers: one, or those that a staged tensor uses in turn; ascending, without a common byte.
         first, last: moments, inclusive, while it is alive: -1 before the first layer, `len(moments)` after the last.
-        touched: instructions that read or write it, ascending.
     """
 
     name: str
     kind: str
-    spans: tuple[tuple[int, int], ...]
+    buffers: tuple[Buffer, ...]
     first: int
     last: int
-    touched: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(end - start for start, end in self.spans)
+        return sum(buffer.end - buffer.start for buffer in self.buffers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ def moments(program: Program) -> tuple[Moment, ...]:
     groups = _groups(program.layers)
     turn = {layer: g for g, group in enumerate(groups) for layer in group}
     found = [*_whole(program, turn), *_stripes(program, turn), *_staged(program, turn)]
-    order = sorted(found, key=lambda r: (-r.nbytes, r.spans, r.name))
+    order = sorted(found, key=lambda r: (-r.nbytes, r.buffers[0].start, r.name))
     return tuple(Moment(group, tuple(r for r in order if r.first <= g <= r.last)) for g, group in enumerate(groups))
 
 
@@ -122,17 +129,17 @@ def _whole(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
             first, last = _lifetime(program, names, turn)
             users = [layer for place, layer in enumerate(program.layers)
                      if first <= turn[place] <= last and names & {*layer.inputs, layer.output}]
-            yield Resident(same[0].name, WHOLE, (span,), first, last, _touching(program, users, (span,)))
+            yield Resident(same[0].name, WHOLE, _buffers(program, users, [span]), first, last)
 
 
 def _stripes(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
     for same in _storages(program):
         if same[0].pieces:
             names = {tensor.name for tensor in same}
-            spans = merged((p.address, p.address + p.nbytes) for p in same[0].pieces)
+            spans = [(p.address, p.address + p.nbytes) for p in same[0].pieces]
             users = [layer for layer in program.layers if names & {*layer.inputs, layer.output}]
             first, last = _lifetime(program, names, turn)
-            yield Resident(same[0].name, STRIPE, spans, first, last, _touching(program, users, spans))
+            yield Resident(same[0].name, STRIPE, _buffers(program, users, spans), first, last)
 
 
 def _staged(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
@@ -144,8 +151,7 @@ def _staged(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
                 if not any(start <= span[0] and span[1] <= end for start, end in homes):
                     buffers.setdefault(name, []).append(span)
         for name, found in buffers.items():
-            spans = merged(found)
-            yield Resident(name, STAGED, spans, turn[place], turn[place], _touching(program, [layer], spans))
+            yield Resident(name, STAGED, _buffers(program, [layer], found), turn[place], turn[place])
 
 
 def _homes(program: Program, layer: Layer) -> Iterator[tuple[int, int]]:
@@ -175,21 +181,20 @@ def _name(program: Program, names: Iterable[str], found: Range) -> str:
     return CONSTANTS
 
 
-def _touching(program: Program, layers: Iterable[Layer], spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Return the instructions of some layers that read or write some ranges of the scratchpad."""
-    def touches(i: AnyInstruction) -> bool:
-        return any(r.space == Space.SRAM and r.start < end and start < r.end
-                   for r in (*i.reads(), *i.writes()) for start, end in spans)
+def _buffers(program: Program, layers: Iterable[Layer], spans: Iterable[tuple[int, int]]) -> tuple[Buffer, ...]:
+    """Return ranges of the scratchpad, those with common bytes as one, with the instructions of some layers in them."""
+    ranges = [(n, r) for layer in layers for n in layer.indices()
+              for i in (program.instructions[n],) for r in (*i.reads(), *i.writes()) if r.space == Space.SRAM]
+    return tuple(Buffer(start, end, tuple(sorted({n for n, r in ranges if r.start < end and start < r.end})))
+                 for start, end in merged(spans))
 
-    return tuple(sorted(n for layer in layers for n in layer.indices() if touches(program.instructions[n])))
 
-
-def merged(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return ranges as few, ascending ones that neither overlap nor touch."""
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges as few, ascending ones without a common byte; ranges that only touch stay two."""
     found: list[tuple[int, int]] = []
     for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
+        if found and start < found[-1][1]:
             found[-1] = found[-1][0], max(found[-1][1], end)
         else:
             found.append((start, end))
-    return tuple(found)
+    return found

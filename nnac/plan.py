@@ -72,18 +72,21 @@ class Strategy:
         stripes: a staged tensor is cut into at least this many stripes, so that its transfer can hide behind work.
         blocks: a block of constants takes at most this part of the weight buffer (more where one channel needs it), so
             that its load can hide behind work.
+        share: part of the scratchpad that is used; less may mean a better cut.
     """
 
     victim: str = "largest"
     cascade: bool = False
     stripes: int = 4
     blocks: int = 4
+    share: float = 1.0
 
 
 STRATEGIES = (Strategy(), Strategy("cheapest"), Strategy(cascade=True))
 """What the compiler tries when not everything fits the scratchpad; then it varies the stripes of the two fastest."""
 STRIPES = (2, 8, 16)
 BLOCKS = (1, 2, 8, 16)
+SHARES = (0.9, 0.8, 0.75, 0.6, 0.5)
 """What it tries last, for the fastest of all."""
 
 

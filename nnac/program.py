@@ -212,9 +212,12 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` beside `path` and rename it there, so that `path` is the old file or the whole new one.
 
     Raises:
-        ProgramError: the folder does not exist or cannot be written.
+        ProgramError: the folder does not exist or cannot be written, or `path` is a folder, a device or a pipe (which
+            the renaming would replace).
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ProgramError(f"{str(path)!r} cannot be written: it is not a regular file")
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

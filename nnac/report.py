@@ -307,7 +307,7 @@ def _alive(program: Program, found: Sequence[Moment], moment: Moment) -> Table:
     table, names = _table("tensor", "<as", ">bytes", "<address", "from", "to"), _names(program)
     for resident in moment.alive:
         table.add_row(_name(names.get(resident.name, resident.name)), resident.kind, f"{resident.nbytes:,}",
-                      f"{resident.spans[0][0]:#x}", *_life(program, found, resident))
+                      f"{resident.buffers[0].start:#x}", *_life(program, found, resident))
     return table
 
 
@@ -422,17 +422,21 @@ def figures(target: Target) -> Group:
     return Group(Text(printable(f"{target.name}: {target.description}")), Text(), table)
 
 
-def operators(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> Table:
+def operators(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> Group:
     """Return the supported operators: ONNX name, what it becomes, what is supported."""
     table = _table("<ONNX operator", "~becomes", "~supported if")
     for name, becomes, sentences in rows:
-        table.add_row(name, becomes, "; ".join(sentences))
-    return table
+        table.add_row(name, becomes, _supported(sentences))
+    return Group(table, Text(), Text("Everywhere: tensors are float32 (or constants) and of a fixed shape."))
+
+
+def _supported(sentences: tuple[str, ...]) -> str:
+    return "; ".join(sentences) or "always"
 
 
 def operators_markdown(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> str:
     """Return the supported operators as a Markdown table."""
-    cells = ((f"`{name}`", becomes, "; ".join(sentences).replace("|", r"\|")) for name, becomes, sentences in rows)
+    cells = ((f"`{name}`", becomes, _supported(sentences).replace("|", r"\|")) for name, becomes, sentences in rows)
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(["| ONNX operator | becomes | supported if |", "| --- | --- | --- |", *lines])
 
@@ -474,8 +478,8 @@ def contract() -> str:
 def _peak_json(program: Program, moment: Moment) -> dict[str, Any]:
     names = _names(program)
     return {"bytes": moment.nbytes, "layers": [program.layers[place].name for place in moment.layers],
-            "alive": [{"tensor": names.get(r.name, r.name), "as": r.kind, "bytes": r.nbytes, "address": r.spans[0][0]}
-                      for r in moment.alive]}
+            "alive": [{"tensor": names.get(r.name, r.name), "as": r.kind, "bytes": r.nbytes,
+                       "address": r.buffers[0].start} for r in moment.alive]}
 
 
 def _energy_json(program: Program) -> dict[str, str] | None:

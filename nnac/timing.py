@@ -11,7 +11,8 @@ as long as the slowest of
   softmax); the decoder's bytes over its rate;
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
-  port of the scratchpad or weight buffer once per instruction; partial sums stay in the accumulators.
+  port of the scratchpad or weight buffer once per instruction, one after the other; partial sums stay in the
+  accumulators.
 
 The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth; what that adds
 is shared out to the layers by their bytes. All durations are whole cycles of the target's clock, so the total falls, or
@@ -194,13 +195,16 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
 def cost(i: AnyInstruction, target: Target) -> Cost:
     """Return the cost of one instruction on `target`, alone."""
     issue = {Engine.MAC: target.mac.issue_cycles, Engine.DECODER: target.decoder.issue_cycles}
-    transfers = (transfer_cycles(target.memory[space.label], nbytes, run) for space, nbytes, run in ports_of(i))
+    runs: dict[Space, list[tuple[int, int]]] = {}
+    for space, nbytes, run in ports_of(i):
+        runs.setdefault(space, []).append((nbytes, run))
+    transfers = (transfer_cycles(target.memory[space.label], moved) for space, moved in runs.items())
     return Cost(issue.get(i.engine, target.vector.issue_cycles), work_cycles(i, target), max(transfers, default=0))
 
 
-def transfer_cycles(memory: Memory, nbytes: int, run: int) -> int:
-    """Return latency + bursts over bandwidth for `nbytes` in contiguous runs of `run` bytes."""
-    moved = nbytes // run * over(run, memory.burst) * memory.burst
+def transfer_cycles(memory: Memory, runs: Iterable[tuple[int, int]]) -> int:
+    """Return latency + bursts over bandwidth for (bytes, bytes of one contiguous run) through one port."""
+    moved = sum(nbytes // run * over(run, memory.burst) * memory.burst for nbytes, run in runs)
     rate = memory.bytes_per_cycle
     if memory.outstanding and memory.latency:
         rate = min(rate, memory.outstanding * memory.burst / memory.latency)
@@ -212,7 +216,8 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
     lanes = target.vector.lanes
     match i:
         case isa.Load():
-            return over(i.target_bytes, target.decoder.bytes_per_cycle)
+            rate = getattr(target.decoder, isa.PACKERS[i.packer]) if i.packer else target.decoder.bytes_per_cycle
+            return over(i.target_bytes, rate)
         case isa.Copy():
             return over(isa.volume(i.shape), lanes) if i.engine == Engine.VECTOR else 0
         case isa.Fill():

@@ -71,42 +71,49 @@ def _amount(instruction: AnyInstruction) -> dict[str, int]:
 
 
 def _scratchpad(timeline: Timeline) -> Iterator[Event]:
-    """Yield the bytes alive whenever they change: a tensor from its first writer's start to its last reader's end."""
-    steps, moments = Steps(), liveness.moments(timeline.program)
-    for resident in liveness.residents(moments):
-        spans = [timeline.spans[index] for index in resident.touched]
+    """Yield the bytes in use whenever they change: a buffer from its first writer's start to its last reader's end.
+
+    While a tensor is written stripe by stripe where another one is still read, their common bytes count once.
+    """
+    alive, value = list[tuple[int, int]](), -1
+    for cycle, changes in sorted(_lives(timeline).items()):
+        for span, begins in changes:
+            alive.append(span) if begins else alive.remove(span)
+        used = sum(end - start for start, end in liveness.merged(alive))
+        if used != value:
+            value = used
+            yield _counted(timeline, "scratchpad bytes", cycle, used)
+
+
+def _lives(timeline: Timeline) -> dict[int, list[tuple[tuple[int, int], bool]]]:
+    """Return, by cycle, the ranges that begin (True) or end (False) to be in use."""
+    changes: dict[int, list[tuple[tuple[int, int], bool]]] = {}
+    moments = liveness.moments(timeline.program)
+    for resident, buffer in ((r, b) for r in liveness.residents(moments) for b in r.buffers):
+        spans = [timeline.spans[index] for index in buffer.touched]
         start = 0 if resident.first < 0 else min((span.start for span in spans), default=0)
         end = timeline.cycles if resident.last >= len(moments) else max((span.end for span in spans), default=start)
-        steps.add(start, end, Fraction(resident.nbytes))
-    yield from _counter(timeline, "scratchpad bytes", steps)
+        changes.setdefault(start, []).append(((buffer.start, buffer.end), True))
+        changes.setdefault(end, []).append(((buffer.start, buffer.end), False))
+    return changes
 
 
 def _bandwidth(timeline: Timeline) -> Iterator[Event]:
     """Yield, per memory outside the chip, the bytes per cycle that its transfers take from its port."""
     for space in (space for space in OUTSIDE if space.label in timeline.program.target.memory):
-        steps = Steps()
+        steps: dict[int, Fraction] = {}
         for instruction, span in zip(timeline.program.instructions, timeline.spans, strict=True):
             moved = sum(count for place, count, _ in ports_of(instruction) if place == space)
             if moved and span.end > span.start:
-                steps.add(span.start, span.end, Fraction(moved, span.end - span.start))
-        yield from _counter(timeline, f"{space.label} bytes per cycle", steps)
+                rate = Fraction(moved, span.end - span.start)
+                steps[span.start] = steps.get(span.start, Fraction()) + rate
+                steps[span.end] = steps.get(span.end, Fraction()) - rate
+        value = Fraction()
+        for cycle, step in sorted((cycle, step) for cycle, step in steps.items() if step):
+            value += step
+            yield _counted(timeline, f"{space.label} bytes per cycle", cycle, float(value))
 
 
-class Steps(dict[int, Fraction]):
-    """Changes of a sum by cycle."""
-
-    def add(self, start: int, end: int, amount: Fraction) -> None:
-        """Let the sum be larger by `amount` during cycles [start, end)."""
-        self[start] = self.get(start, Fraction()) + amount
-        self[end] = self.get(end, Fraction()) - amount
-
-
-def _counter(timeline: Timeline, name: str, steps: Steps) -> Iterator[Event]:
-    """Yield one event per change of a sum."""
-    value = Fraction()
-    for cycle, step in sorted(steps.items()):
-        value += step
-        shown = int(value) if value.denominator == 1 else float(value)
-        if step:
-            yield {"name": name, "ph": "C", "pid": 1, "tid": 0, "ts": _nanoseconds(timeline, cycle) / 1e3,
-                   "args": {"value": shown}}
+def _counted(timeline: Timeline, name: str, cycle: int, value: float) -> Event:
+    return {"name": name, "ph": "C", "pid": 1, "tid": 0, "ts": _nanoseconds(timeline, cycle) / 1e3,
+            "args": {"value": value}}

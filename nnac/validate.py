@@ -26,13 +26,14 @@ from typing import Any, NamedTuple, assert_never
 import numpy as np
 
 from nnac import isa
+from nnac.array import taken_folds
 from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
-from nnac.types import DTYPES, Quant, TensorType
+from nnac.types import Array, DTYPES, Quant, TensorType
 
 SHOWN = 10
 """Problems that an error lists; the rest is counted."""
@@ -41,7 +42,6 @@ PRODUCT_MAX = 1 << 62
 """Largest magnitude that the kernels' int64 arithmetic takes (see `nnac.kernels.requantize`)."""
 LANES = 32
 """Output channels that the convolution kernel packs together."""
-RAW = 0
 MAX, AVERAGE = 0, 1
 
 
@@ -372,9 +372,10 @@ NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
 RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Load: (
         Rule(lambda i: i.space in (Space.DRAM, Space.FLASH), "constants come from dram (2) or flash (3)", "space"),
-        Rule(lambda i: i.packer == RAW, "the packer is 0, raw bytes", "packer"),
+        Rule(lambda i: i.packer < len(isa.PACKERS), f"the packer is one of 0 to {len(isa.PACKERS) - 1}", "packer"),
         _positive("source_bytes", "target_bytes"),
-        Rule(lambda i: i.source_bytes == i.target_bytes, "raw bytes keep their number", "source_bytes target_bytes"),
+        Rule(lambda i: i.packer or (i.source_bytes == i.target_bytes and not i.table_bytes),
+             "raw bytes keep their number and have no table", "source_bytes target_bytes table_bytes"),
     ),
     isa.Copy: (
         Rule(lambda i: i.source_space in (*ACTIVATIONS, Space.FLASH), "the source is sram (0), dram (2) or flash (3)",
@@ -510,6 +511,7 @@ class _Stream:
         self.work = 0
         self.buffer = np.zeros(program.used[Space.WEIGHTS], np.uint8)
         self.filled = np.zeros(self.buffer.size, np.bool_)
+        self.unpacked: dict[tuple[int, ...], Array] = {}
         self.seen: set[tuple[object, ...]] = set()
         self.sure = True
         """All ranges so far were legal, so that order and the weight buffer's contents can be told."""
@@ -549,8 +551,9 @@ class _Stream:
         for r in writes:
             if r.space == space and r.start < size:
                 return f"writes {_show(r)}, where the constants lie"
-        if isinstance(i, isa.Load) and (reads[0].space != space or reads[0].end > size):
-            return f"loads {_show(reads[0])}, constants end at {size:#x} of {space.label}"
+        for r in reads if isinstance(i, isa.Load) else ():
+            if r.space != space or r.end > size:
+                return f"loads {_show(r)}, constants end at {size:#x} of {space.label}"
         return None
 
     # -- the weight buffer's contents ------------------------------------------------------------------------------
@@ -558,18 +561,39 @@ class _Stream:
     def _content_problem(self, i: AnyInstruction) -> str | None:
         """Return what is wrong with the constants that the instruction finds in the weight buffer."""
         if isinstance(i, isa.Load):
-            self._fill(i)
-            return None
+            return self._fill(i)
         key = (type(i), *(r for r in i.reads() if r.space == Space.WEIGHTS))
         if len(key) == 1 or key in self.seen:  # stripes share their constants: one look is enough
             return None
         self.seen.add(key)
         return self._unfilled(i) or self._values_problem(i)
 
-    def _fill(self, i: isa.Load) -> None:
-        self.buffer[i.target:i.target + i.target_bytes] = self.program.constants[i.source:i.source + i.source_bytes]
-        self.filled[i.target:i.target + i.target_bytes] = True
+    def _fill(self, i: isa.Load) -> str | None:
+        """Replay a load; return what is wrong with its bytes."""
+        data = self.program.constants[i.source : i.source + i.source_bytes]
+        if i.packer:
+            try:
+                data = self._decoded(i, data)
+            except ProgramError as error:
+                return str(error)
+        self.buffer[i.target : i.target + i.target_bytes] = data
+        self.filled[i.target : i.target + i.target_bytes] = True
         self.seen.clear()
+        return None
+
+    def _decoded(self, i: isa.Load, data: Array) -> Array:
+        """Return the bytes that a packed load writes; decoding the same bytes twice costs once."""
+        from nnac.packers import unpack
+
+        if not getattr(self.program.target.decoder, isa.PACKERS[i.packer]):
+            raise ProgramError(f"the target's decoder does not know packer {isa.PACKERS[i.packer]!r}")
+        key = (i.packer, i.table, i.source, i.source_bytes, i.target_bytes)
+        if key not in self.unpacked:
+            out = np.empty(i.target_bytes, np.int8)
+            table = self.program.constants[i.table : i.table + i.table_bytes].tobytes()
+            unpack(i.packer, table, np.ascontiguousarray(data), out)
+            self.unpacked[key] = out.view(np.uint8)
+        return self.unpacked[key]
 
     def _unfilled(self, i: AnyInstruction) -> str | None:
         for r in i.reads():
@@ -589,10 +613,20 @@ class _Stream:
         scratch = 2 * i.kernel_h * i.kernel_w * i.depth * -(-i.out_c // LANES) * LANES
         if scratch > self.limits.memory_bytes:
             return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
+        if i.taps != self._folds(i):
+            return f"says that it takes {i.taps} folds of taps, its weights say {self._folds(i)}"
         shifts = self.buffer[i.params + 8 * i.out_c:i.params + 9 * i.out_c].view(np.int8)
         if shifts.min() < 0 or shifts.max() > SHIFT_MAX:
             return f"a shift is outside of 0 to {SHIFT_MAX}"
         return "a multiplier is negative" if self._words(i.params + 4 * i.out_c, i.out_c).min() < 0 else None
+
+    def _folds(self, i: isa.Conv) -> int:
+        """Return the folds that the array takes, where it skips zero weights."""
+        mac, taps = self.program.target.mac, i.kernel_h * i.kernel_w * i.depth
+        if mac.zero_skip == "none" or i.groups > 1:
+            return 0
+        weights = self.buffer[i.weights : i.weights + i.out_c * taps].reshape(i.out_c, taps)
+        return taken_folds(weights, mac)
 
     def _words(self, address: int, count: int) -> Any:
         return self.buffer[address:address + 4 * count].view("<i4")

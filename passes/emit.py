@@ -13,12 +13,13 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from nnac import isa
+from nnac.array import taken_folds
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import AnyInstruction, Space
@@ -27,17 +28,22 @@ from nnac.ops.base import aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import schedule
+from nnac.passes.sparse_packing import Packing, pack_weights
 from nnac.plan import Plan, Task
 from nnac.program import KnownAnswer, Layer, Piece, Program, Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """A block with its bytes' addresses in the constants image."""
+    """A block in the constants image: addresses of its params, of its packed weights and their table, and lengths."""
 
     block: Block
     params: int
     weights: int
+    packed: int
+    packer: int
+    table: int
+    table_bytes: int
 
 
 @dataclass(slots=True)
@@ -109,18 +115,22 @@ class _Loader:
         return loads
 
 
-def emit(plan: Plan, calibration: str, known_answer: KnownAnswer) -> Program:
-    """Return the program of a plan.
+Packings = dict[tuple[object, ...], Packing]
+
+
+def emit(plan: Plan, calibration: str, known_answer: KnownAnswer, packings: Packings | None = None) -> Program:
+    """Return the program of a plan; `packings` remembers packed weights from one plan of a network to the next.
 
     Raises:
         CapacityError: one output channel's weights exceed the weight buffer, or a memory is too small.
     """
-    return _Emitter(plan).program(calibration, known_answer)
+    return _Emitter(plan, {} if packings is None else packings).program(calibration, known_answer)
 
 
 class _Emitter:
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.tiling = plan, plan.tiling
+    def __init__(self, plan: Plan, packings: Packings) -> None:
+        self.plan, self.tiling, self.packings = plan, plan.tiling, packings
+        self.sizes: dict[str, tuple[tuple[str, int], ...]] = {}
         self.target = plan.tiling.target
         self.graph: Graph = plan.tiling.graph
         self.image, self.ring = _Image(), _Ring(self.target.memory["weights"].bytes)
@@ -152,7 +162,21 @@ class _Emitter:
             need = max(block.nbytes for block in blocks)
             raise CapacityError(f"weight buffer, node {task.node.name!r} ({task.node.op.name}), one output channel",
                                 need, size, advice="use a machine with a larger memory.weights")
-        return [_Placed(b, self.image.add(b.params), self.image.add(b.weights.tobytes())) for b in blocks]
+        return self._packed(task, blocks)
+
+    def _packed(self, task: Task, blocks: list[Block]) -> list[_Placed]:
+        """Pack the blocks' weights (once per way of cutting them) and put all their bytes into the image."""
+        key = (task.node.name, *(block.lo for block in blocks))
+        if key not in self.packings:
+            self.packings[key] = pack_weights(blocks, self.target)
+        packing = self.packings[key]
+        self.sizes[task.node.name] = packing.sizes
+        table = self.image.add(packing.table) if packing.table else 0
+        return [
+            _Placed(block, self.image.add(block.params), self.image.add(data), len(data), packing.packer, table,
+                    len(packing.table))
+            for block, data in zip(blocks, packing.stripes, strict=True)
+        ]
 
     # -- instructions ----------------------------------------------------------------------------------------------
 
@@ -221,9 +245,9 @@ class _Emitter:
         for b, placed in enumerate(self.blocks[t]):
             yield from loader.need((t, b))
             at = loader.at[t, b]
-            yield from task.node.op.lower(task.bound, Step(step.inputs, step.output, placed.block, *at))
+            yield from self._lower(task, Step(step.inputs, step.output, placed.block, *at))
         if not self.blocks[t]:
-            yield from task.node.op.lower(task.bound, Step(step.inputs, step.output))
+            yield from self._lower(task, Step(step.inputs, step.output))
         yield from self._home_copies(task, step, None)
 
     def _block_by_block(self, task: Task, t: int, spans: list[tuple[int, int]]) -> Iterator[AnyInstruction]:
@@ -235,7 +259,7 @@ class _Emitter:
             for count, rows in enumerate(spans):
                 step = self._stage(task, t, rows, b * len(spans) + count, whole, None)
                 yield from step.copies
-                yield from task.node.op.lower(task.bound, Step(step.inputs, step.output, placed.block, *at))
+                yield from self._lower(task, Step(step.inputs, step.output, placed.block, *at))
                 yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
 
     def _stage(self, task: Task, t: int, rows: tuple[int, int], count: int, whole: dict[tuple[int, int], Slab],
@@ -307,14 +331,27 @@ class _Emitter:
 
     def load(self, placed: _Placed) -> tuple[tuple[int, int], list[AnyInstruction]]:
         """Return the weight-buffer addresses of a block's params and weights, and the loads."""
-        block, loads = placed.block, []
+        block, loads, space = placed.block, list[AnyInstruction](), self.constants_space
         base = self.ring.take(block.nbytes)
         weights = base + aligned(len(block.params))
-        for source, target, nbytes in ((placed.params, base, len(block.params)), (placed.weights, weights, block.weights.size)):
-            if nbytes:
-                loads.append(isa.Load(space=self.constants_space, source=source, source_bytes=nbytes,
-                                      target=target, target_bytes=nbytes, packer=0))
-        return (base, weights), list(loads)
+        if block.params:
+            size = len(block.params)
+            loads.append(isa.Load(space=space, source=placed.params, source_bytes=size, target=base, target_bytes=size,
+                                  packer=0))
+        if block.weights.size:
+            loads.append(isa.Load(space=space, source=placed.weights, source_bytes=placed.packed, target=weights,
+                                  target_bytes=block.weights.size, packer=placed.packer, table=placed.table,
+                                  table_bytes=placed.table_bytes))
+        return (base, weights), loads
+
+    def _lower(self, task: Task, step: Step) -> Iterator[AnyInstruction]:
+        """Yield the operator's instructions; convolutions carry the folds that a zero-skipping array takes."""
+        for instruction in task.node.op.lower(task.bound, step):
+            skips = isinstance(instruction, isa.Conv) and self.target.mac.zero_skip != "none" and instruction.groups == 1
+            if skips and step.block is not None:
+                weights = step.block.weights.reshape(step.block.hi - step.block.lo, -1)
+                instruction = replace(instruction, taps=taken_folds(weights, self.target.mac))
+            yield instruction
 
     def _flat_copy(self, source: Home, target: Home, nbytes: int) -> AnyInstruction:
         return copy(source, (1,), target, (1,), (nbytes,))

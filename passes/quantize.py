@@ -27,7 +27,7 @@ from nnac.errors import ModelError
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.ops import Activation, Concat, Conv, Dense, Softmax
 from nnac.ops.activation import FIXED_RANGES
-from nnac.ops.conv import BIAS, INPUT, WEIGHT
+from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT
 from nnac.ops.softmax import FIXED_RANGE
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
@@ -173,9 +173,11 @@ def _operand(draft: Draft, name: str, shared: Quant | None, law: Arithmetic) -> 
 
 def _layer(draft: Draft, node: Node, quant: Quant, law: Arithmetic) -> None:
     weight, bias = (draft.constants[node.inputs[i]].astype(np.float64) for i in (WEIGHT, BIAS))
-    scale = weight_scales(weight, bias, quant.scale, law)
-    shape = (-1, *(1,) * (weight.ndim - 1))
-    integer = np.clip(np.rint(weight / scale.astype(np.float64).reshape(shape)), -127, 127).astype(np.int8)
+    if len(node.inputs) > SCALE:  # an encoding pass has chosen integers and scales already
+        scale, integer = draft.constants[node.inputs[SCALE]], draft.constants[node.inputs[WEIGHT]]
+    else:
+        scale = weight_scales(weight, bias, quant.scale, law)
+        integer = int8_weights(weight, scale)
     steps = np.rint(bias / (scale.astype(np.float64) * quant.scale)).astype(np.int64)
     _prove(node, integer, steps, quant, law)
     names = (
@@ -184,6 +186,12 @@ def _layer(draft: Draft, node: Node, quant: Quant, law: Arithmetic) -> None:
         draft.add_constant(f"{node.inputs[WEIGHT]}.scale", scale),
     )
     draft.update(node, inputs=(node.inputs[INPUT], *names))
+
+
+def int8_weights(weight: Array, scale: Array) -> Array:
+    """Return int8 weights in [-127, 127] of reals (O, ...) for float32 scales (O,), rounded half to even."""
+    shape = (-1, *(1,) * (weight.ndim - 1))
+    return np.asarray(np.clip(np.rint(weight / scale.astype(np.float64).reshape(shape)), -127, 127)).astype(np.int8)
 
 
 def weight_scales(weight: Array, bias: Array, input_scale: float, law: Arithmetic) -> Array:

@@ -80,6 +80,8 @@ def assets_of_cli(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.nna").write_bytes(blob[:100])
     (folder / "text.onnx").write_text("this is no model\n")
     (folder / "bad.toml").write_text("name = 3\n")
+    tight = (ROOT / "targets" / "nna8.toml").read_text().replace("bytes = 131_072", "bytes = 1_024")
+    (folder / "small.toml").write_text(tight)
     np.savez(folder / "x.npz", x=samples(8))
     np.savez(folder / "one.npz", x=samples(1)[0])
     np.savez(folder / "names.npz", wrong=samples(8))
@@ -325,7 +327,7 @@ def test_simulate_writes_json_and_trace(run: Nnac, here: Path) -> None:
     result = run("simulate", "m.nna", "--json", "out/r.json", "--trace", "out/t.json")
     assert (result.code, result.err) == (0, "") and len(result.out.splitlines()) <= 24
     data, trace = (json.loads((here / "out" / name).read_text()) for name in ("r.json", "t.json"))
-    assert data["schema"] == 1 and data["blob_bytes"] == (here / "m.nna").stat().st_size
+    assert data["schema"] == 2 and data["blob_bytes"] == (here / "m.nna").stat().st_size
     assert f"{data['cycles']:,} cycles" in result.out and trace["otherData"]["cycles"] == data["cycles"]
     tracks: dict[int, list[tuple[int, int]]] = {}
     for event in (e for e in trace["traceEvents"] if e["ph"] == "X"):
@@ -340,7 +342,62 @@ def test_simulate_gives_json_alone_on_stdout(run: Nnac) -> None:
 
 
 def test_simulate_explains_its_contract(run: Nnac) -> None:
-    assert "The timing model" in run("simulate", "m.nna", "--explain").out
+    result = run("simulate", "m.nna", "--explain").out
+    assert "The timing model" in result and "Cycles of MAC arrays" in result and "weight-stationary" in result
+
+
+def test_simulate_asks_what_if(run: Nnac, here: Path) -> None:
+    """Changed figures stand on the screen and in the JSON, and the time is that of the changed machine."""
+    result = run("simulate", "m.nna", "--set", "memory.dram.bytes_per_cycle=0.5", "--set", "clock_mhz=800",
+                 "--json", "out/r.json")
+    assert (result.code, result.err) == (0, "") and len(result.out.splitlines()) <= 24
+    assert "changed      clock_mhz 500 -> 800; memory.dram.bytes_per_cycle 4 -> 0.5\n" in result.out
+    data = json.loads((here / "out/r.json").read_text())
+    before = json.loads(run("simulate", "m.nna", "--json", "-").out)
+    assert data["changed"]["clock_mhz"] == {"compiled": 500.0, "now": 800.0} and not before["changed"]
+    assert data["cycles"] > before["cycles"]
+    assert data["milliseconds"] == pytest.approx(data["cycles"] / 800e3)
+    same = run("simulate", "m.nna", "--set", "clock_mhz=500")
+    assert same.code == 0 and "changed" not in same.out and "what the program was compiled for" in same.err
+
+
+def test_simulate_times_the_next_inference(run: Nnac) -> None:
+    cold, warm = run("simulate", "m.nna"), run("simulate", "m.nna", "--warm")
+    assert warm.code == 0 and not warm.err and "\nwarm " in warm.out and "\nnext" not in warm.out
+    (line,) = [line for line in cold.out.splitlines() if line.startswith("next ")]
+    assert line.split()[1] == next(row for row in warm.out.splitlines() if row.startswith("latency")).split()[1]
+    assert run("compile", "m.onnx", "--calibrate", "random", "-o", "out/s.nna", "--target", "small.toml").code == 0
+    result = run("simulate", "out/s.nna", "--warm")
+    assert result.code == 0 and "do not stay" in result.err and "\nnext" not in result.out
+
+
+def test_simulate_lists_all_layers(run: Nnac) -> None:
+    result = run("simulate", "m.nna", "--layers")
+    assert result.code == 0 and all(len(line) <= 80 for line in result.out.splitlines())
+    assert result.out.count("\ntotal ") == 2 and "outside the chip" in result.out
+
+
+# -- sweep ---------------------------------------------------------------------------------------------------------
+
+SWEEP = ["sweep", "m.onnx", "--vary", "mac.rows=16,32", "--vary", "memory.sram.bytes=64,65536"]
+
+
+def test_sweep_prints_a_table_and_writes_csv(run: Nnac, here: Path) -> None:
+    result = run(*SWEEP, "--csv", "out/s.csv", "--calibrate", "x.npz")
+    assert (result.code, result.err) == (0, "") and all(len(line) <= 80 for line in result.out.splitlines())
+    assert result.out.count("does not fit") == 2
+    assert "\nmac.rows=16, memory.sram.bytes=64: needs " in result.out
+    lines = (here / "out/s.csv").read_text().splitlines()
+    assert len(lines) == 5 and lines[0].startswith("mac.rows,memory.sram.bytes,cycles,")
+    assert os.listdir(here / "out") == ["s.csv"]
+    alone = run(*SWEEP, "--csv", "-", "--calibrate", "x.npz")
+    assert alone.out.splitlines() == lines
+
+
+def test_sweep_takes_shapes_and_targets(run: Nnac) -> None:
+    result = run("sweep", "dynamic.onnx", "--shape", "x=1,3,12,10", "--target", "nna8-tiny", "--vary",
+                 "mac.dataflow=weight_stationary,output_stationary")
+    assert result.code == 0 and "output_stationary" in result.out and "mac." in result.out
 
 
 # -- diff ----------------------------------------------------------------------------------------------------------
@@ -376,6 +433,12 @@ def test_inspect_shows_header_interface_and_memory(run: Nnac) -> None:
     program = load("m.nna")
     for what in (program.digest(), "small", "1x3x12x10", "1x12x10x3", "metadata", "weight buffer", "conv"):
         assert what in result.out
+
+
+def test_inspect_shows_what_is_alive(run: Nnac) -> None:
+    result = run("inspect", "m.nna", "--memory")
+    assert (result.code, result.err) == (0, "") and all(len(line) <= 80 for line in result.out.splitlines())
+    assert f"alive at the peak: {load('m.nna').lower_bound:,} bytes" in result.out and " whole " in result.out
 
 
 def test_selftest_runs_the_known_answer(run: Nnac, here: Path) -> None:
@@ -461,6 +524,21 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["simulate", "damaged.nna"], 1, ["damaged"]),
     (["simulate", "m.nna", "--json", "nowhere/r.json"], 1, ["folder does not exist"]),
     (["simulate", "m.nna", "--trace", "m.nna"], 1, ["read by the same command"]),
+    (["simulate", "m.nna", "--set", "mac.rows=16"], 1, ["mac.rows", "compile the model again"]),
+    (["simulate", "m.nna", "--set", "memory.sram.bytes=1024"], 1, ["memory.sram.bytes", "compile the model again"]),
+    (["simulate", "m.nna", "--set", "memory.sram.speed=3"], 1, ["'memory.sram.speed'", "nnac targets nna8"]),
+    (["simulate", "m.nna", "--set", "clock_mhz"], 1, ["'clock_mhz'", "name=value"]),
+    (["simulate", "m.nna", "--set", "clock_mhz=fast"], 1, ["clock_mhz", "'fast'"]),
+    (["simulate", "m.nna", "--set", "clock_mhz=nan"], 1, ["clock_mhz"]),
+    (["simulate", "m.nna", "--set", "vector.lanes=1", "--set", "vector.lanes=2"], 1, ["'vector.lanes'", "than once"]),
+    (["sweep", "m.onnx"], 2, ["--vary"]),
+    (["sweep", "missing.onnx", "--vary", "mac.rows=1,2"], 1, ["missing.onnx"]),
+    (["sweep", "m.onnx", "--vary", "mac.rows"], 1, ["'mac.rows'", "mac.rows=16,32,64"]),
+    (["sweep", "m.onnx", "--vary", "mac.rows=1,,2"], 1, ["name=value,value"]),
+    (["sweep", "m.onnx", "--vary", "mac.rows=0"], 1, ["mac.rows", "found 0"]),
+    (["sweep", "m.onnx", "--vary", "mac.rows=1", "--vary", "mac.rows=2"], 1, ["'mac.rows'", "than once"]),
+    (["sweep", "m.onnx", "--vary", "mac.rows=1", "--csv", "nowhere/s.csv"], 1, ["folder does not exist"]),
+    (["sweep", "m.onnx", "--vary", "mac.rows=1", "--csv", "m.onnx"], 1, ["read by the same command"]),
     (["inspect", "out"], 1, ["'out'"]),
     (["inspect", "text.onnx"], 1, ["text.onnx"]),
     (["diff", "missing.onnx", "m.nna", "--input", "x.npz"], 1, ["missing.onnx"]),

@@ -295,6 +295,19 @@ def test_every_row_has_a_case() -> None:
     assert "kernel sides are 1 to 65535" in listed["Conv"][1] and "pads are not negative" in listed["Conv"][1]
 
 
+def test_sentences_do_not_contradict_each_other() -> None:
+    """Each thing once, and nothing about operators that only the import chooses."""
+    listed = {name: sentences for name, _, sentences in supported_operators()}
+    for name in ("Relu", "Tanh", "Neg", "Identity", "Flatten"):
+        assert listed[name] == ()
+    assert "2 to 16 operands" in listed["Sum"]
+    for name in ("Add", "Sub", "Mul", "Div"):
+        assert "two operands" in listed[name] and "2 to 16 operands" not in listed[name]
+    for sentences in listed.values():
+        assert len(set(sentences)) == len(sentences) and sum("rank 3 or 4" in text for text in sentences) <= 1
+        assert not any("the function is one of" in text for text in sentences)
+
+
 AXIS = st.tuples(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3),
                  st.integers(0, 3))  # size, kernel, stride, dilation, pad before, pad after
 AUTO = st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])

@@ -195,7 +195,7 @@ def sums(graph: Graph, inputs: Mapping[str, Array]) -> Array:
     x, weight = inputs["x0"].astype(np.int64) - bound.input_quant(INPUT).zero_point, bound.constants[WEIGHT]
     if isinstance(node.op, Dense):
         return np.asarray(x @ weight.astype(np.int64).T)
-    patches = node.op._patches(x, weight.shape[1:3], bound.output.shape)
+    patches = node.op.patches(x, weight.shape[1:3], bound.output.shape)
     depth, out = weight.shape[3], len(weight) // node.op.groups
     parts = [np.einsum("...tc,otc->...o", patches[..., g * depth:(g + 1) * depth],
                        weight[g * out:(g + 1) * out].reshape(out, -1, depth).astype(np.int64))

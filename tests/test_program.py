@@ -376,6 +376,18 @@ def test_unwritable_path(name: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    """Renaming over a device or a pipe would put a file in its place, which root may do."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "null", tmp_path):
+        with pytest.raises(ProgramError, match="not a regular file"):
+            write_file(path, b"data")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["null", "pipe"]
+
+
 def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without the right to write says so."""
     def fail(*arguments: object, **options: object) -> None:

@@ -22,12 +22,7 @@ _SHOWN = 4
 
 def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     """Return, per ONNX operator: its name, the nnac operators that it becomes, the sentences of what is supported."""
-    return [(name, ", ".join(op.name for op in row.ops), _sentences(row)) for name, row in TABLE.items()]
-
-
-def _sentences(row: Row) -> tuple[str, ...]:
-    first = row.ops[0].constraints
-    return tuple(dict.fromkeys([*(rule.sentence for rule in row.rules), *(c.sentence for c in first)]))
+    return [(name, ", ".join(op.name for op in row.ops), row.sentences) for name, row in TABLE.items()]
 
 
 def import_graph(model: onnx.ModelProto) -> Graph:

@@ -150,14 +150,14 @@ def softmax(b: Builder, use: Use) -> None:
 _PAIR = (Rule(lambda u: len(u.inputs) == 2, "two operands"),)
 
 ROWS = {
-    "Add": Row(add, (Sum, Activation, Conv), (), _PAIR),
-    "Sub": Row(sub, (Sum, Activation, Conv), (), _PAIR),
-    "Mul": Row(mul, (Mul, Activation, Conv), (), _PAIR),
+    "Add": Row(add, (Sum, Activation, Conv), (), _PAIR, Mul.constraints),
+    "Sub": Row(sub, (Sum, Activation, Conv), (), _PAIR, Mul.constraints),
+    "Mul": Row(mul, (Mul, Activation, Conv), (), _PAIR, Mul.constraints),
     "Div": Row(div, (Mul, Activation, Conv), (), (
         *_PAIR,
         Rule(lambda u: u.constant(1) is not None and u.constant(0) is None, "the divisor is a constant"),
-        Rule(lambda u: bool(u.array(1).all()), "the divisor has no zero"))),
-    "Sum": Row(sum_, (Sum, Activation, Conv, Reshape)),
+        Rule(lambda u: bool(u.array(1).all()), "the divisor has no zero")), Mul.constraints),
+    "Sum": Row(sum_, (Sum, Activation, Conv, Reshape), limits=Sum.constraints),
     "Neg": Row(neg, (Activation,)),
     "Relu": Row(function("relu"), (Activation,)),
     "LeakyRelu": Row(function("leaky_relu", alpha=0.01), (Activation,), ("alpha",)),
@@ -169,5 +169,5 @@ ROWS = {
         Rule(lambda u: u.fixed(1) and u.fixed(2), "min and max are constants"),)),
     "PRelu": Row(prelu, (Activation,), (), (Rule(lambda u: u.constant(1) is not None, SLOPES),)),
     "Softmax": Row(softmax, (Softmax,), ("axis",), (
-        Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),)),
+        Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),), Softmax.constraints),
 }

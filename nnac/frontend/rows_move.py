@@ -106,13 +106,14 @@ ROWS = {
         Rule(lambda u: u.unused(1), "the mask is not used"))),
     "Cast": Row(reshape, (Reshape,), ("to", "saturate", "round_mode"), (
         Rule(lambda u: u.get("to") == 1, "float32 to float32 only (to = 1)"),)),
-    "Transpose": Row(transpose, (Transpose,), ("perm",)),
-    "Concat": Row(concat, (Concat,), ("axis",)),
+    "Transpose": Row(transpose, (Transpose,), ("perm",), limits=Transpose.constraints),
+    "Concat": Row(concat, (Concat,), ("axis",), limits=Concat.constraints),
     "Split": Row(split, (Slice,), ("axis", "split", "num_outputs"), (
-        Rule(lambda u: u.fixed(1), "the sizes are constants"),)),
+        Rule(lambda u: u.fixed(1), "the sizes are constants"),), Slice.constraints),
     "Slice": Row(slice_, (Slice,), ("starts", "ends", "axes", "steps"), (
-        Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3, 4)), "starts, ends, axes and steps are constants"),)),
+        Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3, 4)), "starts, ends, axes and steps are constants"),),
+        Slice.constraints),
     "Pad": Row(pad, (Pad,), ("mode", "pads", "value"), (
         Rule(lambda u: u.get("mode", "constant") == "constant", "the mode is constant"),
-        Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3)), "pads, value and axes are constants"))),
+        Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3)), "pads, value and axes are constants")), Pad.constraints),
 }

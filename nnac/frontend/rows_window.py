@@ -20,7 +20,7 @@ Quad = tuple[int, int, int, int]
 
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
-SPATIAL = Rule(lambda u: len(u.shape()) in (3, 4), "the input is 1-D or 2-D (rank 3 or 4)")
+SPATIAL = Rule(lambda u: len(u.shape()) in (3, 4), "the input is 1-D or 2-D (rank 3 or 4 in ONNX)")
 AUTO_PAD = Rule(lambda u: u.get("auto_pad", "NOTSET") in AUTO_PADS, f"auto_pad is one of {', '.join(AUTO_PADS)}")
 ONE_PADDING = Rule(lambda u: u.get("auto_pad", "NOTSET") in ("NOTSET", "") or not any(u.get("pads", ())),
                    "pads are given only with auto_pad NOTSET")
@@ -202,7 +202,7 @@ _POOL = ("auto_pad", "kernel_shape", "strides", "pads", "ceil_mode", "dilations"
 ROWS = {
     "Conv": Row(conv, (Conv,), ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"), (
         *WINDOW_RULES,
-        Rule(lambda u: u.given(1) and u.fixed(1) and u.fixed(2), "weights and bias are constants"))),
+        Rule(lambda u: u.given(1) and u.fixed(1) and u.fixed(2), "weights and bias are constants")), Conv.constraints),
     "BatchNormalization": Row(
         batch_normalization, (Conv,), ("epsilon", "momentum", "spatial", "training_mode", "is_test"), (
             Rule(lambda u: 2 <= len(u.shape()) <= 4, "the input has rank 2, 3 or 4"),
@@ -213,8 +213,9 @@ ROWS = {
     "MaxPool": Row(max_pool, (MaxPool,), (*_POOL, "storage_order"), (
         *WINDOW_RULES,
         Rule(lambda u: u.unused(1), "the output Indices is not used"),
-        Rule(lambda u: u.get("storage_order", 0) == 0, "storage_order is 0"))),
-    "AveragePool": Row(average_pool, (AveragePool,), (*_POOL, "count_include_pad"), WINDOW_RULES),
+        Rule(lambda u: u.get("storage_order", 0) == 0, "storage_order is 0")), MaxPool.constraints),
+    "AveragePool": Row(average_pool, (AveragePool,), (*_POOL, "count_include_pad"), WINDOW_RULES,
+                       AveragePool.constraints),
     "GlobalMaxPool": Row(global_max_pool, (MaxPool,), (), (SPATIAL,)),
     "GlobalAveragePool": Row(global_average_pool, (AveragePool,), (), (SPATIAL,)),
     "ReduceMean": Row(reduce_mean, (AveragePool,), ("axes", "keepdims", "noop_with_empty_axes"), (

@@ -11,6 +11,7 @@ import onnx
 
 from nnac.errors import one_line
 from nnac.ops import Op
+from nnac.ops.base import Constraint
 from nnac.types import Array
 
 Shape = tuple[int, ...]
@@ -133,12 +134,19 @@ class Row:
         ops: the operators that it can become.
         attributes: the ONNX attributes that are implemented; any other is reported.
         rules: conditions, checked in this order up to the first that fails.
+        limits: those constraints of the first operator that depend on the model; the import itself meets the others.
     """
 
     handler: Callable[[Any, Use], None]
     ops: tuple[type[Op], ...]
     attributes: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    limits: tuple[Constraint, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What is supported, for a user, each thing once."""
+        return tuple(dict.fromkeys([*(rule.sentence for rule in self.rules), *(c.sentence for c in self.limits)]))
 
 
 def normalized(axis: int, rank: int) -> int:

@@ -92,12 +92,12 @@ class Conv(Op):
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         x, w, bias = inputs[INPUT].astype(np.int64), inputs[WEIGHT], inputs[BIAS]
-        patches = self._patches(x - bound.input_quant(INPUT).zero_point, w.shape[1:3], bound.output.shape)
+        patches = self.patches(x - bound.input_quant(INPUT).zero_point, w.shape[1:3], bound.output.shape)
         acc = _grouped_product(patches, w, self.groups) + bias.astype(np.int64)
         return finish(bound, acc, self.clamp)
 
-    def _patches(self, x: Array, kernel: Shape, out: Shape) -> Array:
-        """Return (N, OH, OW, KH * KW, C) windows of the zero-point-free input; padding is 0."""
+    def patches(self, x: Array, kernel: Shape, out: Shape) -> Array:
+        """Return (N, OH, OW, KH * KW, C) windows of an input without zero point, integers or reals; padding is 0."""
         top, left, bottom, right = self.pads
         x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
         taps = []

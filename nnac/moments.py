@@ -1,0 +1,64 @@
+"""Second moments of layers' inputs over calibration samples: what GPTQ and automatic bit choice weigh errors with.
+
+For a layer that multiplies patches x (K values) with weights (O, K), H = mean of x x^T; an error D of the weights costs
+trace(D H D^T) at the output (Frantar et al. 2022, "GPTQ", up to the factor 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nnac.floatmodel import FloatModel
+from nnac.graph import Graph, Node
+from nnac.ops import Conv, Dense
+from nnac.ops.conv import INPUT, WEIGHT
+from nnac.types import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+ROWS = 4096
+"""Patches of one sample that are used at most; more are thinned out evenly."""
+
+
+def second_moments(
+    model: onnx.ModelProto, graph: Graph, samples: Iterable[Mapping[str, Array]], layers: Iterable[str]
+) -> dict[str, Array]:
+    """Return float64 (groups, K, K) mean outer products of the inputs of the named float layers.
+
+    A layer whose input has no float twin in the model is left out.
+    """
+    nodes = {node.name: node for node in graph.nodes if node.name in set(layers) and isinstance(node.op, Conv | Dense)}
+    sources = {name: graph.values[node.inputs[INPUT]].origin for name, node in nodes.items()}
+    known = {name: origin for name, origin in sources.items() if origin is not None}
+    twin = FloatModel(model, sorted({origin.name for origin in known.values()}))
+    sums: dict[str, Array] = {}
+    counts: dict[str, int] = {}
+    for sample in samples:
+        values = twin.run(sample)
+        for name, origin in known.items():
+            shape = graph.values[nodes[name].inputs[INPUT]].shape
+            patches = _patches(graph, nodes[name], origin.from_onnx(values[origin.name], shape))
+            sums[name] = sums.get(name, 0.0) + np.einsum("gnk,gnl->gkl", patches, patches, optimize=True)
+            counts[name] = counts.get(name, 0) + patches.shape[1]
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _patches(graph: Graph, node: Node, x: Array) -> Array:
+    """Return (groups, patches, K) inputs as the weights' columns see them, thinned to at most `ROWS`."""
+    weight = graph.values[node.inputs[WEIGHT]].shape
+    x = x.astype(np.float64)
+    if isinstance(node.op, Dense):
+        return _thinned(x.reshape(1, -1, weight[1]))
+    taps = node.op.patches(x, weight[1:3], graph.values[node.output].shape)
+    groups, depth = node.op.groups, weight[3]
+    flat = taps.reshape(-1, taps.shape[3], groups, depth).transpose(2, 0, 1, 3)
+    return _thinned(flat.reshape(groups, flat.shape[1], -1))
+
+
+def _thinned(patches: Array) -> Array:
+    step = -(-patches.shape[1] // ROWS)
+    return patches[:, ::step]

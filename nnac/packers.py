@@ -1,0 +1,692 @@
+"""Packers lay out the decoded int8 weights of one stripe as bytes that decode on their own.
+
+A *table* (bytes, one per tensor, shared by its stripes) says how; `Codec` holds packer and table. The caller knows how
+many weights a stripe has. Bits go least significant first.
+
+- ``raw``: the bytes themselves, no table.
+
+All others begin a stripe with one byte: 0, and the weights follow as they are, or 1, and fewer bytes than weights
+follow. What is unused of the last byte is zero. A stripe thus never takes more than raw and one byte.
+
+- ``fixed``: an index of b = 1..7 bits per weight into the table, which is the palette: 1..128 different values; b is
+  the least width that reaches them all.
+- ``bitmap``: a bit per weight, 1 for non-zero; then an index of b bits per non-zero. Table: a byte b = 0..8, then the
+  palette without zero; 8 means no palette, the non-zeros are plain bytes.
+- ``runs``: a field of w = 1..8 bits, how many zeros, then an index as above, and so on; all ones: so many zeros and no
+  index (`nnac.kernels.codec.pack_runs`). Table: a byte ``b | w << 4``, then the palette.
+- ``entropy``: an order-0 coder (tANS) of 2**R states, R = 0..12, four of them interleaved: first their R bits each,
+  then, for weight i, what state i % 4 asks for. A decoder holds 2**R steps of 12 + 4 + 4 + 9 bits (next state, bits to
+  add to it, plain bits, index of the value) and up to 256 values, which `_model` expands from the shares in the table.
+  Four steps are looked up in a cycle; their bit counts are known at once, so that a prefix sum of four and a shifter of
+  80 bits hand each its bits. Values too rare for a share of 1/4096 sit behind one common symbol and are told apart by
+  plain bits. All states must end at 0, which finds many damages. One value takes no bits: R = 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnac.errors import ProgramError
+from nnac.kernels import codec as kernels
+
+Int8 = NDArray[np.int8]
+Int16 = NDArray[np.int16]
+Int64 = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint64]
+
+STRIPE = 16384
+"""Weights in a stripe where nobody says otherwise."""
+
+_STORED, _PACKED = b"\0", b"\1"
+_MAX_PALETTE = 128
+_MAX_BITS = 12
+_ONE = 1 << 20  # fixed point of logarithms
+
+
+class Packer(IntEnum):
+    """The layouts by id, as instructions name them."""
+
+    RAW = 0
+    FIXED = 1
+    BITMAP = 2
+    RUNS = 3
+    ENTROPY = 4
+
+
+PACKERS = {packer.name.lower(): packer for packer in Packer}
+"""The layouts by name, as targets and reports name them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A packer and the table of one tensor.
+
+    Attributes:
+        packer: the layout.
+        table: what a decoder needs to know beside the stripes; empty for raw.
+    """
+
+    packer: Packer
+    table: bytes = b""
+
+    def pack(self, values: Int8) -> bytes:
+        """Return a stripe of int8 values as bytes that `unpack` reads, never more than raw and one byte.
+
+        Values that the table does not know are stored as they are.
+        """
+        values = _flat(values)
+        if self.packer == Packer.RAW:
+            return values.tobytes()
+        payload = _PACK[self.packer](self.table, values, _histogram(values))
+        return _STORED + values.tobytes() if payload is None or len(payload) >= values.size else _PACKED + payload
+
+    def unpack(self, data: bytes, count: int) -> Int8:
+        """Return the `count` values of a stripe; see `unpack`."""
+        out = np.empty(count, np.int8)
+        unpack(self.packer, self.table, np.frombuffer(data, np.uint8), out)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to pack a tensor.
+
+    Attributes:
+        codec: the packer and its table.
+        stripes: the packed stripes, in the order in which they were given.
+    """
+
+    codec: Codec
+    stripes: tuple[bytes, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of stripes and table."""
+        return len(self.codec.table) + sum(map(len, self.stripes))
+
+
+def fit(values: Int8, packer: Packer, palette: Int8 | None = None) -> Codec | None:
+    """Return the codec of a packer for a tensor, or None where the packer cannot represent it.
+
+    Args:
+        values: int8 weights of the whole tensor; what the codec shall pack later, or at least like it.
+        packer: the layout.
+        palette: the values to index, in this order; default: those that occur, ascending. Doubles are dropped, and zero
+            where the layout has it apart. Where a value is missing, `fixed` gives up and others take the default. Raw
+            and the entropy coder do not use it.
+    """
+    values = _flat(values)
+    return _FIT[packer](values, _histogram(values), None if palette is None else _distinct(palette))
+
+
+def unpack(packer: int, table: bytes, data: Bytes, out: Int8) -> None:
+    """Decode one stripe; `out` says how many weights it has. Whatever the bytes are, nothing else is touched.
+
+    Args:
+        packer: id of a `Packer`.
+        table: the table of the tensor.
+        data: uint8 bytes of the stripe, contiguous.
+        out: int8 vector to fill, contiguous; undefined after an error.
+
+    Raises:
+        ProgramError: unknown packer, malformed table or stripe, bytes missing or left over, padding bits set.
+    """
+    if packer not in _FIT:
+        raise ProgramError(f"weights are packed with packer {packer}; there are 0..{max(Packer)}")
+    if packer == Packer.RAW:
+        _check_table(not table, packer, "it has none")
+        return _copy(packer, data, out)
+    kind = int(data[0]) if data.size else -1
+    if kind not in (_STORED[0], _PACKED[0]):
+        raise _damaged(packer, f"the first byte is {kind}, allowed are 0 and 1" if data.size else "there is no byte")
+    reader = _READER[Packer(packer)](table)
+    return _copy(packer, data[1:], out) if kind == _STORED[0] else _read(reader, packer, data[1:], out)
+
+
+def candidates(
+    stripes: Sequence[Int8], packers: Iterable[Packer] = tuple(Packer), palette: Int8 | None = None
+) -> list[Candidate]:
+    """Return the tensor that consists of these stripes in every layout that can represent it, smallest first."""
+    whole = np.concatenate([np.zeros(0, np.int8), *map(_flat, stripes)])
+    codecs = [fit(whole, packer, palette) for packer in sorted(set(packers))]
+    found = [Candidate(codec, tuple(map(codec.pack, stripes))) for codec in codecs if codec]
+    return sorted(found, key=lambda one: (one.nbytes, one.codec.packer))
+
+
+def smallest(
+    values: Int8, packers: Iterable[Packer] = tuple(Packer), palette: Int8 | None = None, stripe: int = STRIPE
+) -> list[Candidate]:
+    """Return `candidates` of a tensor cut into stripes of `stripe` weights."""
+    values = _flat(values)
+    return candidates([values[i : i + stripe] for i in range(0, values.size, stripe)], packers, palette)
+
+
+def entropy_bits(values: Int8) -> float:
+    """Return the order-0 entropy of int8 values in bits per value; 0 for none."""
+    counts = _histogram(_flat(values))
+    share = counts[counts > 0] / max(1, values.size)
+    return float(abs((share * np.log2(share)).sum()))
+
+
+# What all layouts share
+
+
+def _flat(values: Int8) -> Int8:
+    """Return contiguous int8 values of one axis, or refuse."""
+    if values.dtype != np.int8 or values.ndim != 1:
+        raise ValueError(f"packers take a vector of int8, found {values.ndim} axes of {values.dtype}")
+    return np.ascontiguousarray(values)
+
+
+def _histogram(values: Int8) -> Int64:
+    """Return how often each value occurs, at value + 128."""
+    counts = np.zeros(256, np.int64)
+    kernels.histogram(values, counts)
+    return counts
+
+
+def _distinct(palette: Int8) -> Int8:
+    """Return a palette without doubles, in its order."""
+    palette = _flat(palette)
+    return palette[np.sort(np.unique(palette, return_index=True)[1])]
+
+
+def _present(counts: Int64) -> Int8:
+    """Return the values that occur, ascending; zero where none does."""
+    values = np.flatnonzero(counts) - 128
+    return values.astype(np.int8) if values.size else np.zeros(1, np.int8)
+
+
+def _damaged(packer: int, what: str) -> ProgramError:
+    return ProgramError(f"packed weights ({Packer(packer).name.lower()}) are damaged: {what}")
+
+
+def _check_table(condition: bool, packer: int, what: str) -> None:
+    if not condition:
+        raise ProgramError(f"table of packed weights ({Packer(packer).name.lower()}) is wrong: {what}")
+
+
+def _blank(bits: int) -> Words:
+    """Return zeroed words for this many bits, and as many more as kernels ask for."""
+    return np.zeros(bits // 64 + 3, np.uint64)
+
+
+def _to_bytes(words: Words, bits: int) -> bytes:
+    """Return the first bits of words in whole bytes."""
+    return words.astype("<u8", copy=False).view(np.uint8)[: (bits + 7) // 8].tobytes()
+
+
+def _to_words(data: Bytes) -> Words:
+    """Return bytes as words with the zeros behind them that kernels ask for."""
+    words = np.zeros(data.size // 8 + 4, "<u8")
+    words.view(np.uint8)[: data.size] = data
+    return words.astype(np.uint64, copy=False)
+
+
+def _copy(packer: int, data: Bytes, out: Int8) -> None:
+    """Fill `out` with bytes that were stored as they are."""
+    if data.size != out.size:
+        raise _damaged(packer, f"{data.size} bytes stored for {out.size} weights")
+    out[:] = data.view(np.int8)
+
+
+_Reader = Callable[[Words, int, Int8, Int64], None]
+"""Decodes words of so many bits into values, and reports as kernels do."""
+
+
+def _read(reader: _Reader, packer: int, data: Bytes, out: Int8) -> None:
+    """Run a reader and refuse what it faults, what it leaves over, and padding other than zero."""
+    if data.size >= out.size:
+        raise _damaged(packer, f"{data.size} bytes for {out.size} weights, which would have been stored as they are")
+    report = np.zeros(1, np.int64)
+    reader(_to_words(data), data.size * 8, out, report)
+    bits = int(report[0])
+    if bits < 0:
+        raise _damaged(packer, f"{data.size} bytes do not decode to {out.size} weights")
+    if (bits + 7) // 8 != data.size:
+        raise _damaged(packer, f"{data.size} bytes for {out.size} weights, which take {(bits + 7) // 8}")
+    if bits % 8 and int(data[-1]) >> bits % 8:
+        raise _damaged(packer, "padding bits are not zero")
+
+
+# Palettes: fixed, bitmap, runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Palette:
+    """Values to index: `values` is padded to 256 of which `known` count; `codes` is the way back, -1 for unknown."""
+
+    values: Int8
+    known: int
+    width: int
+    codes: Int16
+
+    @classmethod
+    def of(cls, values: Int8, width: int) -> _Palette:
+        padded, codes = np.zeros(256, np.int8), np.full(256, -1, np.int16)
+        padded[: values.size] = values
+        codes[values.astype(np.int64) + 128] = np.arange(values.size)
+        return cls(padded, values.size, width, codes)
+
+    def covers(self, counts: Int64, but_zero: bool) -> bool:
+        """Return whether every value that occurs is known; zero need not be where the layout has it apart."""
+        unknown = (counts > 0) & (self.codes < 0)
+        return not (unknown[:128].any() or unknown[129:].any() or (unknown[128] and not but_zero))
+
+
+def _width(known: int) -> int:
+    """Return the bits of an index into this many values."""
+    return max(known - 1, 0).bit_length()
+
+
+def _read_palette(values: bytes, width: int, packer: Packer) -> _Palette:
+    """Return the palette of a table, checked; width 8 stands for all values by their bytes."""
+    if width == 8 and packer != Packer.FIXED:
+        _check_table(not values, packer, "plain non-zeros have no palette")
+        return _Palette.of(np.arange(256, dtype=np.uint8).view(np.int8), 8)
+    palette = np.frombuffer(values, np.int8)
+    _check_table(palette.size <= _MAX_PALETTE, packer, f"{palette.size} values, at most {_MAX_PALETTE}")
+    _check_table(np.unique(palette).size == palette.size, packer, "a value occurs twice")
+    _check_table(packer == Packer.FIXED or bool((palette != 0).all()), packer, "zero among the non-zeros")
+    _check_table(width == _width(palette.size), packer, f"{palette.size} values indexed by {width} bits")
+    return _Palette.of(palette, width)
+
+
+@functools.lru_cache(maxsize=256)
+def _fixed_palette(table: bytes) -> _Palette:
+    """Return the palette of a `fixed` table; one value takes a bit, too."""
+    _check_table(bool(table), Packer.FIXED, "it is empty")
+    palette = _read_palette(table, _width(len(table)), Packer.FIXED)
+    return _Palette(palette.values, palette.known, max(1, palette.width), palette.codes)
+
+
+@functools.lru_cache(maxsize=256)
+def _zero_palette(table: bytes, packer: Packer) -> tuple[_Palette, int]:
+    """Return the palette of a `bitmap` or `runs` table, and the width of a run."""
+    _check_table(bool(table), packer, "it is empty")
+    width, run_width = table[0] & 15, table[0] >> 4
+    _check_table(width <= 8, packer, f"indices of {width} bits, allowed are 0..8")
+    allowed = range(1, 9) if packer == Packer.RUNS else range(1)
+    _check_table(run_width in allowed, packer, f"runs of {run_width} bits, allowed are {allowed[0]}..{allowed[-1]}")
+    return _read_palette(table[1:], width, packer), run_width
+
+
+def _non_zeros(counts: Int64, palette: Int8 | None) -> Int8 | None:
+    """Return the palette without zero of a tensor, or None where it is too long and plain bytes must do."""
+    present = _present(counts)
+    values = present if palette is None else palette
+    if not np.isin(present[present != 0], values).all():
+        values = present
+    values = values[values != 0]
+    return values if values.size <= _MAX_PALETTE else None
+
+
+def _palette_table(values: Int8 | None, run_width: int) -> bytes:
+    width = 8 if values is None else _width(values.size)
+    return bytes([width | run_width << 4]) + (b"" if values is None else values.tobytes())
+
+
+def _fit_fixed(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
+    chosen = _present(counts) if palette is None else palette
+    fits = 0 < chosen.size <= _MAX_PALETTE and (values.size == 0 or bool(np.isin(_present(counts), chosen).all()))
+    return Codec(Packer.FIXED, chosen.tobytes()) if fits else None
+
+
+def _fit_bitmap(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
+    return Codec(Packer.BITMAP, _palette_table(_non_zeros(counts, palette), 0))
+
+
+def _fit_runs(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
+    """Take the width of a run with the fewest bits: each non-zero takes a field, and so does each full run."""
+    escapes = np.zeros(9, np.int64)
+    kernels.run_escapes(values, escapes)
+    fields = escapes + (values.size - int(counts[128]))
+    run_width = min(range(1, 9), key=lambda width: int(fields[width]) * width)
+    return Codec(Packer.RUNS, _palette_table(_non_zeros(counts, palette), run_width))
+
+
+def _pack_fixed(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+    palette = _fixed_palette(table)
+    if not palette.covers(counts, but_zero=False):
+        return None
+    words = _blank(values.size * palette.width)
+    kernels.pack_fixed(values, palette.codes, palette.width, words)
+    return _to_bytes(words, values.size * palette.width)
+
+
+def _pack_bitmap(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+    palette, _ = _zero_palette(table, Packer.BITMAP)
+    if not palette.covers(counts, but_zero=True):
+        return None
+    bits = values.size + (values.size - int(counts[128])) * palette.width
+    words, report = _blank(bits), np.zeros(1, np.int64)
+    kernels.pack_bitmap(values, palette.codes, palette.width, words, report)
+    return _to_bytes(words, int(report[0]))
+
+
+def _pack_runs(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+    palette, run_width = _zero_palette(table, Packer.RUNS)
+    if not palette.covers(counts, but_zero=True):
+        return None
+    words, report = _blank(values.size * (run_width + palette.width)), np.zeros(1, np.int64)
+    kernels.pack_runs(values, palette.codes, run_width, palette.width, words, report)
+    return _to_bytes(words, int(report[0]))
+
+
+def _fixed_reader(table: bytes) -> _Reader:
+    palette = _fixed_palette(table)
+
+    def read(words: Words, limit: int, out: Int8, report: Int64) -> None:
+        report[0] = -1
+        if out.size * palette.width <= limit:
+            kernels.unpack_fixed(words, palette.values, palette.known, palette.width, out, report)
+
+    return read
+
+
+def _bitmap_reader(table: bytes) -> _Reader:
+    palette, _ = _zero_palette(table, Packer.BITMAP)
+
+    def read(words: Words, limit: int, out: Int8, report: Int64) -> None:
+        report[0] = -1
+        if out.size <= limit:
+            kernels.unpack_bitmap(words, limit, palette.values, palette.known, palette.width, out, report)
+
+    return read
+
+
+def _runs_reader(table: bytes) -> _Reader:
+    palette, run_width = _zero_palette(table, Packer.RUNS)
+
+    def read(words: Words, limit: int, out: Int8, report: Int64) -> None:
+        kernels.unpack_runs(words, limit, palette.values, palette.known, run_width, palette.width, out, report)
+
+    return read
+
+
+# Entropy
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """What an entropy table says.
+
+    Attributes:
+        bits: log2 of the number of states.
+        plain: plain bits behind the common symbol of the rare values; 0: there are none.
+        values: all values, ascending.
+        shares: states per value; 0 for a rare one.
+        common: states of the common symbol.
+    """
+
+    bits: int
+    plain: int
+    values: tuple[int, ...]
+    shares: tuple[int, ...]
+    common: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the states are given away exactly, and plain bits tell exactly the rare values apart."""
+        rare = self.shares.count(0)
+        full = rare == 1 << self.plain and self.common > 0 if self.plain else rare == self.common == 0
+        return full and sum(self.shares) + self.common == 1 << self.bits and self.values[-1] < 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """Shares expanded for the kernels, see there: `steps` and `palette` decode, the rest encodes."""
+
+    bits: int
+    steps: NDArray[np.int32]
+    palette: Int8
+    codes: Int16
+    extras: Int16
+    symbols: Int64
+    places: Int16
+
+
+@functools.lru_cache(maxsize=256)
+def _model(table: bytes) -> _Model:
+    """Expand an entropy table.
+
+    Share f of a symbol becomes the ranks f..2f-1, and rank y wants to lie at the fraction (y + 1/2) / f of the states,
+    where a state x is about as likely as 1/x; all ranks of all symbols in that order are the states.
+    """
+    model = _read_shares(table)
+    palette = [v for v, share in zip(model.values, model.shares, strict=True) if share]
+    rare = [v for v, share in zip(model.values, model.shares, strict=True) if not share]
+    shares = np.array([s for s in model.shares if s] + [model.common] * bool(rare), np.int64)
+    begin = np.cumsum(shares) - shares
+    owner = np.repeat(np.arange(shares.size), shares)
+    ranks = np.arange(owner.size) - begin[owner] + shares[owner]
+    order = np.argsort(((2 * ranks + 1) << 20) // shares[owner], kind="stable")
+    places = np.empty(owner.size, np.int16)
+    places[order] = np.arange(owner.size)
+    longest = model.bits - _log2(shares)
+    symbols = np.stack([(longest << 16) - (shares << longest), begin - shares], axis=1)
+    plain = model.plain * (owner >= len(palette))
+    steps = _steps(ranks[order], plain[order], owner[order], model.bits)
+    codes, extras = _encoding(palette, rare, model.plain)
+    return _Model(model.bits, steps, np.array(palette + rare, np.int8), codes, extras, symbols, places)
+
+
+def _log2(values: Int64) -> Int64:
+    """Return floor(log2) of integers 1..8191."""
+    return np.asarray(np.searchsorted(1 << np.arange(14), values, side="right") - 1, np.int64)
+
+
+def _steps(ranks: Int64, plain: Int64, owner: Int64, bits: int) -> NDArray[np.int32]:
+    """Return what the decoder does in each state."""
+    count = bits - _log2(ranks)
+    steps = ((ranks << count) - (1 << bits)) | count << 12 | plain << 16 | owner << 20
+    return np.asarray(steps, np.int32)
+
+
+def _encoding(palette: Sequence[int], rare: Sequence[int], plain: int) -> tuple[Int16, Int16]:
+    """Return symbol and plain bits by value + 128; the symbol of an unknown value is -1."""
+    codes, extras = np.full(256, -1, np.int16), np.zeros((256, 2), np.int16)
+    for i, value in enumerate(palette):
+        codes[value + 128] = i
+    for i, value in enumerate(rare):
+        codes[value + 128] = len(palette)
+        extras[value + 128] = i, plain
+    return codes, extras
+
+
+def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
+    """Try numbers of states and of plain bits: fewest bits for weights, states of stripes and table together.
+
+    Beside the rounding of the shares there is the loss of placing them, which was seen to stay under 4**(6 - R) bits
+    per weight.
+    """
+    shares = [_share(counts, *choice) for choice in _choices(int((counts > 0).sum()))]
+    return Codec(Packer.ENTROPY, _write_shares(min(shares, key=lambda choice: _weigh(counts, choice))))
+
+
+def _weigh(counts: Int64, model: _Shares) -> float:
+    """Return about how many bits a tensor with these counts takes."""
+    weights = int(counts.sum())
+    values = np.array(model.values) + 128
+    shares = np.array(model.shares)
+    rare, kept = counts[values[shares == 0]].sum(), counts[values[shares > 0]]
+    logs = int((kept * _logs()[shares[shares > 0]]).sum() + rare * _logs()[model.common])
+    coded = weights * model.bits - logs / _ONE + int(rare) * model.plain
+    spread = weights * 4.0 ** (6 - model.bits) if model.bits else 0.0
+    headers = -(-weights // STRIPE) * kernels.LANES * model.bits
+    return coded + spread + headers + sum(_golomb(numbers)[1] for numbers in _numbers(model))
+
+
+def _choices(known: int) -> Iterator[tuple[int, int]]:
+    """Yield (bits of a state, plain bits) that can represent this many values."""
+    for bits in (0, 8, 10, 11, 12):
+        for plain in range(9):
+            rare = 1 << plain if plain else 0
+            if rare <= max(known, 1) and max(known, 1) - rare + bool(rare) <= 1 << bits:
+                yield bits, plain
+
+
+@functools.cache
+def _logs() -> Int64:
+    """Return fixed-point log2 of 1..4096, at their place; integers, so that no machine rounds another way."""
+    logs = np.log2(np.maximum(np.arange((1 << _MAX_BITS) + 1), 1))
+    return np.asarray(np.rint(logs * _ONE), np.int64)
+
+
+def _share(counts: Int64, bits: int, plain: int) -> _Shares:
+    """Return the best shares with the 2**plain rarest values behind a common symbol."""
+    values = _present(counts).astype(np.int64)
+    count = np.maximum(counts[values + 128], 1)
+    by_count = np.argsort(count, kind="stable")
+    rare, kept = by_count[: 1 << plain if plain else 0], np.sort(by_count[1 << plain if plain else 0 :])
+    tally = np.append(count[kept], count[rare].sum() if plain else count[:0])
+    found = np.zeros(tally.size, np.int64)
+    kernels.share_states(tally, _logs(), 1 << bits, found)
+    shares = np.zeros(values.size, np.int64)
+    shares[kept] = found[: kept.size]
+    common = int(found[-1]) if plain else 0
+    return _Shares(bits, plain, tuple(values.tolist()), tuple(shares.tolist()), common)
+
+
+def _pack_entropy(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+    model = _model(table)
+    if ((counts > 0) & (model.codes < 0)).any():
+        return None
+    tokens = np.empty(values.size + kernels.LANES, np.int32)
+    kernels.trace_states(values, model.codes, model.extras, model.symbols, model.places, model.bits, tokens)
+    words, report = _blank(values.size * 8), np.zeros(1, np.int64)
+    kernels.write_tokens(tokens, model.bits, words, report)
+    bits = int(report[0])
+    return _to_bytes(words, bits) if bits < values.size * 8 else None
+
+
+def _entropy_reader(table: bytes) -> _Reader:
+    model = _model(table)
+
+    def read(words: Words, limit: int, out: Int8, report: Int64) -> None:
+        kernels.unpack_states(words, limit, model.bits, model.steps, model.palette, out, report)
+
+    return read
+
+
+# The entropy table: R 4 bits, plain 4, values less one 8, orders of gaps and shares 4 + 4; then numbers in exponential
+# Golomb code: the common share less one where plain > 0; per value the gap from the value before it (from -129), less
+# one; where plain > 0 a bit, 1 for rare; the share less one, unless rare.
+
+
+class _BitWriter:
+    """Bits, least significant first."""
+
+    def __init__(self) -> None:
+        self.bits, self.count = 0, 0
+
+    def put(self, value: int, width: int) -> None:
+        self.bits |= value << self.count
+        self.count += width
+
+    def golomb(self, value: int, order: int) -> None:
+        """As many ones as the number has bits beyond its order, a zero, those bits, and `order` bits."""
+        size = ((value >> order) + 1).bit_length() - 1
+        self.put((1 << size) - 1, size + 1)
+        self.put((value >> order) + 1 - (1 << size), size)
+        self.put(value & ((1 << order) - 1), order)
+
+
+class _BitReader:
+    """Inverse of `_BitWriter`; bits behind the end are zero, which `is_at_end` tells."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits, self.size, self.count = int.from_bytes(data, "little"), len(data), 0
+
+    def take(self, width: int) -> int:
+        value = self.bits >> self.count & ((1 << width) - 1)
+        self.count += width
+        return value
+
+    def golomb(self, order: int) -> int:
+        """Return a number; ones without an end are cut at 16, which is more than any share has."""
+        size = 0
+        while size < 16 and self.take(1):
+            size += 1
+        high = (1 << size) - 1 + self.take(size)
+        return high << order | self.take(order)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all bytes are used and what is left of the last is zero."""
+        return (self.count + 7) // 8 == self.size and self.bits >> self.count == 0
+
+
+def _golomb(numbers: Sequence[int]) -> tuple[int, int]:
+    """Return the order that makes the exponential Golomb codes of these numbers shortest, and their bits."""
+    orders = np.arange(_MAX_BITS)
+    lengths = 2 * _log2((np.array(numbers, np.int64) >> orders[:, None]) + 1) + 1 + orders[:, None]
+    bits = lengths.sum(axis=1)
+    return int(bits.argmin()), int(bits.min())
+
+
+def _numbers(model: _Shares) -> tuple[list[int], list[int]]:
+    """Return gaps between the values and shares, each less one, as they are written."""
+    gaps = [b - a - 1 for a, b in zip((-129, *model.values), model.values, strict=False)]
+    return gaps, [share - 1 for share in (model.common, *model.shares) if share]
+
+
+def _write_shares(model: _Shares) -> bytes:
+    """Return the table that `_read_shares` reads."""
+    gaps, shares = _numbers(model)
+    gap_order, share_order = _golomb(gaps)[0], _golomb(shares)[0]
+    writer = _BitWriter()
+    for value, width in (model.bits, 4), (model.plain, 4), (len(gaps) - 1, 8), (gap_order, 4), (share_order, 4):
+        writer.put(value, width)
+    if model.plain:
+        writer.golomb(model.common - 1, share_order)
+    for gap, share in zip(gaps, model.shares, strict=True):
+        writer.golomb(gap, gap_order)
+        writer.put(not share, bool(model.plain))
+        if share:
+            writer.golomb(share - 1, share_order)
+    return writer.bits.to_bytes((writer.count + 7) // 8, "little")
+
+
+def _read_shares(table: bytes) -> _Shares:
+    """Return the shares of an entropy table, checked."""
+    _check_table(len(table) <= 4096, Packer.ENTROPY, f"{len(table)} bytes, at most 4096")
+    reader = _BitReader(table)
+    bits, plain, known, gap_order, share_order = (reader.take(width) for width in (4, 4, 8, 4, 4))
+    _check_table(bits <= _MAX_BITS and plain <= 8, Packer.ENTROPY, f"{bits} bits of state, {plain} plain bits")
+    common = reader.golomb(share_order) + 1 if plain else 0
+    values, shares = [-129], []
+    for _ in range(known + 1):
+        values.append(values[-1] + 1 + reader.golomb(gap_order))
+        shares.append(0 if plain and reader.take(1) else reader.golomb(share_order) + 1)
+    model = _Shares(bits, plain, tuple(values[1:]), tuple(shares), common)
+    _check_table(reader.is_at_end and model.is_sound, Packer.ENTROPY, "its shares do not add up")
+    return model
+
+
+_FIT: dict[int, Callable[[Int8, Int64, Int8 | None], Codec | None]] = {
+    Packer.RAW: lambda values, counts, palette: Codec(Packer.RAW),
+    Packer.FIXED: _fit_fixed,
+    Packer.BITMAP: _fit_bitmap,
+    Packer.RUNS: _fit_runs,
+    Packer.ENTROPY: _fit_entropy,
+}
+_PACK: dict[int, Callable[[bytes, Int8, Int64], bytes | None]] = {
+    Packer.FIXED: _pack_fixed,
+    Packer.BITMAP: _pack_bitmap,
+    Packer.RUNS: _pack_runs,
+    Packer.ENTROPY: _pack_entropy,
+}
+_READER: dict[int, Callable[[bytes], _Reader]] = {
+    Packer.FIXED: _fixed_reader,
+    Packer.BITMAP: _bitmap_reader,
+    Packer.RUNS: _runs_reader,
+    Packer.ENTROPY: _entropy_reader,
+}

@@ -1,0 +1,72 @@
+"""Sparse packing: how the bytes of each layer's weights lie in memory, zeros and rare values packed away.
+
+Rules:
+
+1. of the packers that the machine's decoder knows (raw always), a layer takes the one whose loads take the fewest cycles
+   by the timing model, then the fewest bytes; every block of output channels decodes on its own;
+2. a packed block never takes more than raw and one byte;
+3. where the array skips folds of zero weights, each convolution carries the folds that it really takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnac.array import over
+from nnac.isa import PACKERS
+from nnac.ops import Block
+from nnac.targets import Target
+from nnac.timing import transfer_cycles
+
+
+SPARSE = 0.2
+"""Share of zeros below which a layout that sets zeros apart cannot win."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The weights of one layer as bytes.
+
+    Attributes:
+        packer: index into `isa.PACKERS`.
+        table: bytes that the blocks share.
+        stripes: the bytes of each block.
+        sizes: bytes, table included, by packer name, for all that could be chosen; smallest first.
+    """
+
+    packer: int
+    table: bytes
+    stripes: tuple[bytes, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+
+def pack_weights(blocks: Sequence[Block], target: Target) -> Packing:
+    """Return the packing that the target loads fastest."""
+    stripes = [block.weights for block in blocks]
+    total = sum(stripe.size for stripe in stripes)
+    raw = Packing(0, b"", tuple(stripe.tobytes() for stripe in stripes), (("raw", total),))
+    known = [index for index, name in enumerate(PACKERS) if index and getattr(target.decoder, name)]
+    if not known or not total:
+        return raw
+    from nnac.packers import Packer, candidates
+
+    zeros = sum(int((stripe == 0).sum()) for stripe in stripes) / total
+    worth = [p for p in known if PACKERS[p] not in ("bitmap", "runs") or zeros > SPARSE]
+    found = candidates([np.ascontiguousarray(s) for s in stripes], [Packer(0), *map(Packer, worth)])
+    sizes = tuple((PACKERS[c.codec.packer], c.nbytes) for c in found)
+    packings = [Packing(int(c.codec.packer), c.codec.table, c.stripes, sizes) for c in found]
+    return min(packings, key=lambda p: (load_cycles(p, stripes, target), sum(map(len, p.stripes)) + len(p.table)))
+
+
+def load_cycles(packing: Packing, stripes: Sequence[np.ndarray], target: Target) -> int:
+    """Return the cycles of a layer's loads, one after the other."""
+    memory, decoder = target.memory[target.memory_mode.constants], target.decoder
+    rate = getattr(decoder, PACKERS[packing.packer]) if packing.packer else decoder.bytes_per_cycle
+    cycles = 0
+    for stripe, data in zip(stripes, packing.stripes, strict=True):
+        moved = transfer_cycles(memory, [(len(part), len(part)) for part in (data, packing.table) if part])
+        cycles += max(moved, decoder.issue_cycles + over(stripe.size, rate))
+    return cycles
