@@ -170,7 +170,8 @@ def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) 
         return sorted(cycles, key=lambda s: cycles[s])[:count]
 
     first = attempt(STRATEGIES[0])
-    if isinstance(first, CapacityError) or first.tiling.spills:
+    first_spills = isinstance(first, CapacityError) or first.tiling.spills
+    if first_spills:
         for strategy in STRATEGIES[1:]:
             attempt(strategy)
         for strategy in [replace(s, stripes=n) for s in fastest(2) for n in STRIPES]:
@@ -181,6 +182,9 @@ def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) 
     if not programs:
         assert isinstance(first, CapacityError)
         raise first
+    for strategy in [replace(s, stripes=n) for s in fastest(1) if first_spills for n in STRIPES]:
+        if strategy not in programs and patient():
+            attempt(strategy)
     for strategy in [replace(s, blocks=n) for s in fastest(1) for n in BLOCKS]:
         if patient():
             attempt(strategy)

@@ -188,11 +188,11 @@ def test_every_generator(name: str, bits: int) -> None:
 def test_pinned_zero(name: str, bits: int) -> None:
     """Zeros stay zeros, or the generator says that it has none."""
     sparse = GAUSS * (np.random.default_rng(3).random(GAUSS.shape) < 0.4)
-    try:
-        encoded = encode(sparse, bits, name, zero=True)
-    except ModelError as error:
-        assert "no level at zero" in str(error)
+    if not GENERATORS[name].holds_zero(bits):
+        with pytest.raises(ModelError, match="no level at zero"):
+            encode(sparse, bits, name, zero=True)
         return
+    encoded = encode(sparse, bits, name, zero=True)
     assert_legal(encoded, sparse, bits)
     assert 0 in encoded.tables[0]
     assert (encoded.weights[sparse == 0] == 0).all()
