@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nnac import reference, stages
 from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
-from nnac.compare import Comparison, compare
+from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError
 from nnac.frontend import import_graph, prepare
 from nnac.graph import Graph
 from nnac.isa import Space
+from nnac.moments import second_moments
+from nnac.ops import Conv, Dense
+from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
+from nnac.passes.centroid_folding import centroid_folding
+from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
 from nnac.passes.emit import Packings, emit
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
@@ -34,6 +41,7 @@ from nnac.timing import latency, simulate
 from nnac.types import Array
 from nnac.validate import load as load_program
 from nnac.validate import validate
+from nnac.weightplan import WeightPlan, parse_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -71,6 +79,7 @@ def compile(
     *,
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    weights: str | int | Path | WeightPlan | None = None,
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -84,6 +93,8 @@ def compile(
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
+        weights: bits below eight, per layer if wanted (see `nnac.weightplan`); weights that are clustered already are found
+            without it.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -94,9 +105,12 @@ def compile(
         TargetError: the target does not exist or is wrong.
         CapacityError: the network does not fit the machine, or the result a budget.
     """
-    machine = load_target(target)
-    graph, ranges, note = measured_graph(model, calibration, method, shapes, progress)
-    program = lower(graph, ranges, machine, note, check=check)
+    machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
+    prepared, graph, samples = _open(model, calibration, method, shapes)
+    ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
+    wanted = needs_moments(graph, plan)
+    moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
+    program = lower(graph, ranges, machine, note, check, plan, moments)
     _keep(program, budgets or Budgets())
     return CompiledModel(program)
 
@@ -105,12 +119,25 @@ def measured_graph(
     model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None, progress: Progress | None
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
+    prepared, graph, samples = _open(model, calibration, method, shapes)
+    return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
+
+
+def _open(
+    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None
+) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
+    """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
         raise ModelError("no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
                          "shape and timing studies")
+    if method not in METHODS:
+        raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes)
     graph = float_graph(prepared)
-    return graph, *_calibrate(prepared, graph, calibration, method, progress)
+    inputs = input_shapes(graph)
+    random = isinstance(calibration, str) and calibration == RANDOM
+    samples = random_samples(inputs) if random else load_samples(calibration, inputs)
+    return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
 def float_graph(prepared: onnx.ModelProto) -> Graph:
@@ -121,20 +148,43 @@ def float_graph(prepared: onnx.ModelProto) -> Graph:
     return graph
 
 
-def lower(graph: Graph, ranges: Mapping[str, Range], machine: Target, note: str, check: bool = False) -> Program:
+def lower(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    machine: Target,
+    note: str,
+    check: bool = False,
+    weights: WeightPlan | None = None,
+    moments: Mapping[str, Array] | None = None,
+) -> Program:
     """Return the validated program of a float graph with known ranges."""
-    law = machine.arithmetic
-    integer = stages.check(quantize(graph, ranges, law), stages.INTEGER)
+    law, plan = machine.arithmetic, weights or WeightPlan()
+    folded = centroid_folding(graph, plan, law)
+    encoded = codebook_encoding(folded, plan, law, moments or {})
+    integer = stages.check(quantize(encoded, ranges, law), stages.INTEGER)
     legal = stages.check(legalize(integer, machine), stages.INTEGER)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)
     if check:
         _same("legalize", reference.run(integer, probe, law), expected)
     digests = {name: hashlib.sha256(expected[name].tobytes()).hexdigest() for name in legal.outputs}
-    program = validate(best_program(legal, machine, note, KnownAnswer(0, digests)))
+    program = validate(best_program(legal, machine, note, KnownAnswer(0, digests), weight_sqnr(graph, integer)))
     if check:
         _check_program(program, probe, expected)
     return program
+
+
+def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
+    """Return the dB of every layer's int8 weights against those of the float graph; inf where they are equal."""
+    exact = {node.name: graph.constants[node.inputs[WEIGHT]] for node in graph.nodes if isinstance(node.op, Conv | Dense)}
+    found = {}
+    for node in integer.nodes:
+        if node.name in exact and isinstance(node.op, Conv | Dense):
+            real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
+            levels, scale = integer.constants[node.inputs[WEIGHT]], integer.constants[node.inputs[SCALE]]
+            error = real - levels.reshape(real.shape) * scale.astype(np.float64)[:, None]
+            found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
+    return found
 
 
 def _check_program(program: Program, probe: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
@@ -146,7 +196,9 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
         _same(f"execution in {name}", expected, Emulator(program).run(probe, order=order))
 
 
-def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) -> Program:
+def best_program(
+    graph: Graph, machine: Target, note: str, answer: KnownAnswer, sqnr: Mapping[str, float] | None = None
+) -> Program:
     """Return the fastest program by the timing model, of those that the strategies give.
 
     Raises:
@@ -159,7 +211,7 @@ def best_program(graph: Graph, machine: Target, note: str, answer: KnownAnswer) 
     def attempt(strategy: Strategy) -> Plan | CapacityError:
         found = _attempt(graph, machine, strategy)
         if isinstance(found, Plan):
-            programs[strategy] = emit(found, note, answer, packings)
+            programs[strategy] = emit(found, note, answer, packings, sqnr)
             cycles[strategy] = latency(programs[strategy])
         return found
 
@@ -213,13 +265,10 @@ def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
 
 
 def _calibrate(
-    prepared: onnx.ModelProto, graph: Graph, source: Any, method: str, progress: Progress | None
+    prepared: onnx.ModelProto, graph: Graph, samples: Iterable[Mapping[str, Array]], source: Any, method: str,
+    progress: Progress | None,
 ) -> tuple[dict[str, Range], str]:
     """Return ranges by ONNX tensor name, and the note that the program carries."""
-    if method not in METHODS:
-        raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    shapes = input_shapes(graph)
-    samples = random_samples(shapes) if isinstance(source, str) and source == RANDOM else load_samples(source, shapes)
     total, seen = count(samples), [0]
 
     def step(done: int) -> None:

@@ -94,6 +94,23 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding:
+    """How a layer's weights are encoded.
+
+    Attributes:
+        levels: distinct int8 values.
+        sqnr_db: of the decoded weights against the float model's, dB; None: nothing lost.
+        packer: the layout that was chosen (a name of `isa.PACKERS`).
+        sizes: bytes by layout, shared table included, for all that could be chosen; smallest first.
+    """
+
+    levels: int
+    sqnr_db: float | None
+    packer: str
+    sizes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """The instructions that came from one node; what reports group by.
 
@@ -102,6 +119,7 @@ class Layer:
         runs: half-open ranges of instructions, ascending; one, or one per stripe in a cascade of layers.
         inputs, output: tensors of the program (operands that are constants are left out).
         macs: multiply-accumulates; `weight_bytes`: int8 weights before encoding.
+        encoding: of the weights; None without weights.
     """
 
     name: str
@@ -111,6 +129,7 @@ class Layer:
     output: str
     macs: int
     weight_bytes: int
+    encoding: Encoding | None = None
 
     def indices(self) -> Iterator[int]:
         """Yield the layer's instructions."""
@@ -331,4 +350,6 @@ def _layer(raw: dict[str, Any]) -> Layer:
     if set(raw) != known:
         raise ProgramError("a layer record has unknown or missing entries")
     runs = tuple((first, end) for first, end in raw["runs"])
-    return Layer(**raw | {"inputs": tuple(raw["inputs"]), "runs": runs})
+    encoding = raw["encoding"] and Encoding(**raw["encoding"] | {
+        "sizes": tuple((name, size) for name, size in raw["encoding"]["sizes"])})
+    return Layer(**raw | {"inputs": tuple(raw["inputs"]), "runs": runs, "encoding": encoding})

@@ -21,9 +21,10 @@ import numpy as np
 
 from nnac.codebooks import Encoded, encode
 from nnac.errors import ModelError
+from nnac.generators import find
 from nnac.graph import Graph, Node
 from nnac.ops.conv import WEIGHT
-from nnac.passes.centroid_folding import Finding, finding, put_encoded, weighted_layers
+from nnac.passes.centroid_folding import put_encoded, weighted_layers
 from nnac.targets import Arithmetic
 from nnac.types import Array
 from nnac.weightplan import Choice, WeightPlan
@@ -34,8 +35,8 @@ AUTO_BITS = (8, 7, 6, 5, 4, 3, 2)
 
 def codebook_encoding(
     graph: Graph, plan: WeightPlan, law: Arithmetic, moments: Mapping[str, Array]
-) -> tuple[Graph, tuple[Finding, ...]]:
-    """Return the graph with encoded weights, and what was done.
+) -> Graph:
+    """Return the graph with encoded weights.
 
     Args:
         graph: float, after `centroid_folding`.
@@ -46,15 +47,13 @@ def codebook_encoding(
     Raises:
         ModelError: a generator does not offer the bits, or a budget cannot be met (says the closest).
     """
-    draft, findings = graph.draft(), []
+    draft = graph.draft()
     choices = _choices(graph, plan, law, moments)
     for node in weighted_layers(graph):
         choice = choices[node.name]
         if choice.bits < 8:
-            encoded = _encoded(graph, node, choice, law, moments.get(node.name))
-            put_encoded(draft, node, encoded)
-            findings.append(finding(node, f"{choice.generator}, {choice.assigner}", encoded))
-    return draft.freeze(), tuple(findings)
+            put_encoded(draft, node, _encoded(graph, node, choice, law, moments.get(node.name)))
+    return draft.freeze()
 
 
 def needs_moments(graph: Graph, plan: WeightPlan) -> list[str]:
@@ -72,7 +71,7 @@ def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: 
                          f"use the assigner 'nearest'")
     return encode(
         weight, choice.bits, choice.generator, choice.assigner, groups=choice.groups, per_channel=law.per_channel,
-        zero=bool((weight == 0).mean() >= ZEROS), hessian=moment if choice.assigner == "gptq" else None,
+        zero=bool((weight == 0).mean() >= ZEROS) and find(choice.generator).holds_zero(choice.bits), hessian=moment if choice.assigner == "gptq" else None,
         power_of_two=law.power_of_two_scales,
     )
 

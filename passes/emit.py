@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from nnac import isa
 from nnac.array import taken_folds
 from nnac.errors import CapacityError
 from nnac.graph import Graph
-from nnac.isa import AnyInstruction, Space
+from nnac.isa import PACKERS, AnyInstruction, Space
 from nnac.ops import Block, Move, Slab, Step
 from nnac.ops.base import aligned
 from nnac.ops.move import Home, copy
@@ -30,7 +31,7 @@ from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import schedule
 from nnac.passes.sparse_packing import Packing, pack_weights
 from nnac.plan import Plan, Task
-from nnac.program import KnownAnswer, Layer, Piece, Program, Tensor
+from nnac.program import Encoding, KnownAnswer, Layer, Piece, Program, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +119,31 @@ class _Loader:
 Packings = dict[tuple[object, ...], Packing]
 
 
-def emit(plan: Plan, calibration: str, known_answer: KnownAnswer, packings: Packings | None = None) -> Program:
-    """Return the program of a plan; `packings` remembers packed weights from one plan of a network to the next.
+def emit(
+    plan: Plan,
+    calibration: str,
+    known_answer: KnownAnswer,
+    packings: Packings | None = None,
+    sqnr: Mapping[str, float] | None = None,
+) -> Program:
+    """Return the program of a plan.
+
+    Args:
+        plan: homes, stripes, addresses.
+        calibration, known_answer: for the record.
+        packings: remembers packed weights from one plan of a network to the next.
+        sqnr: dB of the int8 weights against the float ones, by node; for the record.
 
     Raises:
         CapacityError: one output channel's weights exceed the weight buffer, or a memory is too small.
     """
-    return _Emitter(plan, {} if packings is None else packings).program(calibration, known_answer)
+    return _Emitter(plan, {} if packings is None else packings, sqnr or {}).program(calibration, known_answer)
 
 
 class _Emitter:
-    def __init__(self, plan: Plan, packings: Packings) -> None:
-        self.plan, self.tiling, self.packings = plan, plan.tiling, packings
-        self.sizes: dict[str, tuple[tuple[str, int], ...]] = {}
+    def __init__(self, plan: Plan, packings: Packings, sqnr: Mapping[str, float]) -> None:
+        self.plan, self.tiling, self.packings, self.sqnr = plan, plan.tiling, packings, sqnr
+        self.chosen: dict[str, Packing] = {}
         self.target = plan.tiling.target
         self.graph: Graph = plan.tiling.graph
         self.image, self.ring = _Image(), _Ring(self.target.memory["weights"].bytes)
@@ -170,7 +183,7 @@ class _Emitter:
         if key not in self.packings:
             self.packings[key] = pack_weights(blocks, self.target)
         packing = self.packings[key]
-        self.sizes[task.node.name] = packing.sizes
+        self.chosen[task.node.name] = packing
         table = self.image.add(packing.table) if packing.table else 0
         return [
             _Placed(block, self.image.add(block.params), self.image.add(data), len(data), packing.packer, table,
@@ -195,7 +208,15 @@ class _Emitter:
             weights = sum(p.block.weights.size for p in self.blocks[t])
             inputs = tuple(name for name in self.graph.operands(task.node) if name not in self.graph.constants)
             self.layers.append(Layer(task.node.name, task.node.op.name, tuple(runs[t]), inputs, task.node.output,
-                                     task.node.op.work(task.bound).macs, weights))
+                                     task.node.op.work(task.bound).macs, weights, self._encoding(t)))
+
+    def _encoding(self, t: int) -> Encoding | None:
+        blocks, name = [p.block.weights for p in self.blocks[t]], self.tiling.tasks[t].node.name
+        if not any(weights.size for weights in blocks):
+            return None
+        sqnr, packing = self.sqnr.get(name, inf), self.chosen[name]
+        return Encoding(len(np.unique(np.concatenate(blocks))), sqnr if sqnr < inf else None, PACKERS[packing.packer],
+                        packing.sizes)
 
     def _turns(self, group: range) -> Iterator[tuple[int, Iterable[AnyInstruction]]]:
         """Yield (task, instructions) in the order of execution."""

@@ -21,7 +21,6 @@ from nnac.ops import Block
 from nnac.targets import Target
 from nnac.timing import transfer_cycles
 
-
 SPARSE = 0.2
 """Share of zeros below which a layout that sets zeros apart cannot win."""
 
