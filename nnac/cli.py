@@ -82,13 +82,15 @@ def cli() -> None:
 @click.option("--method", default="minmax", show_default=True, metavar="minmax|percentile|mse",
               help="How ranges come from the samples.")
 @_shape
+@click.option("--weights", metavar="SPEC", help="Bits below eight: 5, 4:lloyd_max:gptq, auto:BYTES, auto:30dB, or a "
+              ".toml file with rules per layer.")
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
 @click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
 @click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
 @click.option("--max-cycles", type=amount, metavar="N", help="Budget: cycles of one inference.")
 def compile(model: str, output: str | None, target: str, calibrate: str | None, method: str,
-            shapes: tuple[tuple[str, Shape], ...], check: bool, max_sram: int | None, max_flash: int | None,
-            max_cycles: int | None) -> None:
+            shapes: tuple[tuple[str, Shape], ...], weights: str | None, check: bool, max_sram: int | None,
+            max_flash: int | None, max_cycles: int | None) -> None:
     """Compile an ONNX MODEL into a program (.nna) for a machine."""
     if calibrate is None:
         raise ModelError("no calibration: pass --calibrate samples.npz (one array per input, first axis = samples) or "
@@ -101,8 +103,8 @@ def compile(model: str, output: str | None, target: str, calibrate: str | None, 
         announce_kernels()
     budgets = compiler.Budgets(max_sram, max_flash, max_cycles)
     with progress_bar() as progress:
-        compiled = compiler.compile(model, target, calibrate, method=method, shapes=dict(shapes), check=check,
-                                    budgets=budgets, progress=progress)
+        compiled = compiler.compile(model, target, calibrate, method=method, shapes=dict(shapes), weights=weights,
+                                    check=check, budgets=budgets, progress=progress)
     blob = dumps(compiled.program)
     write_file(path, blob)
     _screen(compiled.simulate(), len(blob), path)
@@ -312,22 +314,36 @@ def _write_json(path: Path | None, data: Mapping[str, Any], indent: int | None =
 @click.option("--disasm", is_flag=True, help="List the instructions.")
 @click.option("--tensors", is_flag=True, help="List all tensors with their addresses.")
 @click.option("--memory", is_flag=True, help="Show what is alive in the scratchpad per layer, and at the peak.")
+@click.option("--weights", is_flag=True, help="Show what every layer's weights take, against entropy, int8 and float32.")
+@click.option("--json", "json_path", metavar="FILE", help="With --weights: write them as JSON (- for stdout, then "
+              "nothing else).")
 @click.option("--selftest", is_flag=True, help="Run the known answer; exit code 1 if an output differs.")
-def inspect(program: str, disasm: bool, tensors: bool, memory: bool, selftest: bool) -> None:
+def inspect(program: str, disasm: bool, tensors: bool, memory: bool, weights: bool, json_path: str | None,
+            selftest: bool) -> None:
     """Show what is in a PROGRAM (.nna)."""
+    if json_path is not None and not weights:
+        raise click.UsageError("--json belongs to --weights")
+    path = writable(json_path, program) if json_path not in (None, "-") else None
     import hashlib
 
-    from nnac import report
+    from nnac import account, report
     from nnac.program import dumps
 
     blob = _load(program)
     data = dumps(blob)
+    if json_path is not None:
+        _write_json(path, account.to_json(blob, len(data)), indent=1)
+    if json_path == "-":
+        return
     show(report.header(blob, len(data), hashlib.sha256(data).hexdigest()), "", report.interface(blob), "",
           report.memory_map(blob))
     if tensors:
         show("", report.tensors(blob))
     if memory:
         show("", report.scratchpad(blob))
+    if weights:
+        rows = account.weight_account(blob)
+        show("", report.weights(rows, account.blob_account(blob, rows, len(data))))
     if disasm:
         _list_instructions(blob)
     if selftest:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
+from nnac.passes.order import order
 from nnac.passes.place import place
 from nnac.passes.quantize import quantize
 from nnac.passes.tile import tile
@@ -53,6 +55,8 @@ Progress = Callable[[str, int, int | None], None]
 
 RANDOM = "random"
 ATTEMPTS = 24
+TIGHTER = 8
+"""Compilations until a budget of weight bytes is kept, each aiming lower."""
 PATIENCE = 30_000
 """Instructions that the search for the fastest program emits before it is content with what it has."""
 
@@ -110,7 +114,8 @@ def compile(
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
-    program = lower(graph, ranges, machine, note, check, plan, moments)
+    lowered = _within if plan.budget and plan.budget[0] == "bytes" else lower
+    program = lowered(graph, ranges, machine, note, check, plan, moments)
     _keep(program, budgets or Budgets())
     return CompiledModel(program)
 
@@ -162,16 +167,43 @@ def lower(
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
     integer = stages.check(quantize(encoded, ranges, law), stages.INTEGER)
-    legal = stages.check(legalize(integer, machine), stages.INTEGER)
+    legal = stages.check(order(legalize(integer, machine)), stages.INTEGER)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)
     if check:
-        _same("legalize", reference.run(integer, probe, law), expected)
+        _same("legalize and order", reference.run(integer, probe, law), expected)
     digests = {name: hashlib.sha256(expected[name].tobytes()).hexdigest() for name in legal.outputs}
     program = validate(best_program(legal, machine, note, KnownAnswer(0, digests), weight_sqnr(graph, integer)))
     if check:
         _check_program(program, probe, expected)
     return program
+
+
+def _within(
+    graph: Graph, ranges: Mapping[str, Range], machine: Target, note: str, check: bool, plan: WeightPlan,
+    moments: Mapping[str, Array],
+) -> Program:
+    """Return the program whose packed weights keep the plan's budget of bytes, which the passes only estimate.
+
+    Raises:
+        ModelError: it cannot be kept; says the closest.
+    """
+    assert plan.budget is not None
+    limit, closest = plan.budget[1], inf
+    aim = limit
+    for _ in range(TIGHTER):
+        try:
+            program = lower(graph, ranges, machine, note, check, replace(plan, budget=("bytes", aim)), moments)
+        except ModelError:
+            if closest == inf:
+                raise
+            break
+        packed = sum(layer.encoding.nbytes for layer in program.layers if layer.encoding)
+        if packed <= limit:
+            return program
+        closest = min(closest, packed)
+        aim -= packed - limit + limit / 64
+    raise ModelError(f"weights auto:{limit:.0f}: the closest that {machine.name} can pack them into is {closest:.0f} bytes")
 
 
 def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
@@ -228,7 +260,8 @@ def best_program(
             attempt(strategy)
         for strategy in [replace(s, stripes=n) for s in fastest(2) for n in STRIPES]:
             attempt(strategy)
-        for strategy in [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]:
+        less = [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]
+        for strategy in [*less, *(replace(s, share=1.0, used=s.share) for s in less)]:
             if strategy not in programs and patient():
                 attempt(strategy)
     if not programs:
@@ -253,7 +286,7 @@ def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | Capaci
 def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
     """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
     size = machine.memory["sram"].bytes
-    budget = int(size * strategy.share)
+    budget = int(size * strategy.used)
     for _ in range(ATTEMPTS):
         candidate = place(tile(graph, machine, budget, strategy))
         excess = candidate.used[Space.SRAM] - size

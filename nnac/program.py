@@ -109,6 +109,11 @@ class Encoding:
     packer: str
     sizes: tuple[tuple[str, int], ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the layout that was chosen."""
+        return dict(self.sizes).get(self.packer, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -350,6 +355,16 @@ def _layer(raw: dict[str, Any]) -> Layer:
     if set(raw) != known:
         raise ProgramError("a layer record has unknown or missing entries")
     runs = tuple((first, end) for first, end in raw["runs"])
-    encoding = raw["encoding"] and Encoding(**raw["encoding"] | {
-        "sizes": tuple((name, size) for name, size in raw["encoding"]["sizes"])})
+    encoding = None if raw["encoding"] is None else _encoding(raw["encoding"])
     return Layer(**raw | {"inputs": tuple(raw["inputs"]), "runs": runs, "encoding": encoding})
+
+
+def _encoding(raw: dict[str, Any]) -> Encoding:
+    found = Encoding(raw["levels"], raw["sqnr_db"], raw["packer"], tuple((name, size) for name, size in raw["sizes"]))
+    sizes, sqnr = dict(found.sizes), found.sqnr_db
+    right = (set(raw) == {f.name for f in fields(Encoding)} and found.packer in sizes and set(sizes) <= set(isa.PACKERS)
+             and all(type(n) is int and 0 <= n < 1 << 40 for n in (*sizes.values(), found.levels))
+             and (sqnr is None or (type(sqnr) is float and isfinite(sqnr))))
+    if not right:
+        raise ProgramError("the record of how a layer's weights are encoded is wrong")
+    return found

@@ -8,6 +8,7 @@ interpreted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from nnac.timing import OUTSIDE, LayerTime, Timeline
 from nnac.types import Array
 
 if TYPE_CHECKING:
+    from nnac.account import BlobBytes, WeightRow
     from nnac.compare import Comparison, Row
     from nnac.sweep import Point
 
@@ -92,8 +94,7 @@ def _answers(timeline: Timeline, blob_bytes: int, blob: str, changes: Changes) -
         **_latency(timeline),
         "bound by": f"{bound(timeline.bound)}; busy: {busy(timeline)}",
         "scratchpad": _scratchpad(program),
-        "weights": f"{sum(layer.weight_bytes for layer in program.layers):,} bytes; all constants "
-                   f"{program.constants.size:,} bytes",
+        **_weights(program),
         "blob": f"{blob_bytes:,} bytes{f': {blob}' if blob else ''}",
         "work": f"{program.macs:,} MACs; {timeline.utilisation:.1%} of the array's peak",
         **energy(timeline),
@@ -120,6 +121,27 @@ def _latency(timeline: Timeline) -> dict[str, str]:
 
 def _time(timeline: Timeline) -> str:
     return f"{timeline.cycles:,} cycles = {_short(timeline.milliseconds)} ms"
+
+
+def _weights(program: Program) -> dict[str, Text]:
+    """Return what the weights take: fewer bytes where they are packed, fewer cycles where the array skips zeros."""
+    raw = sum(layer.weight_bytes for layer in program.layers)
+    packed = sum(layer.encoding.nbytes for layer in program.layers if layer.encoding)
+    rest = f"; all constants {program.constants.size:,} bytes"
+    if 0 < packed < raw:
+        rest = f" packed into {packed:,} ({8 * packed / raw:.2f} bits each); constants {program.constants.size:,}"
+    rows = {"weights": Text(f"{raw:,} bytes{rest}")}
+    dense, taken = _skipping(program)
+    if taken < dense:
+        rows["zeros"] = Text(f"the array skips {1 - taken / dense:.0%} of its cycles: {taken:,} of {dense:,}")
+    return rows
+
+
+def _skipping(program: Program) -> tuple[int, int]:
+    """Return the array's cycles without and with skipping of zero weights."""
+    mac, convs = program.target.mac, [i for i in program.instructions if isinstance(i, isa.Conv) and i.taps]
+    dense = sum(mac_array.array_cycles(replace(i, taps=0), mac) for i in convs)
+    return dense, sum(mac_array.array_cycles(i, mac) for i in convs)
 
 
 def _scratchpad(program: Program) -> str:
@@ -247,8 +269,8 @@ def header(program: Program, blob_bytes: int, digest: str) -> Table:
     return facts({
         "model": program.name, "format": FORMAT, "target": machine(program.target),
         "calibration": calibration(program), "digest": digest,
-        "blob": f"{blob_bytes:,} bytes: instructions {instructions:,}, constants {program.constants.size:,}, "
-                f"metadata {rest:,}",
+        "blob": Text(f"{blob_bytes:,} bytes: instructions {instructions:,}, constants {program.constants.size:,}, "
+                     f"metadata {rest:,}"),
         "program": f"{len(program.instructions):,} instructions, {len(program.layers):,} layers, {program.macs:,} MACs",
         "known answer": f"seed {program.known_answer.seed}; {outputs}",
     })
@@ -326,6 +348,31 @@ def _layers_of(program: Program, moment: Moment) -> str:
     """Return the names of the layers of a moment, the first and the last."""
     names = [program.layers[place].name for place in moment.layers] or ["nothing"]
     return names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}"
+
+
+def weights(rows: Sequence[WeightRow], blob: BlobBytes) -> Group:
+    """Return what every layer's weights take against their entropy, how they are packed, and the file's parts."""
+    table = _table("weights of", "<shape", ">int8", ">blob", ">index", ">bits each", ">entropy", ">zeros", ">SQNR")
+    packers = _table("layer", ">levels", ">table", "<packer", "~others, bytes")
+    for row in rows:
+        table.add_row(_name(row.name), _shape(row.shape), f"{row.raw_bytes:,}", f"{row.encoded_bytes:,}", str(row.bits),
+                      f"{row.bits_per_weight:.2f}", f"{row.entropy_bits:.2f}", f"{row.zeros:.0%}",
+                      "exact" if row.sqnr_db is None else _decibel(row.sqnr_db))
+        others = ", ".join(f"{name} {size:,}" for name, size in row.runners_up)
+        packers.add_row(_name(row.name), str(row.levels), f"{row.table_bytes:,}", row.packer, others)
+    raw, packed = sum(row.raw_bytes for row in rows), sum(row.encoded_bytes for row in rows)
+    table.add_row("total", "", f"{raw:,}", f"{packed:,}", "", f"{8 * packed / raw:.2f}" if raw else "")
+    return Group(table, Text(), packers, Text(), _blob_parts(blob))
+
+
+def _blob_parts(blob: BlobBytes) -> Table:
+    table = _table("<blob", ">bytes", ">share")
+    for name, nbytes in blob.parts().items():
+        table.add_row(name, f"{nbytes:,}", f"{nbytes / blob.blob:.1%}")
+    table.add_row("total", f"{blob.blob:,}", "")
+    table.add_row("with int8 weights", f"{blob.all_int8:,}", f"{blob.blob / blob.all_int8:.1%}")
+    table.add_row("float32 weights, bias", f"{blob.float32:,}", f"{blob.blob / blob.float32:.1%}" if blob.float32 else "")
+    return table
 
 
 def tensors(program: Program) -> Table:

@@ -4,7 +4,7 @@ Rules, on the float graph (constant folding has turned codebook gathers, dequant
 into plain float weights by then):
 
 1. a Conv or Dense whose weights, or the weights of each output channel up to a factor, take at most 128 values, and at
-   least four weights per value, is folded;
+   least four weights per value, is folded (scaled channels only where they repeat values, or where the plan says so);
 2. where the values fit one int8 grid nothing is lost; else scale and levels are searched together for the least loss
    (the account of weights, `nnac inspect --weights`, says how much);
 3. a layer that the plan calls clustered and that is not is an error with its number of distinct values;
@@ -34,13 +34,14 @@ def centroid_folding(graph: Graph, plan: WeightPlan, law: Arithmetic) -> Graph:
     """Return the graph with clustered weights folded.
 
     Raises:
-        ModelError: layers that should be clustered are not (all of them are listed).
+        ModelError: a rule of the plan matches no layer, or layers that should be clustered are not (all are listed).
     """
+    plan.check([(node.name, node.op.name) for node in weighted_layers(graph)])
     draft, problems = graph.draft(), []
     for node in weighted_layers(graph):
         weight, choice = graph.constants[node.inputs[WEIGHT]], plan.choice(node.name, node.op.name)
         bits = choice.bits if choice.clustered else MOST_BITS
-        encoded = _folded(weight, bits, law)
+        encoded = _folded(weight, bits, law, law.per_channel and (choice.clustered or _repeats(weight)))
         if encoded is None and choice.clustered:
             problems.append(f"{node.name!r}: {len(np.unique(weight)):,} distinct values, allowed {2**choice.bits} for "
                             f"{choice.bits} bits")
@@ -55,10 +56,16 @@ def weighted_layers(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if isinstance(node.op, Conv | Dense) and len(node.inputs) <= SCALE]
 
 
-def _folded(weight: Array, bits: int, law: Arithmetic) -> Encoded | None:
+def _repeats(weight: Array) -> bool:
+    """Tell whether channels repeat their values: else to look for scaled copies of one table is not worth the time."""
+    rows = weight.reshape(len(weight), -1)
+    return sum(len(np.unique(row)) for row in rows) * 2 <= rows.size
+
+
+def _folded(weight: Array, bits: int, law: Arithmetic, per_channel: bool) -> Encoded | None:
     if weight.size < SHARE * 2:
         return None
-    encoded = fold_centroids(weight, bits, per_channel=law.per_channel, power_of_two=law.power_of_two_scales)
+    encoded = fold_centroids(weight, bits, per_channel=per_channel, power_of_two=law.power_of_two_scales)
     scarce = encoded is not None and sum(len(table) for table in encoded.tables) * SHARE > weight.size
     return None if scarce else encoded
 

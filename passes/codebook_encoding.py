@@ -23,7 +23,8 @@ from nnac.codebooks import Encoded, encode
 from nnac.errors import ModelError
 from nnac.generators import find
 from nnac.graph import Graph, Node
-from nnac.ops.conv import WEIGHT
+from nnac.ops import Conv, Dense
+from nnac.ops.conv import SCALE, WEIGHT
 from nnac.passes.centroid_folding import put_encoded, weighted_layers
 from nnac.targets import Arithmetic
 from nnac.types import Array
@@ -71,8 +72,8 @@ def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: 
                          f"use the assigner 'nearest'")
     return encode(
         weight, choice.bits, choice.generator, choice.assigner, groups=choice.groups, per_channel=law.per_channel,
-        zero=bool((weight == 0).mean() >= ZEROS) and find(choice.generator).holds_zero(choice.bits), hessian=moment if choice.assigner == "gptq" else None,
-        power_of_two=law.power_of_two_scales,
+        zero=bool((weight == 0).mean() >= ZEROS) and find(choice.generator).holds_zero(choice.bits),
+        hessian=moment if choice.assigner == "gptq" else None, power_of_two=law.power_of_two_scales,
     )
 
 
@@ -81,7 +82,6 @@ def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: 
 
 def _choices(graph: Graph, plan: WeightPlan, law: Arithmetic, moments: Mapping[str, Array]) -> dict[str, Choice]:
     layers = weighted_layers(graph)
-    plan.check([(node.name, node.op.name) for node in layers])
     choices = {node.name: plan.choice(node.name, node.op.name) for node in layers}
     return choices if plan.budget is None else _under_budget(graph, layers, choices, plan.budget, law, moments)
 
@@ -90,14 +90,18 @@ def _under_budget(
     graph: Graph, layers: list[Node], choices: dict[str, Choice], budget: tuple[str, float], law: Arithmetic,
     moments: Mapping[str, Array],
 ) -> dict[str, Choice]:
-    """Return choices that keep the budget: greedily, the step that saves most bytes for the noise that it adds."""
+    """Return choices that keep the budget: greedily, the step that saves most bytes for the noise that it adds.
+
+    Bytes are those of fixed-width indices with their table; layers that are encoded already count, too.
+    """
     kind, limit = budget
+    fixed = _encoded_bytes(graph)
     noise = {node.name: _noises(graph, node, choices[node.name], law, moments.get(node.name)) for node in layers}
     size = {node.name: graph.constants[node.inputs[WEIGHT]].size for node in layers}
     level = dict.fromkeys(noise, 0)
 
     def total_bytes() -> float:
-        return sum(size[name] * AUTO_BITS[at] / 8 for name, at in level.items())
+        return fixed + sum(_nominal_bytes(size[name], AUTO_BITS[at]) for name, at in level.items())
 
     def total_db() -> float:
         total = sum(noise[name][at] for name, at in level.items())
@@ -120,6 +124,18 @@ def _under_budget(
     return {name: replace(choices[name], bits=AUTO_BITS[at]) for name, at in level.items()}
 
 
+def _nominal_bytes(weights: int, bits: int) -> int:
+    """Return the bytes of indices of so many bits and their table; int8 has none."""
+    return weights if bits == 8 else -(-weights * bits // 8) + 2**bits
+
+
+def _encoded_bytes(graph: Graph) -> int:
+    """Return the nominal bytes of the layers that are encoded already."""
+    weights = [graph.constants[node.inputs[WEIGHT]] for node in graph.nodes
+               if isinstance(node.op, Conv | Dense) and len(node.inputs) > SCALE]
+    return sum(_nominal_bytes(array.size, max(1, (len(np.unique(array)) - 1).bit_length())) for array in weights)
+
+
 def _noises(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: Array | None) -> list[float]:
     """Return the noise at the layer's output relative to its signal, for each number of `AUTO_BITS`."""
     weight = graph.constants[node.inputs[WEIGHT]].astype(np.float64)
@@ -127,7 +143,8 @@ def _noises(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: A
     signal = _power(flat, moment)
     noises = []
     for bits in AUTO_BITS:
-        encoded = _encoded(graph, node, replace(choice, bits=bits, generator="lloyd_max", assigner="nearest"), law, None)
+        plain = replace(choice, bits=bits, generator="lloyd_max", assigner="nearest")
+        encoded = _encoded(graph, node, plain, law, None)
         decoded = encoded.weights.reshape(flat.shape) * encoded.scale.astype(np.float64)[:, None]
         noises.append(_power(flat - decoded, moment) / signal if signal > 0 else 0.0)
     return noises

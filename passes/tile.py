@@ -101,7 +101,8 @@ class _Tiler:
         """Send tensors away until every group fits with stripes of single rows."""
         groups = self.groups()
         needs = {group: self.need(group) for group in groups}
-        while needs and max(needs.values()) > self.budget:
+        room = int(self.budget * self.strategy.share)
+        while needs and max(needs.values()) > room:
             worst = max(groups, key=lambda group: needs[group])
             live = self.live(worst)
             if not live:

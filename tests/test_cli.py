@@ -588,16 +588,18 @@ def test_there_is_no_progress_bar_in_a_pipe(here: Path) -> None:
         assert (result.code, result.err) == (0, "") and "\r" not in result.out and "\x1b" not in result.out
 
 
-def test_there_is_a_progress_bar_on_a_terminal(here: Path) -> None:
+@pytest.mark.parametrize("command, shown", [
+    (["compile", "m.onnx", "--calibrate", "x.npz", "-o", "out/o.nna"], b"calibrating"),
+    (["sweep", "m.onnx", "--vary", "mac.rows=8,16,32"], b"sweeping")])
+def test_there_is_a_progress_bar_on_a_terminal(here: Path, command: Sequence[str], shown: bytes) -> None:
     leader, follower = pty.openpty()
-    process = spawn("compile", "m.onnx", "--calibrate", "x.npz", "-o", "out/o.nna", cwd=here, stderr=follower,
-                    env={"TERM": "xterm-256color"})
+    process = spawn(*command, cwd=here, stderr=follower, env={"TERM": "xterm-256color"})
     os.close(follower)
     seen = b""
     while chunk := _read(leader):
         seen += chunk
     os.close(leader)
-    assert finish(process).code == 0 and b"calibrating" in seen
+    assert finish(process).code == 0 and shown in seen
 
 
 def _read(leader: int) -> bytes:

@@ -19,7 +19,7 @@ FLOORS = (
      "nnac.hazards", "nnac.array", "nnac.folding", "nnac.weightplan", "nnac.moments"),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
-    ("nnac.compare", "nnac.compiled"),
+    ("nnac.compare", "nnac.compiled", "nnac.account"),
     ("nnac.compiler",),
     ("nnac.sweep",),
     ("nnac.report",),

@@ -11,12 +11,13 @@ from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError
 from nnac.graph import Graph, Node, Origin, Value, sort_nodes
 from nnac.isa import Space
-from nnac.ops import Activation, AveragePool, Concat, MaxPool
+from nnac.ops import Activation, AveragePool, Concat, MaxPool, Pad
 from nnac.ops.base import random_quant
 from nnac.passes.emit import emit
 from nnac.passes.legalize import legalize
+from nnac.passes.order import order
 from nnac.passes.place import _Item as Item
-from nnac.passes.place import allocate, place
+from nnac.passes.place import allocate, lower_bound, place
 from nnac.passes.quantize import activation_quant, quantize, weight_scales
 from nnac.passes.tile import tile
 from nnac.program import KnownAnswer
@@ -135,3 +136,47 @@ def test_concat_spares_a_narrow_tensor_that_others_read() -> None:
     assert [node.op for node in integer.nodes if node.name == "concat.rescale"] == [Activation()]
     narrow = quantize(graph, ranges | {"b": Range(-1.0, 1.0), "y": Range(-1.0, 1.0)}, NNA8.arithmetic)
     assert len(narrow.nodes) == 3
+
+
+def branching() -> Graph:
+    """Return a graph whose given order makes two large tensors before either is reduced."""
+    quant = Quant(0.5, 0)
+    shapes = {"x": (1, 8, 8, 2), "a": (1, 64, 8, 2), "b": (1, 64, 8, 2), "p": (1, 1, 1, 2), "q": (1, 1, 1, 2), "y": (1, 2, 1, 2)}
+    values = {n: Value(n, TensorType(s, "int8", quant), Origin(n)) for n, s in shapes.items()}
+    grow, shrink = Pad((0, 28, 0, 0), (0, 28, 0, 0)), MaxPool((64, 8))
+    nodes = (Node("grow a", grow, ("x",), "a"), Node("grow b", grow, ("x",), "b"), Node("shrink a", shrink, ("a",), "p"),
+             Node("shrink b", shrink, ("b",), "q"), Node("join", Concat(1), ("p", "q"), "y"))
+    return Graph("branching", nodes, values, {}, ("x",), ("y",))
+
+
+def test_order_lowers_the_peak() -> None:
+    """One branch is finished before the other begins; the bits stay."""
+    graph = branching()
+    ordered = stages.check(order(graph), stages.INTEGER)
+    assert [node.name for node in ordered.nodes] == ["grow a", "shrink a", "grow b", "shrink b", "join"]
+    peaks = [place(tile(g, NNA8, 1 << 19)).used[Space.SRAM] for g in (graph, ordered)]
+    assert peaks[1] < 0.6 * peaks[0]
+    inputs = random_inputs(graph, np.random.default_rng(4))
+    expected = reference.run(graph, inputs, NNA8.arithmetic)
+    np.testing.assert_array_equal(reference.run(ordered, inputs, NNA8.arithmetic)["y"], expected["y"])
+    assert order(ordered) is ordered
+
+
+def test_allocate_is_never_above_first_fit() -> None:
+    """Placing in the order of birth, each at the lowest free address, is one of the orders that are tried."""
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        first = np.sort(rng.integers(0, 30, 50))
+        items = [Item(("t", i), int(rng.integers(1, 200)) * 16, int(f), int(f + rng.integers(0, 9)))
+                 for i, f in enumerate(first)]
+        at: dict[int, int] = {}
+        for i, item in enumerate(items):
+            busy = sorted((at[j], at[j] + items[j].nbytes) for j in at if items[j].last >= item.first)
+            address = 0
+            for start, end in busy:
+                if address + item.nbytes <= start:
+                    break
+                address = max(address, end)
+            at[i] = address
+        top = allocate(items)[1]
+        assert lower_bound(items) <= top <= max(at[i] + item.nbytes for i, item in enumerate(items))
