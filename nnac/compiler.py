@@ -57,7 +57,7 @@ RANDOM = "random"
 ATTEMPTS = 24
 TIGHTER = 8
 """Compilations until a budget of weight bytes is kept, each aiming lower."""
-PATIENCE = 30_000
+PATIENCE = 45_000
 """Instructions that the search for the fastest program emits before it is content with what it has."""
 
 
@@ -253,26 +253,27 @@ def best_program(
     def fastest(count: int) -> list[Strategy]:
         return sorted(cycles, key=lambda s: cycles[s])[:count]
 
-    first = attempt(STRATEGIES[0])
-    first_spills = isinstance(first, CapacityError) or first.tiling.spills
-    if first_spills:
-        for strategy in STRATEGIES[1:]:
-            attempt(strategy)
-        for strategy in [replace(s, stripes=n) for s in fastest(2) for n in STRIPES]:
-            attempt(strategy)
-        less = [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]
-        for strategy in [*less, *(replace(s, share=1.0, used=s.share) for s in less)]:
+    def try_all(strategies: Iterable[Strategy]) -> None:
+        for strategy in strategies:
             if strategy not in programs and patient():
                 attempt(strategy)
+
+    first = attempt(STRATEGIES[0])
+    spills = isinstance(first, CapacityError) or first.tiling.spills
+    if spills:
+        for strategy in STRATEGIES[1:]:
+            attempt(strategy)
+        try_all([replace(s, stripes=n) for s in fastest(2) for n in STRIPES])
     if not programs:
         assert isinstance(first, CapacityError)
         raise first
-    for strategy in [replace(s, stripes=n) for s in fastest(1) if first_spills for n in STRIPES]:
-        if strategy not in programs and patient():
-            attempt(strategy)
-    for strategy in [replace(s, blocks=n) for s in fastest(1) for n in BLOCKS]:
-        if patient():
-            attempt(strategy)
+    try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
+    if spills:
+        less = [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]
+        try_all(less)
+        try_all([replace(s, share=1.0, used=s.share) for s in less])
+        try_all([replace(s, stripes=n) for s in fastest(1) for n in STRIPES])
+        try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
     return programs[fastest(1)[0]]
 
 

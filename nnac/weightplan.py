@@ -14,6 +14,7 @@ The narrower rule wins: name over operator over all. Eight bits is plain int8.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,12 +105,10 @@ def parse_weights(text: str | int | Path | WeightPlan) -> WeightPlan:
 
 
 def _budget(text: str) -> tuple[str, float]:
-    try:
-        if text.lower().endswith("db"):
-            return "db", float(text[:-2])
-        return "bytes", float(int(text))
-    except ValueError:
-        raise ModelError(f"weights auto:{text}: expected a number of bytes, or decibels as in auto:30dB") from None
+    kind, number = ("db", text[:-2]) if text.lower().endswith("db") else ("bytes", text)
+    if not re.fullmatch(r"[0-9]{1,15}" if kind == "bytes" else r"-?[0-9]{1,4}(\.[0-9]{1,9})?", number):
+        raise ModelError(f"weights auto:{text}: expected a number of bytes, or decibels as in auto:30dB")
+    return kind, float(number)
 
 
 def _read(path: Path) -> WeightPlan:

@@ -70,11 +70,13 @@ def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: 
     if choice.assigner == "gptq" and moment is None:
         raise ModelError(f"node {node.name!r}: gptq needs the layer's inputs, which the float model does not show; "
                          f"use the assigner 'nearest'")
-    return encode(
-        weight, choice.bits, choice.generator, choice.assigner, groups=choice.groups, per_channel=law.per_channel,
-        zero=bool((weight == 0).mean() >= ZEROS) and find(choice.generator).holds_zero(choice.bits),
-        hessian=moment if choice.assigner == "gptq" else None, power_of_two=law.power_of_two_scales,
-    )
+    try:
+        zero = bool((weight == 0).mean() >= ZEROS) and find(choice.generator).holds_zero(choice.bits)
+        return encode(
+            weight, choice.bits, choice.generator, choice.assigner, groups=choice.groups, per_channel=law.per_channel,
+            zero=zero, hessian=moment if choice.assigner == "gptq" else None, power_of_two=law.power_of_two_scales)
+    except ModelError as error:
+        raise ModelError(f"node {node.name!r}: {error}") from None
 
 
 # -- budgets -------------------------------------------------------------------------------------------------------
