@@ -330,7 +330,7 @@ class _FileSamples:
                 self._length += _length(file, self._inputs)
             except ModelError as error:
                 problems.append(str(error).replace("\n", "\n  "))
-        raise_all(ModelError, "samples does not fit the model:", problems)
+        raise_all(ModelError, "the samples do not fit the model:", problems)
 
     def __len__(self) -> int:
         return self._length
