@@ -383,7 +383,7 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise ModelError(f"{str(path)!r} holds no .npz files")
     problems = [f"{str(file)!r} is not there, or no regular file" for file in irregular]
-    raise_all(ModelError, "samples comes from .npz files:", problems)
+    raise_all(ModelError, "samples come from .npz files:", problems)
     return files
 
 
