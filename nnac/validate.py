@@ -3,7 +3,7 @@
 Kernels have no bounds checks, so only a validated program may run. What holds afterwards:
 
 1. every record has its types, names are unique, printable and short, shapes are positive, addresses lie in memory;
-2. every instruction's values fit their fields, keep the kernels' contracts (`RULES`) and touch used bytes only;
+2. every instruction's values fit their fields, keep the kernels' contracts (`nnac.contracts`) and touch used bytes only;
 3. constants never change, and weight-buffer bytes are read only after a Load of this program has filled them, with
    multipliers, shifts and exponentials of legal value;
 4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums and products;
@@ -16,33 +16,29 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice, pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import Any
 
 import numpy as np
 
 from nnac import isa
 from nnac.array import taken_folds
+from nnac.contracts import SHIFT_MAX, field_problem, rule_problem, work_of
 from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
-from nnac.types import Array, DTYPES, Quant, TensorType
+from nnac.types import DTYPES, Array, Quant, TensorType
 
 SHOWN = 10
 """Problems that an error lists; the rest is counted."""
-SHIFT_MAX = 62
-PRODUCT_MAX = 1 << 62
-"""Largest magnitude that the kernels' int64 arithmetic takes (see `nnac.kernels.requantize`)."""
 LANES = 32
 """Output channels that the convolution kernel packs together."""
-MAX, AVERAGE = 0, 1
 
 
 def load(path: str | os.PathLike[str], limits: Limits | None = None) -> Program:
@@ -306,200 +302,6 @@ def _answer(program: Program) -> Iterator[str]:
             yield f"known answer: the digest of {ascii(name)[:80]} is not 64 hexadecimal digits"
 
 
-# -- what instructions have to keep --------------------------------------------------------------------------------
-
-
-class Rule(NamedTuple):
-    """A contract of an instruction: the predicate, the sentence that a user reads, and the fields it is about."""
-
-    holds: Callable[[Any], bool]
-    sentence: str
-    shown: str
-
-
-def _positive(*names: str) -> Rule:
-    def holds(i: Any) -> bool:
-        return all(getattr(i, name) >= 1 for name in names)
-
-    return Rule(holds, "all of these are at least 1", " ".join(names))
-
-
-def _injective(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Tell that no two places of a strided view share a byte: each axis steps over all that lies inside of it."""
-    reach = 0
-    for stride, side in sorted((abs(t), s) for s, t in zip(shape, strides, strict=True) if s > 1):
-        if stride <= reach:
-            return False
-        reach += (side - 1) * stride
-    return True
-
-
-def _windows_filled(i: isa.Pool) -> bool:
-    """Tell that every window of a maximum has a tap inside the stripe (along each axis on its own)."""
-    return (_axis_filled(i.in_h, i.out_h, i.kernel_h, i.stride_h, i.dilation_h, i.pad_top)
-            and _axis_filled(i.in_w, i.out_w, i.kernel_w, i.stride_w, i.dilation_w, i.pad_left))
-
-
-def _axis_filled(size: int, out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
-    if (out - 1) * stride - pad >= size:
-        return False
-    early = min(out, -(-pad // stride))  # windows that begin before the stripe; a pad has 16 bits, so they are few
-    if early <= 0:
-        return True
-    starts = np.arange(early) * stride - pad
-    taps = -(starts // dilation)  # the first tap at 0 or behind
-    return bool(np.all((taps < kernel) & (starts + taps * dilation < size)))
-
-
-def _averages_filled(i: isa.Pool) -> bool:
-    """Tell that every window of an average overlaps the stripe."""
-    return (i.kernel_h > i.pad_top and i.kernel_w > i.pad_left
-            and (i.out_h - 1) * i.stride_h - i.pad_top < i.in_h and (i.out_w - 1) * i.stride_w - i.pad_left < i.in_w)
-
-
-def _divisors_positive(i: isa.Pool) -> bool:
-    return i.padded_h > (i.out_h - 1) * i.stride_h and i.padded_w > (i.out_w - 1) * i.stride_w
-
-
-ACTIVATIONS = (Space.SRAM, Space.DRAM)
-"""Memories that instructions other than a Load may write."""
-SCALED = Rule(lambda i: i.multiplier < 1 << 31 and i.shift <= SHIFT_MAX,
-              f"the multiplier is under 2**31, the shift at most {SHIFT_MAX}", "multiplier shift")
-SHIFTED = Rule(lambda i: i.shift <= SHIFT_MAX, f"the shift is at most {SHIFT_MAX}", "shift")
-CLAMPED = Rule(lambda i: i.low <= i.high, "low is at most high", "low high")
-NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
-
-RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
-    isa.Load: (
-        Rule(lambda i: i.space in (Space.DRAM, Space.FLASH), "constants come from dram (2) or flash (3)", "space"),
-        Rule(lambda i: i.packer < len(isa.PACKERS), f"the packer is one of 0 to {len(isa.PACKERS) - 1}", "packer"),
-        _positive("source_bytes", "target_bytes"),
-        Rule(lambda i: i.packer or (i.source_bytes == i.target_bytes and not i.table_bytes),
-             "raw bytes keep their number and have no table", "source_bytes target_bytes table_bytes"),
-    ),
-    isa.Copy: (
-        Rule(lambda i: i.source_space in (*ACTIVATIONS, Space.FLASH), "the source is sram (0), dram (2) or flash (3)",
-             "source_space"),
-        Rule(lambda i: i.target_space in ACTIVATIONS, "the target is sram (0) or dram (2)", "target_space"),
-        NESTED,
-        Rule(lambda i: _injective(i.shape, i.target_strides), "no byte is written twice", "shape target_strides"),
-    ),
-    isa.Fill: (
-        Rule(lambda i: i.space in ACTIVATIONS, "the target is sram (0) or dram (2)", "space"),
-        _positive("count"),
-    ),
-    isa.Conv: (
-        _positive("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w",
-                  "dilation_h", "dilation_w", "groups"),
-        Rule(lambda i: i.channel + i.out_c <= i.channels, "the slice ends within the channels",
-             "channel out_c channels"),
-        Rule(lambda i: i.channels % i.groups == 0 and i.in_c % i.groups == 0, "groups divide channels and in_c",
-             "groups channels in_c"),
-        Rule(lambda i: i.pitch >= i.out_c, "the pitch is at least out_c", "pitch out_c"),
-        Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
-        CLAMPED,
-    ),
-    isa.Pool: (
-        Rule(lambda i: i.kind in (MAX, AVERAGE), "the kind is 0 (max) or 1 (average)", "kind"),
-        Rule(lambda i: i.count_pads in (0, 1), "count_pads is 0 or 1", "count_pads"),
-        _positive("in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
-                  "dilation_h", "dilation_w"),
-        SCALED,
-        CLAMPED,
-        Rule(lambda i: i.kind != MAX or _windows_filled(i), "every window has a tap inside the stripe",
-             "in_h in_w out_h out_w pad_top pad_left"),
-        Rule(lambda i: i.kind != AVERAGE or i.dilation_h == i.dilation_w == 1, "an average has no dilation",
-             "dilation_h dilation_w"),
-        Rule(lambda i: i.kind != AVERAGE or _averages_filled(i), "every window overlaps the stripe",
-             "in_h in_w out_h out_w pad_top pad_left"),
-        Rule(lambda i: i.kind != AVERAGE or not i.count_pads or _divisors_positive(i),
-             "every window begins within the padded area", "padded_h padded_w"),
-        Rule(lambda i: i.kind != AVERAGE or 255 * i.kernel_h * i.kernel_w * max(i.multiplier, 1) <= PRODUCT_MAX,
-             "a window's sum times the multiplier stays within 2**62", "kernel_h kernel_w multiplier"),
-    ),
-    isa.Sum: (
-        NESTED,
-        Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
-        Rule(lambda i: len(i.zeros) == len(i.multipliers) == len(i.sources)
-             and len(i.strides) == isa.LOOPS * len(i.sources),
-             f"each operand has a zero point, a multiplier and {isa.LOOPS} strides",
-             "sources zeros multipliers strides"),
-        Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
-        SHIFTED,
-        CLAMPED,
-    ),
-    isa.Mul: (
-        NESTED,
-        Rule(lambda i: len(i.sources) == len(i.zeros) == 2 and len(i.strides) == isa.LOOPS * 2,
-             f"there are two operands, each with a zero point and {isa.LOOPS} strides", "sources zeros strides"),
-        SCALED,
-        CLAMPED,
-    ),
-    isa.Lookup: (
-        _positive("count", "tables"),
-        Rule(lambda i: i.count % i.tables == 0, "the tables divide the count", "count tables"),
-    ),
-    isa.Softmax: (
-        _positive("rows", "length"),
-        SCALED,
-        Rule(lambda i: i.table % 4 == 0, "the table is aligned to 4 bytes", "table"),
-    ),
-}
-"""Contracts by instruction; of a kind's rules each may rely on those before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """A field's values: lowest, highest, and how many (0: any number up to 255)."""
-
-    name: str
-    low: int
-    high: int
-    count: int
-
-    def holds(self, value: object) -> bool:
-        if self.count == 1:
-            return isinstance(value, int) and self.low <= value <= self.high
-        if not isinstance(value, tuple) or len(value) > 255 or self.count not in (0, len(value)):
-            return False
-        return all(isinstance(v, int) and self.low <= v <= self.high for v in value)
-
-
-def _layout(kind: type[AnyInstruction]) -> tuple[_Field, ...]:
-    result = []
-    for f in fields(kind):
-        signed, bits = f.metadata["code"][0] == "i", int(f.metadata["code"][1:])
-        low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-        result.append(_Field(f.name, low, high, f.metadata["count"]))
-    return tuple(result)
-
-
-LAYOUTS = {kind: _layout(kind) for kind in isa.OPCODES.values()}
-
-
-def work_of(i: AnyInstruction) -> int:
-    """Return the elements, taps or products that the emulator goes through for one instruction."""
-    match i:
-        case isa.Load():
-            return i.target_bytes
-        case isa.Copy():
-            return isa.volume(i.shape)
-        case isa.Fill():
-            return i.count
-        case isa.Conv():
-            return i.out_h * i.out_w * i.out_c * (i.kernel_h * i.kernel_w * i.depth + 1)
-        case isa.Pool():
-            return i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul():
-            return isa.volume(i.shape) * len(i.sources)
-        case isa.Lookup():
-            return i.count
-        case isa.Softmax():
-            return 3 * i.rows * i.length
-        case _:
-            assert_never(i)
-
-
 # -- the stream ----------------------------------------------------------------------------------------------------
 
 
@@ -528,7 +330,7 @@ class _Stream:
             yield from list(_wait_problems(self.program.instructions)) or _order_problems(self.program.instructions)
 
     def _problem(self, i: AnyInstruction) -> str | None:
-        problem = _field_problem(i) or _rule_problem(i) or self._range_problem(i)
+        problem = field_problem(i) or rule_problem(i) or self._range_problem(i)
         if problem is not None:
             self.sure = False
             return problem
@@ -630,24 +432,6 @@ class _Stream:
 
     def _words(self, address: int, count: int) -> Any:
         return self.buffer[address:address + 4 * count].view("<i4")
-
-
-def _field_problem(i: AnyInstruction) -> str | None:
-    layout = LAYOUTS.get(type(i))
-    if layout is None:
-        return "not an instruction"
-    for f in layout:
-        if not f.holds(getattr(i, f.name)):
-            return f"{f.name} = {getattr(i, f.name)!r:.80} does not fit its field"
-    return None
-
-
-def _rule_problem(i: AnyInstruction) -> str | None:
-    for rule in RULES[type(i)]:
-        if not rule.holds(i):
-            found = ", ".join(f"{name} {getattr(i, name)!r:.80}" for name in rule.shown.split())
-            return f"{rule.sentence} (found {found})"
-    return None
 
 
 def _overlap_problem(i: AnyInstruction, reads: Sequence[Range], writes: Sequence[Range]) -> str | None:

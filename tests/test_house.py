@@ -16,7 +16,7 @@ FLOORS = (
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
     ("nnac.ops", "nnac.program", "nnac.floatmodel", "nnac.stages", "nnac.codebooks"),
     ("nnac.frontend", "nnac.calibration", "nnac.reference", "nnac.plan", "nnac.border",
-     "nnac.hazards", "nnac.array", "nnac.folding", "nnac.weightplan", "nnac.moments"),
+     "nnac.hazards", "nnac.contracts", "nnac.array", "nnac.folding", "nnac.weightplan", "nnac.moments"),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
     ("nnac.compare", "nnac.compiled", "nnac.account"),

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import isa
+from nnac.contracts import RULES
 from nnac.disasm import disassemble
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ProgramError
@@ -27,7 +28,7 @@ from nnac.program import KnownAnswer, Layer, Limits, Piece, Program
 from nnac.targets import load_target
 from nnac.timing import simulate
 from nnac.types import Array, Quant, TensorType
-from nnac.validate import RULES, SHOWN, validate
+from nnac.validate import SHOWN, validate
 from tests.graphs import graph_of, with_memory
 from tests.test_program import legal
 

@@ -1,4 +1,4 @@
-"""Weights below eight bits, end to end: clustered, encoded, pruned and packed networks, budgets, rules and bad input."""
+"""Weights below eight bits, end to end: clustered, encoded, pruned, packed networks; budgets, rules, bad input."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import nnac
 from nnac import compiler
@@ -41,7 +42,7 @@ DIGITS = Path(nnac.__file__).parent.parent / "examples" / "digits"
 DECODERS = ("fixed", "bitmap", "runs", "entropy")
 GRID = np.float32(1 / 512)
 SHAPES = {"w": (32, 8, 3, 3), "v": (64, 32, 3, 3), "u": (10, 64)}
-Weights = Mapping[str, Array]
+Weights = dict[str, Array]
 
 
 # -- nets ----------------------------------------------------------------------------------------------------------
@@ -166,6 +167,101 @@ def test_layers_that_should_be_clustered_and_are_not(tmp_path: Path) -> None:
         compiled(weights, spec=rules)
     assert "'a'" not in str(caught.value) and "'y'" not in str(caught.value)
     assert [row.levels for row in rows_of(compiled(clustered(32), spec=rules))] == [32] * 3
+
+
+# -- graph forms ---------------------------------------------------------------------------------------------------
+
+CODEBOOK = np.sort(np.random.default_rng(7).permutation(np.arange(-126, 127, 4))[:15]).astype(np.float32)
+CODEBOOK = np.append(CODEBOOK, np.float32(127)) * GRID
+INDICES = np.random.default_rng(8).integers(0, 16, (32, 8, 3, 3))
+FORMS = {
+    "gather": "w = Gather (book, index)",
+    "one-hot": """
+        h = OneHot (index, depth, ends)
+        p = MatMul (h, column)
+        w = Squeeze (p, last)
+        """,
+    "where": """
+        g0 = Less (index, four)
+        g1 = Less (index, eight)
+        w0 = Where (g1, c1, c2)
+        w = Where (g0, c0, w0)
+        """,
+    "mu-law": """
+        y = Gather (uniform, index)
+        a = Abs (y)
+        e = Pow (base, a)
+        m = Sub (e, one)
+        n = Mul (m, scale)
+        s = Sign (y)
+        w = Mul (s, n)
+        """,
+    "mu-law by Exp": """
+        y = Gather (uniform, index)
+        a = Abs (y)
+        l = Mul (a, log)
+        e = Exp (l)
+        m = Sub (e, one)
+        n = Mul (m, scale)
+        s = Sign (y)
+        w = Mul (s, n)
+        """,
+}
+FROZEN: dict[str, Array] = {
+    "book": CODEBOOK, "index": INDICES, "depth": np.array(16), "ends": np.array([0, 1], np.float32),
+    "column": CODEBOOK[:, None], "last": np.array([4]), "four": np.array(4), "eight": np.array(8),
+    "c0": CODEBOOK[0], "c1": CODEBOOK[5], "c2": CODEBOOK[15], "uniform": np.linspace(-1, 1, 16, dtype=np.float32),
+    "base": np.float32(6), "log": np.log(np.float32(6)), "one": np.float32(1), "scale": np.float32(0.05),
+}
+LOSS = {"mu-law": 40.0, "mu-law by Exp": 40.0}
+"""Companded levels lie on no grid: dB that their int8 form keeps at least. All others lose nothing."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_frozen_quantizers_are_found(form: str) -> None:
+    """What trainers export as chains of constants becomes a table of the same values."""
+    lines = f"{FORMS[form]}\nz = Conv (x, w)"
+    used = {name: array for name, array in FROZEN.items() if any(
+        name in line.partition("(")[2].strip(" )").split(", ") for line in lines.splitlines())}
+    model = nnac.compile(net(lines, {"x": (1, 8, 16, 16)}, "z", **used), "nna8", samples_of(), check=True)
+    (row,) = rows_of(model)
+    assert row.shape == (32, 3, 3, 8) and row.levels == (3 if form == "where" else 16)
+    assert row.sqnr_db is None if form not in LOSS else row.sqnr_db is not None and row.sqnr_db > LOSS[form]
+    assert row.encoded_bytes < 0.6 * row.raw_bytes
+
+
+INTEGERS = {"int4": (TensorProto.INT4, -8, 8), "uint4": (TensorProto.UINT4, 0, 16), "int8": (TensorProto.INT8, -60, 60),
+            "uint8": (TensorProto.UINT8, 64, 192)}
+SCALES: dict[str, tuple[tuple[int, ...], dict[str, int]]] = {
+    "tensor": ((), {}), "channel": ((32,), {"axis": 0}), "blocked": ((32, 2, 3, 3), {"axis": 1, "block_size": 4})}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("scales", SCALES)
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_dequantized_integers_are_found(kind: str, scales: str, zero: bool) -> None:
+    """A scale per tensor or channel loses nothing; blocks of a channel share one int8 scale, and the account says."""
+    code, low, high = INTEGERS[kind]
+    shape, attributes = SCALES[scales]
+    rng = np.random.default_rng(2)
+    values, points = rng.integers(low, high, (32, 8, 3, 3)), rng.integers(max(low, 0) + 1, max(low, 0) + 3, shape)
+    scale = (rng.random(shape) * 0.05 + 0.01).astype(np.float32)
+    constants = [helper.make_tensor("q", code, values.shape, values.ravel().tolist()), numpy_helper.from_array(scale, "s")]
+    constants += [helper.make_tensor("z", code, shape, np.ravel(points).tolist())] if zero else []
+    nodes = [helper.make_node("DequantizeLinear", ["q", "s", "z"][:2 + zero], ["w"], **attributes),
+             helper.make_node("Conv", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 16, 16])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (row,) = rows_of(nnac.compile(model, "nna8", samples_of(), check=True))
+    assert row.shape == (32, 3, 3, 8)
+    if scales == "blocked":
+        assert row.sqnr_db is not None and row.sqnr_db > 35
+        return
+    if not (kind == "uint8" and not zero):  # without its zero point, up to 191 steps
+        assert row.sqnr_db is None and row.levels <= high - low
+    if kind.endswith("4"):
+        assert row.levels <= 16 + 2 * zero and row.encoded_bytes < 0.75 * row.raw_bytes
 
 
 # -- packers -------------------------------------------------------------------------------------------------------
@@ -295,8 +391,9 @@ def test_bad_rules_are_one_message(text: str, tmp_path: Path) -> None:
     assert RULES[text] in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", ["0", "9", "-1", "five", "5:kmeans", "5:uniform:far", "auto", "auto:", "auto:x", "auto:dB",
-                                  "auto:nandB", "5:uniform:gptq:1", "missing.toml"])
+@pytest.mark.parametrize("spec", [
+    "0", "9", "-1", "five", "5:kmeans", "5:uniform:far", "auto", "auto:", "auto:x", "auto:dB", "auto:nandB",
+    "5:uniform:gptq:1", "missing.toml"])
 def test_bad_specifications_are_one_message(spec: str) -> None:
     with pytest.raises(ModelError, match=r"^(--weights|weights)"):
         compiled(gaussian(), spec=spec, check=False)
@@ -363,7 +460,7 @@ def test_a_budget_that_cannot_be_met_says_the_closest(spec: str, words: str) -> 
 
 
 def test_a_budget_without_a_decoder_says_the_closest() -> None:
-    with pytest.raises(ModelError, match="the closest that nna8.* can pack them into is 21376 bytes"):
+    with pytest.raises(ModelError, match=r"the closest that nna8.* can pack them into is 21376 bytes"):
         compiled(gaussian(), decoding(), "auto:20000", check=False)
 
 
@@ -421,7 +518,7 @@ def test_a_damaged_file_is_refused() -> None:
     program = compiled(clustered(16), check=False).program
     data = bytearray(dumps(program))
     data[-5] ^= 1
-    with pytest.raises(ProgramError, match="does not match its digest|damaged"):
+    with pytest.raises(ProgramError, match=r"does not match its digest|damaged"):
         loads(bytes(data))
 
 
@@ -430,7 +527,7 @@ def test_a_damaged_block_of_weights_is_one_message(packer: str) -> None:
     """Even where the digests are right: the first byte of a block says packed or stored, and nothing else."""
     program = compiled(pruned(0.8), decoding(packer), 4, check=False).program
     load = packed_load(program, 1 + DECODERS.index(packer))
-    with pytest.raises(ProgramError, match=f"packed weights \\({packer}\\) are damaged: the first byte is 7"):
+    with pytest.raises(ProgramError, match=rf"packed weights \({packer}\) are damaged: the first byte is 7"):
         validate(damaged(program, load.source, 7))
 
 

@@ -24,7 +24,8 @@ ROUNDS = 4
 _WIDEST = 8  # bytes of an element of unknown type
 
 FOLDABLE = frozenset("""
-    Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum Div Equal Erf Exp Expand EyeLike
+    Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum DequantizeLinear Div Equal Erf Exp
+    Expand EyeLike
     Flatten Floor Gather Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
     LeakyRelu Less LessOrEqual Log MatMul Max Mean Min Mod Mul Neg NonZero Not OneHot Or PRelu Pad Pow Range Reciprocal
     ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
@@ -92,7 +93,7 @@ def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """Return the model with functions inlined and everything that is constant stored as an initializer.
 
     1. Computed values keep their names; only values that become constants, copies of others, or unused vanish.
-    2. Nodes that quantize are kept.
+    2. Nodes that quantize are kept; dequantized constants become float constants, exactly.
     3. A constant that would be too large is refused before it is made.
 
     Raises:
