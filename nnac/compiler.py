@@ -214,7 +214,7 @@ def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
         if node.name in exact and isinstance(node.op, Conv | Dense):
             real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
             levels, scale = integer.constants[node.inputs[WEIGHT]], integer.constants[node.inputs[SCALE]]
-            error = real - levels.reshape(real.shape) * scale.astype(np.float64)[:, None]
+            error = real - levels.reshape(real.shape).astype(np.float32) * scale.astype(np.float32)[:, None]
             found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
     return found
 

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from nnac.errors import ProgramError
 from nnac.kernels import codec as kernels
+from nnac.shares import MAX_BITS, Shares, golomb_order, log2_floor, numbers, read_shares, write_shares
 
 Int8 = NDArray[np.int8]
 Int16 = NDArray[np.int16]
@@ -46,7 +47,6 @@ STRIPE = 16384
 
 _STORED, _PACKED = b"\0", b"\1"
 _MAX_PALETTE = 128
-_MAX_BITS = 12
 _ONE = 1 << 20  # fixed point of logarithms
 
 
@@ -415,32 +415,6 @@ def _runs_reader(table: bytes) -> _Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shares:
-    """What an entropy table says.
-
-    Attributes:
-        bits: log2 of the number of states.
-        plain: plain bits behind the common symbol of the rare values; 0: there are none.
-        values: all values, ascending.
-        shares: states per value; 0 for a rare one.
-        common: states of the common symbol.
-    """
-
-    bits: int
-    plain: int
-    values: tuple[int, ...]
-    shares: tuple[int, ...]
-    common: int
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether the states are given away exactly, and plain bits tell exactly the rare values apart."""
-        rare = self.shares.count(0)
-        full = rare == 1 << self.plain and self.common > 0 if self.plain else rare == self.common == 0
-        return full and sum(self.shares) + self.common == 1 << self.bits and self.values[-1] < 128
-
-
-@dataclass(frozen=True, slots=True)
 class _Model:
     """Shares expanded for the kernels, see there: `steps` and `palette` decode, the rest encodes."""
 
@@ -460,7 +434,7 @@ def _model(table: bytes) -> _Model:
     Share f of a symbol becomes the ranks f..2f-1, and rank y wants to lie at the fraction (y + 1/2) / f of the states,
     where a state x is about as likely as 1/x; all ranks of all symbols in that order are the states.
     """
-    model = _read_shares(table)
+    model = read_shares(table)
     palette = [v for v, share in zip(model.values, model.shares, strict=True) if share]
     rare = [v for v, share in zip(model.values, model.shares, strict=True) if not share]
     shares = np.array([s for s in model.shares if s] + [model.common] * bool(rare), np.int64)
@@ -470,7 +444,7 @@ def _model(table: bytes) -> _Model:
     order = np.argsort(((2 * ranks + 1) << 20) // shares[owner], kind="stable")
     places = np.empty(owner.size, np.int16)
     places[order] = np.arange(owner.size)
-    longest = model.bits - _log2(shares)
+    longest = model.bits - log2_floor(shares)
     symbols = np.stack([(longest << 16) - (shares << longest), begin - shares], axis=1)
     plain = model.plain * (owner >= len(palette))
     steps = _steps(ranks[order], plain[order], owner[order], model.bits)
@@ -478,14 +452,9 @@ def _model(table: bytes) -> _Model:
     return _Model(model.bits, steps, np.array(palette + rare, np.int8), codes, extras, symbols, places)
 
 
-def _log2(values: Int64) -> Int64:
-    """Return floor(log2) of integers 1..8191."""
-    return np.asarray(np.searchsorted(1 << np.arange(14), values, side="right") - 1, np.int64)
-
-
 def _steps(ranks: Int64, plain: Int64, owner: Int64, bits: int) -> NDArray[np.int32]:
     """Return what the decoder does in each state."""
-    count = bits - _log2(ranks)
+    count = bits - log2_floor(ranks)
     steps = ((ranks << count) - (1 << bits)) | count << 12 | plain << 16 | owner << 20
     return np.asarray(steps, np.int32)
 
@@ -508,10 +477,10 @@ def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | N
     per weight.
     """
     shares = [_share(counts, *choice) for choice in _choices(int((counts > 0).sum()))]
-    return Codec(Packer.ENTROPY, _write_shares(min(shares, key=lambda choice: _weigh(counts, choice))))
+    return Codec(Packer.ENTROPY, write_shares(min(shares, key=lambda choice: _weigh(counts, choice))))
 
 
-def _weigh(counts: Int64, model: _Shares) -> float:
+def _weigh(counts: Int64, model: Shares) -> float:
     """Return about how many bits a tensor with these counts takes."""
     weights = int(counts.sum())
     values = np.array(model.values) + 128
@@ -521,7 +490,7 @@ def _weigh(counts: Int64, model: _Shares) -> float:
     coded = weights * model.bits - logs / _ONE + int(rare) * model.plain
     spread = weights * 4.0 ** (6 - model.bits) if model.bits else 0.0
     headers = -(-weights // STRIPE) * kernels.LANES * model.bits
-    return coded + spread + headers + sum(_golomb(numbers)[1] for numbers in _numbers(model))
+    return coded + spread + headers + sum(golomb_order(part)[1] for part in numbers(model))
 
 
 def _choices(known: int) -> Iterator[tuple[int, int]]:
@@ -536,11 +505,11 @@ def _choices(known: int) -> Iterator[tuple[int, int]]:
 @functools.cache
 def _logs() -> Int64:
     """Return fixed-point log2 of 1..4096, at their place; integers, so that no machine rounds another way."""
-    logs = np.log2(np.maximum(np.arange((1 << _MAX_BITS) + 1), 1))
+    logs = np.log2(np.maximum(np.arange((1 << MAX_BITS) + 1), 1))
     return np.asarray(np.rint(logs * _ONE), np.int64)
 
 
-def _share(counts: Int64, bits: int, plain: int) -> _Shares:
+def _share(counts: Int64, bits: int, plain: int) -> Shares:
     """Return the best shares with the 2**plain rarest values behind a common symbol."""
     values = _present(counts).astype(np.int64)
     count = np.maximum(counts[values + 128], 1)
@@ -552,7 +521,7 @@ def _share(counts: Int64, bits: int, plain: int) -> _Shares:
     shares = np.zeros(values.size, np.int64)
     shares[kept] = found[: kept.size]
     common = int(found[-1]) if plain else 0
-    return _Shares(bits, plain, tuple(values.tolist()), tuple(shares.tolist()), common)
+    return Shares(bits, plain, tuple(values.tolist()), tuple(shares.tolist()), common)
 
 
 def _pack_entropy(table: bytes, values: Int8, counts: Int64) -> bytes | None:
@@ -574,101 +543,6 @@ def _entropy_reader(table: bytes) -> _Reader:
         kernels.unpack_states(words, limit, model.bits, model.steps, model.palette, out, report)
 
     return read
-
-
-# The entropy table: R 4 bits, plain 4, values less one 8, orders of gaps and shares 4 + 4; then numbers in exponential
-# Golomb code: the common share less one where plain > 0; per value the gap from the value before it (from -129), less
-# one; where plain > 0 a bit, 1 for rare; the share less one, unless rare.
-
-
-class _BitWriter:
-    """Bits, least significant first."""
-
-    def __init__(self) -> None:
-        self.bits, self.count = 0, 0
-
-    def put(self, value: int, width: int) -> None:
-        self.bits |= value << self.count
-        self.count += width
-
-    def golomb(self, value: int, order: int) -> None:
-        """As many ones as the number has bits beyond its order, a zero, those bits, and `order` bits."""
-        size = ((value >> order) + 1).bit_length() - 1
-        self.put((1 << size) - 1, size + 1)
-        self.put((value >> order) + 1 - (1 << size), size)
-        self.put(value & ((1 << order) - 1), order)
-
-
-class _BitReader:
-    """Inverse of `_BitWriter`; bits behind the end are zero, which `is_at_end` tells."""
-
-    def __init__(self, data: bytes) -> None:
-        self.bits, self.size, self.count = int.from_bytes(data, "little"), len(data), 0
-
-    def take(self, width: int) -> int:
-        value = self.bits >> self.count & ((1 << width) - 1)
-        self.count += width
-        return value
-
-    def golomb(self, order: int) -> int:
-        """Return a number; ones without an end are cut at 16, which is more than any share has."""
-        size = 0
-        while size < 16 and self.take(1):
-            size += 1
-        high = (1 << size) - 1 + self.take(size)
-        return high << order | self.take(order)
-
-    @property
-    def is_at_end(self) -> bool:
-        """Whether all bytes are used and what is left of the last is zero."""
-        return (self.count + 7) // 8 == self.size and self.bits >> self.count == 0
-
-
-def _golomb(numbers: Sequence[int]) -> tuple[int, int]:
-    """Return the order that makes the exponential Golomb codes of these numbers shortest, and their bits."""
-    orders = np.arange(_MAX_BITS)
-    lengths = 2 * _log2((np.array(numbers, np.int64) >> orders[:, None]) + 1) + 1 + orders[:, None]
-    bits = lengths.sum(axis=1)
-    return int(bits.argmin()), int(bits.min())
-
-
-def _numbers(model: _Shares) -> tuple[list[int], list[int]]:
-    """Return gaps between the values and shares, each less one, as they are written."""
-    gaps = [b - a - 1 for a, b in zip((-129, *model.values), model.values, strict=False)]
-    return gaps, [share - 1 for share in (model.common, *model.shares) if share]
-
-
-def _write_shares(model: _Shares) -> bytes:
-    """Return the table that `_read_shares` reads."""
-    gaps, shares = _numbers(model)
-    gap_order, share_order = _golomb(gaps)[0], _golomb(shares)[0]
-    writer = _BitWriter()
-    for value, width in (model.bits, 4), (model.plain, 4), (len(gaps) - 1, 8), (gap_order, 4), (share_order, 4):
-        writer.put(value, width)
-    if model.plain:
-        writer.golomb(model.common - 1, share_order)
-    for gap, share in zip(gaps, model.shares, strict=True):
-        writer.golomb(gap, gap_order)
-        writer.put(not share, bool(model.plain))
-        if share:
-            writer.golomb(share - 1, share_order)
-    return writer.bits.to_bytes((writer.count + 7) // 8, "little")
-
-
-def _read_shares(table: bytes) -> _Shares:
-    """Return the shares of an entropy table, checked."""
-    _check_table(len(table) <= 4096, Packer.ENTROPY, f"{len(table)} bytes, at most 4096")
-    reader = _BitReader(table)
-    bits, plain, known, gap_order, share_order = (reader.take(width) for width in (4, 4, 8, 4, 4))
-    _check_table(bits <= _MAX_BITS and plain <= 8, Packer.ENTROPY, f"{bits} bits of state, {plain} plain bits")
-    common = reader.golomb(share_order) + 1 if plain else 0
-    values, shares = [-129], []
-    for _ in range(known + 1):
-        values.append(values[-1] + 1 + reader.golomb(gap_order))
-        shares.append(0 if plain and reader.take(1) else reader.golomb(share_order) + 1)
-    model = _Shares(bits, plain, tuple(values[1:]), tuple(shares), common)
-    _check_table(reader.is_at_end and model.is_sound, Packer.ENTROPY, "its shares do not add up")
-    return model
 
 
 _FIT: dict[int, Callable[[Int8, Int64, Int8 | None], Codec | None]] = {

@@ -1,0 +1,147 @@
+"""The table of the entropy coder: how many of its states each value owns, and how that is written.
+
+Layout: R 4 bits, plain 4, values less one 8, orders of gaps and shares 4 + 4; then numbers in exponential Golomb code:
+the common share less one where plain > 0; per value the gap from the value before it (from -129), less one; where
+plain > 0 a bit, 1 for rare; the share less one, unless rare. Bits go least significant first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnac.errors import ProgramError
+
+Int64 = NDArray[np.int64]
+
+MAX_BITS = 12
+"""Largest log2 of the number of states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What an entropy table says.
+
+    Attributes:
+        bits: log2 of the number of states.
+        plain: plain bits behind the common symbol of the rare values; 0: there are none.
+        values: all values, ascending.
+        shares: states per value; 0 for a rare one.
+        common: states of the common symbol.
+    """
+
+    bits: int
+    plain: int
+    values: tuple[int, ...]
+    shares: tuple[int, ...]
+    common: int
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the states are given away exactly, and plain bits tell exactly the rare values apart."""
+        rare = self.shares.count(0)
+        full = rare == 1 << self.plain and self.common > 0 if self.plain else rare == self.common == 0
+        return full and sum(self.shares) + self.common == 1 << self.bits and self.values[-1] < 128
+
+
+def log2_floor(values: Int64) -> Int64:
+    """Return floor(log2) of integers 1..8191."""
+    return np.asarray(np.searchsorted(1 << np.arange(14), values, side="right") - 1, np.int64)
+
+
+class BitWriter:
+    """Bits, least significant first."""
+
+    def __init__(self) -> None:
+        self.bits, self.count = 0, 0
+
+    def put(self, value: int, width: int) -> None:
+        self.bits |= value << self.count
+        self.count += width
+
+    def golomb(self, value: int, order: int) -> None:
+        """As many ones as the number has bits beyond its order, a zero, those bits, and `order` bits."""
+        size = ((value >> order) + 1).bit_length() - 1
+        self.put((1 << size) - 1, size + 1)
+        self.put((value >> order) + 1 - (1 << size), size)
+        self.put(value & ((1 << order) - 1), order)
+
+
+class BitReader:
+    """Inverse of `BitWriter`; bits behind the end are zero, which `is_at_end` tells."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bits, self.size, self.count = int.from_bytes(data, "little"), len(data), 0
+
+    def take(self, width: int) -> int:
+        value = self.bits >> self.count & ((1 << width) - 1)
+        self.count += width
+        return value
+
+    def golomb(self, order: int) -> int:
+        """Return a number; ones without an end are cut at 16, which is more than any share has."""
+        size = 0
+        while size < 16 and self.take(1):
+            size += 1
+        high = (1 << size) - 1 + self.take(size)
+        return high << order | self.take(order)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all bytes are used and what is left of the last is zero."""
+        return (self.count + 7) // 8 == self.size and self.bits >> self.count == 0
+
+
+def golomb_order(numbers: Sequence[int]) -> tuple[int, int]:
+    """Return the order that makes the exponential Golomb codes of these numbers shortest, and their bits."""
+    orders = np.arange(MAX_BITS)
+    lengths = 2 * log2_floor((np.array(numbers, np.int64) >> orders[:, None]) + 1) + 1 + orders[:, None]
+    bits = lengths.sum(axis=1)
+    return int(bits.argmin()), int(bits.min())
+
+
+def numbers(model: Shares) -> tuple[list[int], list[int]]:
+    """Return gaps between the values and shares, each less one, as they are written."""
+    gaps = [b - a - 1 for a, b in zip((-129, *model.values), model.values, strict=False)]
+    return gaps, [share - 1 for share in (model.common, *model.shares) if share]
+
+
+def write_shares(model: Shares) -> bytes:
+    """Return the table that `read_shares` reads."""
+    gaps, shares = numbers(model)
+    gap_order, share_order = golomb_order(gaps)[0], golomb_order(shares)[0]
+    writer = BitWriter()
+    for value, width in (model.bits, 4), (model.plain, 4), (len(gaps) - 1, 8), (gap_order, 4), (share_order, 4):
+        writer.put(value, width)
+    if model.plain:
+        writer.golomb(model.common - 1, share_order)
+    for gap, share in zip(gaps, model.shares, strict=True):
+        writer.golomb(gap, gap_order)
+        writer.put(not share, bool(model.plain))
+        if share:
+            writer.golomb(share - 1, share_order)
+    return writer.bits.to_bytes((writer.count + 7) // 8, "little")
+
+
+def read_shares(table: bytes) -> Shares:
+    """Return the shares of an entropy table, checked."""
+    _check(len(table) <= 4096, f"{len(table)} bytes, at most 4096")
+    reader = BitReader(table)
+    bits, plain, known, gap_order, share_order = (reader.take(width) for width in (4, 4, 8, 4, 4))
+    _check(bits <= MAX_BITS and plain <= 8, f"{bits} bits of state, {plain} plain bits")
+    common = reader.golomb(share_order) + 1 if plain else 0
+    values, shares = [-129], []
+    for _ in range(known + 1):
+        values.append(values[-1] + 1 + reader.golomb(gap_order))
+        shares.append(0 if plain and reader.take(1) else reader.golomb(share_order) + 1)
+    model = Shares(bits, plain, tuple(values[1:]), tuple(shares), common)
+    _check(reader.is_at_end and model.is_sound, "its shares do not add up")
+    return model
+
+
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ProgramError(f"table of packed weights (entropy) is wrong: {what}")
