@@ -186,9 +186,7 @@ def grid_levels(sums: Float64, x: Float64, steps: Float64, zero: int, levels: In
 
 
 @kernel(source(F64, 2), source(F64, 1), source(F64, 1), source(F64, 1), sink(F64, 1), sink(F64, 1))
-def table_errors(
-    sums: Float64, x: Float64, levels: Float64, steps: Float64, errors: Float64, refits: Float64
-) -> None:
+def table_errors(sums: Float64, x: Float64, levels: Float64, steps: Float64, errors: Float64, refits: Float64) -> None:
     """Squared error of one table at several steps, each bin at its nearest level; and the step that refits it.
 
     Args:
@@ -282,8 +280,15 @@ def search_scales(
         errors[r] = best
 
 
-@kernel(source(F64, 2), source(F64, 2, "A"), source(F64, 2), source(F64, 1), source(types.int8, 2),
-        sink(types.int8, 2), sink(F64, 2))
+@kernel(
+    source(F64, 2),
+    source(F64, 2, "A"),
+    source(F64, 2),
+    source(F64, 1),
+    source(types.int8, 2),
+    sink(types.int8, 2),
+    sink(F64, 2),
+)
 def feedback_block(
     target: Float64, weights: Float64, feedback: Float64, scale: Float64, tables: Int8, levels: Int8, error: Float64
 ) -> None:

@@ -134,9 +134,7 @@ def pack_bitmap(values: Int8, codes: Int16, width: int, words: Words, report: In
 
 
 @kernel(_WORDS, INT, _VALUES, INT, INT, _NEW_VALUES, _NEW_LONGS)
-def unpack_bitmap(
-    words: Words, limit: int, palette: Int8, known: int, width: int, out: Int8, report: Int64
-) -> None:
+def unpack_bitmap(words: Words, limit: int, palette: Int8, known: int, width: int, out: Int8, report: Int64) -> None:
     """Inverse of `pack_bitmap`; faults are fields behind `limit`, unknown indices and a zero among the non-zeros.
 
     Args:
@@ -338,9 +336,7 @@ def advance(steps: Int32, palette: Int8, state: int, window: int) -> Any:
 
 
 @kernel(_WORDS, INT, INT, _STEPS, _VALUES, _NEW_VALUES, _NEW_LONGS)
-def unpack_states(
-    words: Words, limit: int, bits: int, steps: Int32, palette: Int8, out: Int8, report: Int64
-) -> None:
+def unpack_states(words: Words, limit: int, bits: int, steps: Int32, palette: Int8, out: Int8, report: Int64) -> None:
     """Inverse of `trace_states` and `write_tokens`; faults are symbols behind `limit` and last states other than 0.
 
     Args:

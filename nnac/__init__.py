@@ -21,7 +21,7 @@ _LAZY = {
     "CompiledModel": "nnac.compiled",
     "Comparison": "nnac.compare",
 }
-__all__ = ["CompiledModel", "Comparison", "__version__", "compile", "diff", "load"]
+__all__ = ["Comparison", "CompiledModel", "__version__", "compile", "diff", "load"]
 
 
 def __getattr__(name: str) -> Any:

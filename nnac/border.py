@@ -15,8 +15,11 @@ def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]
     """Return int8 arrays in device layout by tensor name, for arrays by ONNX input name."""
     tensors = {t.onnx_name: t for t in map(program.tensor, program.inputs)}
     problems = [f"input {name!r} is missing" for name in tensors if name not in inputs]
-    problems += [f"input {name!r} is unknown; the model has {', '.join(map(repr, tensors))}"
-                 for name in inputs if name not in tensors]
+    problems += [
+        f"input {name!r} is unknown; the model has {', '.join(map(repr, tensors))}"
+        for name in inputs
+        if name not in tensors
+    ]
     arrays = {name: np.asarray(array) for name, array in inputs.items()}
     problems += [p for name, t in tensors.items() if name in arrays for p in _problems(name, t, arrays[name])]
     raise_all(ModelError, "the inputs do not fit the model:", problems)
@@ -27,7 +30,9 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
     if array.shape != tensor.onnx_shape:
         return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
     if array.dtype.kind != "f" and array.dtype != np.int8:
-        return [f"input {name!r} has dtype {array.dtype}, expected floats, or int8 for values that are quantized already"]
+        return [
+            f"input {name!r} has dtype {array.dtype}, expected floats, or int8 for values that are quantized already"
+        ]
     return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []
 
 

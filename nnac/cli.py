@@ -314,7 +314,7 @@ def _write_json(path: Path | None, data: Mapping[str, Any], indent: int | None =
 @click.option("--disasm", is_flag=True, help="List the instructions.")
 @click.option("--tensors", is_flag=True, help="List all tensors with their addresses.")
 @click.option("--memory", is_flag=True, help="Show what is alive in the scratchpad per layer, and at the peak.")
-@click.option("--weights", is_flag=True, help="Show what every layer's weights take, against entropy, int8 and float32.")
+@click.option("--weights", is_flag=True, help="Show what each layer's weights take, against entropy, int8 and float32.")
 @click.option("--json", "json_path", metavar="FILE", help="With --weights: write them as JSON (- for stdout, then "
               "nothing else).")
 @click.option("--selftest", is_flag=True, help="Run the known answer; exit code 1 if an output differs.")

@@ -60,8 +60,10 @@ class Codebook:
     def __post_init__(self) -> None:
         check_bits(self.bits)
         if not 1 <= self.table.size <= 2**self.bits or self.table.dtype != np.int8 or self.table.ndim != 1:
-            raise ModelError(f"a codebook of {self.bits} bits holds 1 to {2**self.bits} int8 values, not "
-                             f"{self.table.size} of {self.table.dtype}")
+            raise ModelError(
+                f"a codebook of {self.bits} bits holds 1 to {2**self.bits} int8 values, not "
+                f"{self.table.size} of {self.table.dtype}"
+            )
         if self.table[0] < -LIMIT or (np.diff(self.table.astype(np.int16)) <= 0).any():
             raise ModelError("the levels of a codebook ascend from -127 to 127, each once")
 
@@ -208,10 +210,21 @@ def encode(
     chosen = generators.find(generator)
     matrix = _matrix(weights, bits, groups)
     if assigner not in ASSIGNERS or (assigner == "gptq") != (hessian is not None):
-        raise ModelError(f"assigner {assigner!r} {'with' if hessian is not None else 'without'} a Hessian: there are "
-                         f"'nearest', without one, and 'gptq', with one")
-    task = Task(matrix, _importance(importance, weights, matrix), chosen, bits, zero, parameter, _refits(chosen, refit),
-                power_of_two, _given(scale, len(matrix), per_channel))
+        raise ModelError(
+            f"assigner {assigner!r} {'with' if hessian is not None else 'without'} a Hessian: there are "
+            f"'nearest', without one, and 'gptq', with one"
+        )
+    task = Task(
+        matrix,
+        _importance(importance, weights, matrix),
+        chosen,
+        bits,
+        zero,
+        parameter,
+        _refits(chosen, refit),
+        power_of_two,
+        _given(scale, len(matrix), per_channel),
+    )
     books, scales = _fit_groups(task, groups, per_channel)
     tables = np.repeat([book.nearest_levels() for book in books], np.diff(group_bounds(len(matrix), groups)), axis=0)
     levels = np.empty(matrix.shape, np.int8)
@@ -283,8 +296,10 @@ def _importance(importance: Array | None, weights: Array, matrix: Float32) -> Fl
         return np.broadcast_to(np.ones((1, 1), np.float32), matrix.shape)
     found = np.asarray(importance, np.float32)
     if found.shape not in (np.shape(weights), np.shape(weights)[1:], matrix.shape, matrix.shape[1:]):
-        raise ModelError(f"importance of shape {found.shape}: weights of shape {np.shape(weights)} take one per weight "
-                         f"or one per input, {np.shape(weights)[1:]}")
+        raise ModelError(
+            f"importance of shape {found.shape}: weights of shape {np.shape(weights)} take one per weight "
+            f"or one per input, {np.shape(weights)[1:]}"
+        )
     if not np.isfinite(found).all() or found.min() < 0 or found.max() == 0:
         raise ModelError("importance is finite, not negative, and somewhere positive")
     return np.broadcast_to(found.reshape(-1, matrix.shape[1]), matrix.shape)
@@ -385,8 +400,9 @@ def _rescale(task: Task, levels: NDArray[np.int64], scale: Float64, factors: Flo
     table, found, errors = levels.astype(np.int8), scale.copy(), np.zeros(len(scale))
     lookup = Codebook(table, 8).nearest_levels()
     several = len(task.rows) > 1
-    search_scales(task.rows, task.importance, lookup, factors if several else STAY, task.rounds if several else 0,
-                  found, errors)
+    search_scales(
+        task.rows, task.importance, lookup, factors if several else STAY, task.rounds if several else 0, found, errors
+    )
     return Solution(table, found, float(errors.sum()))
 
 

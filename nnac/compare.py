@@ -96,9 +96,17 @@ class _Tally:
         self.elements += truth.size
 
     def row(self, tensor: Tensor, layer: Layer | None, output: bool) -> Row:
-        return Row(layer.name if layer else "", layer.op if layer else "input", tensor.onnx_name,
-                   decibel(self.signal, self.noise), decibel(self.signal, self.local), self.steps, self.saturated,
-                   self.elements, output)
+        return Row(
+            layer.name if layer else "",
+            layer.op if layer else "input",
+            tensor.onnx_name,
+            decibel(self.signal, self.noise),
+            decibel(self.signal, self.local),
+            self.steps,
+            self.saturated,
+            self.elements,
+            output,
+        )
 
 
 def decibel(signal: float, noise: float) -> float:
@@ -134,7 +142,7 @@ def compare(
 
 
 def _comparable(program: Program) -> list[Tensor]:
-    """Return inputs and layers' outputs that have a float twin, in order of completion; reshapes of them are left out."""
+    """Return inputs and layers' outputs that have a float twin, in order of completion, without reshapes."""
     shown = {*program.inputs, *(layer.output for layer in program.layers), *program.outputs}
     views = {_place(t): t for t in program.tensors if t.name in program.outputs}
     tensors = [t for t in program.tensors if t.name in shown and views.get(_place(t), t) is t]

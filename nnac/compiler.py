@@ -97,8 +97,7 @@ def compile(
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
-        weights: bits below eight, per layer if wanted (see `nnac.weightplan`); weights that are clustered already are found
-            without it.
+        weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -133,8 +132,10 @@ def _open(
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
     """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
-        raise ModelError("no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
-                         "shape and timing studies")
+        raise ModelError(
+            "no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
+            "shape and timing studies"
+        )
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes)
@@ -180,7 +181,12 @@ def lower(
 
 
 def _within(
-    graph: Graph, ranges: Mapping[str, Range], machine: Target, note: str, check: bool, plan: WeightPlan,
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    machine: Target,
+    note: str,
+    check: bool,
+    plan: WeightPlan,
     moments: Mapping[str, Array],
 ) -> Program:
     """Return the program whose packed weights keep the plan's budget of bytes, which the passes only estimate.
@@ -203,12 +209,16 @@ def _within(
             return program
         closest = min(closest, packed)
         aim -= packed - limit + limit / 64
-    raise ModelError(f"weights auto:{limit:.0f}: the closest that {machine.name} can pack them into is {closest:.0f} bytes")
+    raise ModelError(
+        f"weights auto:{limit:.0f}: the closest that {machine.name} can pack them into is {closest:.0f} bytes"
+    )
 
 
 def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
     """Return the dB of every layer's int8 weights against those of the float graph; inf where they are equal."""
-    exact = {node.name: graph.constants[node.inputs[WEIGHT]] for node in graph.nodes if isinstance(node.op, Conv | Dense)}
+    exact = {
+        node.name: graph.constants[node.inputs[WEIGHT]] for node in graph.nodes if isinstance(node.op, Conv | Dense)
+    }
     found = {}
     for node in integer.nodes:
         if node.name in exact and isinstance(node.op, Conv | Dense):
@@ -224,8 +234,8 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
     _same("lowering", expected, Emulator(program).trace(probe))
     orders = {"completion order": completion_order(simulate(program))}
     orders |= {f"adversarial order {seed}": adversarial_order(program.instructions, seed) for seed in range(2)}
-    for name, order in orders.items():
-        _same(f"execution in {name}", expected, Emulator(program).run(probe, order=order))
+    for name, turns in orders.items():
+        _same(f"execution in {name}", expected, Emulator(program).run(probe, order=turns))
 
 
 def best_program(
@@ -294,12 +304,17 @@ def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
         if excess <= 0:
             return candidate
         budget -= max(excess // 2, size // 64)
-    raise CapacityError("scratchpad after placement", candidate.used[Space.SRAM], size,
-                        advice="use a machine with a larger memory.sram")
+    raise CapacityError(
+        "scratchpad after placement", candidate.used[Space.SRAM], size, advice="use a machine with a larger memory.sram"
+    )
 
 
 def _calibrate(
-    prepared: onnx.ModelProto, graph: Graph, samples: Iterable[Mapping[str, Array]], source: Any, method: str,
+    prepared: onnx.ModelProto,
+    graph: Graph,
+    samples: Iterable[Mapping[str, Array]],
+    source: Any,
+    method: str,
     progress: Progress | None,
 ) -> tuple[dict[str, Range], str]:
     """Return ranges by ONNX tensor name, and the note that the program carries."""
@@ -332,8 +347,10 @@ def _same(step: str, expected: Mapping[str, Array], found: Mapping[str, Array]) 
     for name in expected.keys() & found.keys():
         wrong = int((expected[name] != found[name]).sum())
         if wrong:
-            raise NnacError(f"check: {step} changed {wrong} of {expected[name].size} elements of tensor {name!r}; "
-                            f"this is a fault of nnac, please report it")
+            raise NnacError(
+                f"check: {step} changed {wrong} of {expected[name].size} elements of tensor {name!r}; "
+                f"this is a fault of nnac, please report it"
+            )
 
 
 def _keep(program: Program, budgets: Budgets) -> None:
@@ -344,8 +361,11 @@ def _keep(program: Program, budgets: Budgets) -> None:
         ("--max-flash", int(program.constants.size), budgets.flash, "bytes"),
         ("--max-cycles", cycles, budgets.cycles, "cycles"),
     )
-    errors = [CapacityError(f"budget {name}", need, limit, unit) for name, need, limit, unit in needs
-              if limit is not None and need > limit]
+    errors = [
+        CapacityError(f"budget {name}", need, limit, unit)
+        for name, need, limit, unit in needs
+        if limit is not None and need > limit
+    ]
     if len(errors) > 1:
         errors[0].args = ("\n".join(str(error) for error in errors),)
     if errors:

@@ -48,8 +48,9 @@ def _injective(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 def _windows_filled(i: isa.Pool) -> bool:
     """Tell that every window of a maximum has a tap inside the stripe (along each axis on its own)."""
-    return (_axis_filled(i.in_h, i.out_h, i.kernel_h, i.stride_h, i.dilation_h, i.pad_top)
-            and _axis_filled(i.in_w, i.out_w, i.kernel_w, i.stride_w, i.dilation_w, i.pad_left))
+    return _axis_filled(i.in_h, i.out_h, i.kernel_h, i.stride_h, i.dilation_h, i.pad_top) and _axis_filled(
+        i.in_w, i.out_w, i.kernel_w, i.stride_w, i.dilation_w, i.pad_left
+    )
 
 
 def _axis_filled(size: int, out: int, kernel: int, stride: int, dilation: int, pad: int) -> bool:
@@ -65,8 +66,12 @@ def _axis_filled(size: int, out: int, kernel: int, stride: int, dilation: int, p
 
 def _averages_filled(i: isa.Pool) -> bool:
     """Tell that every window of an average overlaps the stripe."""
-    return (i.kernel_h > i.pad_top and i.kernel_w > i.pad_left
-            and (i.out_h - 1) * i.stride_h - i.pad_top < i.in_h and (i.out_w - 1) * i.stride_w - i.pad_left < i.in_w)
+    return (
+        i.kernel_h > i.pad_top
+        and i.kernel_w > i.pad_left
+        and (i.out_h - 1) * i.stride_h - i.pad_top < i.in_h
+        and (i.out_w - 1) * i.stride_w - i.pad_left < i.in_w
+    )
 
 
 def _divisors_positive(i: isa.Pool) -> bool:
@@ -75,8 +80,11 @@ def _divisors_positive(i: isa.Pool) -> bool:
 
 ACTIVATIONS = (Space.SRAM, Space.DRAM)
 """Memories that instructions other than a Load may write."""
-SCALED = Rule(lambda i: i.multiplier < 1 << 31 and i.shift <= SHIFT_MAX,
-              f"the multiplier is under 2**31, the shift at most {SHIFT_MAX}", "multiplier shift")
+SCALED = Rule(
+    lambda i: i.multiplier < 1 << 31 and i.shift <= SHIFT_MAX,
+    f"the multiplier is under 2**31, the shift at most {SHIFT_MAX}",
+    "multiplier shift",
+)
 SHIFTED = Rule(lambda i: i.shift <= SHIFT_MAX, f"the shift is at most {SHIFT_MAX}", "shift")
 CLAMPED = Rule(lambda i: i.low <= i.high, "low is at most high", "low high")
 NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
@@ -86,12 +94,18 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         Rule(lambda i: i.space in (Space.DRAM, Space.FLASH), "constants come from dram (2) or flash (3)", "space"),
         Rule(lambda i: i.packer < len(isa.PACKERS), f"the packer is one of 0 to {len(isa.PACKERS) - 1}", "packer"),
         _positive("source_bytes", "target_bytes"),
-        Rule(lambda i: i.packer or (i.source_bytes == i.target_bytes and not i.table_bytes),
-             "raw bytes keep their number and have no table", "source_bytes target_bytes table_bytes"),
+        Rule(
+            lambda i: i.packer or (i.source_bytes == i.target_bytes and not i.table_bytes),
+            "raw bytes keep their number and have no table",
+            "source_bytes target_bytes table_bytes",
+        ),
     ),
     isa.Copy: (
-        Rule(lambda i: i.source_space in (*ACTIVATIONS, Space.FLASH), "the source is sram (0), dram (2) or flash (3)",
-             "source_space"),
+        Rule(
+            lambda i: i.source_space in (*ACTIVATIONS, Space.FLASH),
+            "the source is sram (0), dram (2) or flash (3)",
+            "source_space",
+        ),
         Rule(lambda i: i.target_space in ACTIVATIONS, "the target is sram (0) or dram (2)", "target_space"),
         NESTED,
         Rule(lambda i: _injective(i.shape, i.target_strides), "no byte is written twice", "shape target_strides"),
@@ -101,12 +115,29 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         _positive("count"),
     ),
     isa.Conv: (
-        _positive("in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w",
-                  "dilation_h", "dilation_w", "groups"),
-        Rule(lambda i: i.channel + i.out_c <= i.channels, "the slice ends within the channels",
-             "channel out_c channels"),
-        Rule(lambda i: i.channels % i.groups == 0 and i.in_c % i.groups == 0, "groups divide channels and in_c",
-             "groups channels in_c"),
+        _positive(
+            "in_h",
+            "in_w",
+            "in_c",
+            "out_h",
+            "out_w",
+            "out_c",
+            "kernel_h",
+            "kernel_w",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+            "groups",
+        ),
+        Rule(
+            lambda i: i.channel + i.out_c <= i.channels, "the slice ends within the channels", "channel out_c channels"
+        ),
+        Rule(
+            lambda i: i.channels % i.groups == 0 and i.in_c % i.groups == 0,
+            "groups divide channels and in_c",
+            "groups channels in_c",
+        ),
         Rule(lambda i: i.pitch >= i.out_c, "the pitch is at least out_c", "pitch out_c"),
         Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
         CLAMPED,
@@ -114,36 +145,68 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Pool: (
         Rule(lambda i: i.kind in (MAX, AVERAGE), "the kind is 0 (max) or 1 (average)", "kind"),
         Rule(lambda i: i.count_pads in (0, 1), "count_pads is 0 or 1", "count_pads"),
-        _positive("in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
-                  "dilation_h", "dilation_w"),
+        _positive(
+            "in_h",
+            "in_w",
+            "channels",
+            "out_h",
+            "out_w",
+            "kernel_h",
+            "kernel_w",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+        ),
         SCALED,
         CLAMPED,
-        Rule(lambda i: i.kind != MAX or _windows_filled(i), "every window has a tap inside the stripe",
-             "in_h in_w out_h out_w pad_top pad_left"),
-        Rule(lambda i: i.kind != AVERAGE or i.dilation_h == i.dilation_w == 1, "an average has no dilation",
-             "dilation_h dilation_w"),
-        Rule(lambda i: i.kind != AVERAGE or _averages_filled(i), "every window overlaps the stripe",
-             "in_h in_w out_h out_w pad_top pad_left"),
-        Rule(lambda i: i.kind != AVERAGE or not i.count_pads or _divisors_positive(i),
-             "every window begins within the padded area", "padded_h padded_w"),
-        Rule(lambda i: i.kind != AVERAGE or 255 * i.kernel_h * i.kernel_w * max(i.multiplier, 1) <= PRODUCT_MAX,
-             "a window's sum times the multiplier stays within 2**62", "kernel_h kernel_w multiplier"),
+        Rule(
+            lambda i: i.kind != MAX or _windows_filled(i),
+            "every window has a tap inside the stripe",
+            "in_h in_w out_h out_w pad_top pad_left",
+        ),
+        Rule(
+            lambda i: i.kind != AVERAGE or i.dilation_h == i.dilation_w == 1,
+            "an average has no dilation",
+            "dilation_h dilation_w",
+        ),
+        Rule(
+            lambda i: i.kind != AVERAGE or _averages_filled(i),
+            "every window overlaps the stripe",
+            "in_h in_w out_h out_w pad_top pad_left",
+        ),
+        Rule(
+            lambda i: i.kind != AVERAGE or not i.count_pads or _divisors_positive(i),
+            "every window begins within the padded area",
+            "padded_h padded_w",
+        ),
+        Rule(
+            lambda i: i.kind != AVERAGE or 255 * i.kernel_h * i.kernel_w * max(i.multiplier, 1) <= PRODUCT_MAX,
+            "a window's sum times the multiplier stays within 2**62",
+            "kernel_h kernel_w multiplier",
+        ),
     ),
     isa.Sum: (
         NESTED,
         Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
-        Rule(lambda i: len(i.zeros) == len(i.multipliers) == len(i.sources)
-             and len(i.strides) == isa.LOOPS * len(i.sources),
-             f"each operand has a zero point, a multiplier and {isa.LOOPS} strides",
-             "sources zeros multipliers strides"),
+        Rule(
+            lambda i: (
+                len(i.zeros) == len(i.multipliers) == len(i.sources) and len(i.strides) == isa.LOOPS * len(i.sources)
+            ),
+            f"each operand has a zero point, a multiplier and {isa.LOOPS} strides",
+            "sources zeros multipliers strides",
+        ),
         Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
         SHIFTED,
         CLAMPED,
     ),
     isa.Mul: (
         NESTED,
-        Rule(lambda i: len(i.sources) == len(i.zeros) == 2 and len(i.strides) == isa.LOOPS * 2,
-             f"there are two operands, each with a zero point and {isa.LOOPS} strides", "sources zeros strides"),
+        Rule(
+            lambda i: len(i.sources) == len(i.zeros) == 2 and len(i.strides) == isa.LOOPS * 2,
+            f"there are two operands, each with a zero point and {isa.LOOPS} strides",
+            "sources zeros strides",
+        ),
         SCALED,
         CLAMPED,
     ),

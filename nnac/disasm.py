@@ -50,8 +50,10 @@ def _tensor(tensor: Tensor) -> str:
 
 def _layer(layer: Layer) -> str:
     inputs = ", ".join(map(_text, layer.inputs)) or "nothing"
-    return (f"; layer {_text(layer.name)} ({_text(layer.op)[1:-1]}): {inputs} -> {_text(layer.output)}, "
-            f"{layer.macs} MACs, {layer.weight_bytes} bytes of weights")
+    return (
+        f"; layer {_text(layer.name)} ({_text(layer.op)[1:-1]}): {inputs} -> {_text(layer.output)}, "
+        f"{layer.macs} MACs, {layer.weight_bytes} bytes of weights"
+    )
 
 
 def _line(index: int, i: AnyInstruction) -> str:
@@ -83,11 +85,12 @@ def operands(i: AnyInstruction) -> str:
         case isa.Mul():
             return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
         case isa.Lookup():
-            return (f"{_sram(i.target)} <- {_sram(i.source)} {i.count} bytes, "
-                    f"tables {_buffer(i.table)} {i.tables}x256")
+            return f"{_sram(i.target)} <- {_sram(i.source)} {i.count} bytes, tables {_buffer(i.table)} {i.tables}x256"
         case isa.Softmax():
-            return (f"{_sram(i.target)} <- {_sram(i.source)} {_sides((i.rows, i.length))}, table {_buffer(i.table)}, "
-                    f"{_scaled(i.multiplier, i.shift)}, zero {i.out_zero}")
+            return (
+                f"{_sram(i.target)} <- {_sram(i.source)} {_sides((i.rows, i.length))}, table {_buffer(i.table)}, "
+                f"{_scaled(i.multiplier, i.shift)}, zero {i.out_zero}"
+            )
         case _:
             assert_never(i)
 
@@ -104,22 +107,28 @@ def _copy(i: isa.Copy) -> str:
 
 def _conv(i: isa.Conv) -> str:
     place = f"pitch {i.pitch} channel {i.channel} of {i.channels}"
-    return (f"{_sram(i.target)} {_sides((i.out_h, i.out_w, i.out_c))} {place}"
-            f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.in_c))} zero {i.in_zero}, "
-            f"kernels {_buffer(i.weights)}, params {_buffer(i.params)}, {_window(i)} groups {i.groups}, "
-            f"{_result(i.out_zero, i.low, i.high)}")
+    return (
+        f"{_sram(i.target)} {_sides((i.out_h, i.out_w, i.out_c))} {place}"
+        f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.in_c))} zero {i.in_zero}, "
+        f"kernels {_buffer(i.weights)}, params {_buffer(i.params)}, {_window(i)} groups {i.groups}, "
+        f"{_result(i.out_zero, i.low, i.high)}"
+    )
 
 
 def _pool(i: isa.Pool) -> str:
     counted = f" of {i.padded_h}x{i.padded_w} padded" if i.count_pads else ""
-    return (f"{POOLS[i.kind]} {_sram(i.target)} {_sides((i.out_h, i.out_w, i.channels))}"
-            f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.channels))} zero {i.in_zero}, "
-            f"{_window(i)}{counted}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}")
+    return (
+        f"{POOLS[i.kind]} {_sram(i.target)} {_sides((i.out_h, i.out_w, i.channels))}"
+        f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.channels))} zero {i.in_zero}, "
+        f"{_window(i)}{counted}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+    )
 
 
 def _window(i: isa.Conv | isa.Pool) -> str:
-    return (f"window {i.kernel_h}x{i.kernel_w} stride {i.stride_h}x{i.stride_w} "
-            f"dilation {i.dilation_h}x{i.dilation_w} pad {i.pad_top},{i.pad_left}")
+    return (
+        f"window {i.kernel_h}x{i.kernel_w} stride {i.stride_h}x{i.stride_w} "
+        f"dilation {i.dilation_h}x{i.dilation_w} pad {i.pad_top},{i.pad_left}"
+    )
 
 
 def _sum(i: isa.Sum) -> str:

@@ -47,7 +47,7 @@ class Emulator:
             inputs: int8 arrays in device layout, one per program input.
             before, after: called with the index of each instruction around its execution; `before` first with -1, when
                 the inputs are in place.
-            order: indices of all instructions in an order that the tokens allow (`nnac.orders`); program order by default.
+            order: all instructions in an order that the tokens allow (`nnac.orders`); program order by default.
 
         Returns:
             int8 arrays in device layout, one per program output.
@@ -93,13 +93,13 @@ class Emulator:
 
     def read(self, tensor: Tensor) -> Array:
         """Return a copy of a tensor from its home."""
-        raw = self.memory[tensor.space][tensor.address:tensor.address + tensor.type.nbytes]
+        raw = self.memory[tensor.space][tensor.address : tensor.address + tensor.type.nbytes]
         return raw.view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape).copy()
 
     def write(self, tensor: Tensor, array: Array) -> None:
         """Put a tensor into its home."""
         raw = _raw(array)
-        self.memory[tensor.space][tensor.address:tensor.address + raw.size] = raw
+        self.memory[tensor.space][tensor.address : tensor.address + raw.size] = raw
 
     # -- meanings --------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Emulator:
                 self._copy(instruction)
             case isa.Fill():
                 target = self.signed[Space(instruction.space)]
-                target[instruction.target:instruction.target + instruction.count] = instruction.value
+                target[instruction.target : instruction.target + instruction.count] = instruction.value
             case isa.Conv():
                 self._conv(instruction)
             case isa.Pool():
@@ -146,52 +146,114 @@ class Emulator:
         return out.view(np.uint8)
 
     def _copy(self, i: isa.Copy) -> None:
-        source = as_strided(self.memory[Space(i.source_space)][i.source:], i.shape, i.source_strides, writeable=False)
-        target = as_strided(self.memory[Space(i.target_space)][i.target:], i.shape, i.target_strides)
+        source = as_strided(self.memory[Space(i.source_space)][i.source :], i.shape, i.source_strides, writeable=False)
+        target = as_strided(self.memory[Space(i.target_space)][i.target :], i.shape, i.target_strides)
         target[...] = source
 
     def _tile(self, address: int, *shape: int) -> Array:
         count = isa.volume(shape)
-        return self.signed[Space.SRAM][address:address + count].reshape(shape)
+        return self.signed[Space.SRAM][address : address + count].reshape(shape)
 
     def _words(self, address: int, count: int) -> Array:
-        return self.memory[Space.WEIGHTS][address:address + 4 * count].view(np.int32)
+        return self.memory[Space.WEIGHTS][address : address + 4 * count].view(np.int32)
 
     def _conv(self, i: isa.Conv) -> None:
         from nnac.kernels.conv import conv2d
 
         taps, buffer = i.kernel_h * i.kernel_w * i.depth, self.signed[Space.WEIGHTS]
-        weights = buffer[i.weights:i.weights + i.out_c * taps].reshape(i.out_c, i.kernel_h, i.kernel_w, i.depth)
-        shift = buffer[i.params + 8 * i.out_c:i.params + 9 * i.out_c]
-        target = as_strided(self.signed[Space.SRAM][i.target:], (i.out_h, i.out_w, i.out_c),
-                            (i.out_w * i.pitch, i.pitch, 1))
-        conv2d(self._tile(i.source, i.in_h, i.in_w, i.in_c), weights, self._words(i.params, i.out_c),
-               self._words(i.params + 4 * i.out_c, i.out_c), shift, target, i.stride_h, i.stride_w, i.dilation_h,
-               i.dilation_w, i.pad_top, i.pad_left, i.channels // i.groups, i.channel, i.in_zero, i.out_zero, i.low,
-               i.high, int(self.law.mode), self.law.accumulator_bits, int(self.law.wraps))
+        weights = buffer[i.weights : i.weights + i.out_c * taps].reshape(i.out_c, i.kernel_h, i.kernel_w, i.depth)
+        shift = buffer[i.params + 8 * i.out_c : i.params + 9 * i.out_c]
+        target = as_strided(
+            self.signed[Space.SRAM][i.target :], (i.out_h, i.out_w, i.out_c), (i.out_w * i.pitch, i.pitch, 1)
+        )
+        conv2d(
+            self._tile(i.source, i.in_h, i.in_w, i.in_c),
+            weights,
+            self._words(i.params, i.out_c),
+            self._words(i.params + 4 * i.out_c, i.out_c),
+            shift,
+            target,
+            i.stride_h,
+            i.stride_w,
+            i.dilation_h,
+            i.dilation_w,
+            i.pad_top,
+            i.pad_left,
+            i.channels // i.groups,
+            i.channel,
+            i.in_zero,
+            i.out_zero,
+            i.low,
+            i.high,
+            int(self.law.mode),
+            self.law.accumulator_bits,
+            int(self.law.wraps),
+        )
 
     def _pool(self, i: isa.Pool) -> None:
         from nnac.kernels.pool import average_pool, max_pool
 
         x, y = self._tile(i.source, i.in_h, i.in_w, i.channels), self._tile(i.target, i.out_h, i.out_w, i.channels)
         if i.kind == 0:
-            max_pool(x, y, i.kernel_h, i.kernel_w, i.stride_h, i.stride_w, i.dilation_h, i.dilation_w, i.pad_top,
-                     i.pad_left, i.low, i.high)
+            max_pool(
+                x,
+                y,
+                i.kernel_h,
+                i.kernel_w,
+                i.stride_h,
+                i.stride_w,
+                i.dilation_h,
+                i.dilation_w,
+                i.pad_top,
+                i.pad_left,
+                i.low,
+                i.high,
+            )
             return
-        average_pool(x, y, i.kernel_h, i.kernel_w, i.stride_h, i.stride_w, i.pad_top, i.pad_left, i.padded_h, i.padded_w,
-                     i.count_pads, i.in_zero, i.multiplier, i.shift, i.out_zero, i.low, i.high, int(self.law.mode))
+        average_pool(
+            x,
+            y,
+            i.kernel_h,
+            i.kernel_w,
+            i.stride_h,
+            i.stride_w,
+            i.pad_top,
+            i.pad_left,
+            i.padded_h,
+            i.padded_w,
+            i.count_pads,
+            i.in_zero,
+            i.multiplier,
+            i.shift,
+            i.out_zero,
+            i.low,
+            i.high,
+            int(self.law.mode),
+        )
 
     def _operand(self, i: isa.Sum | isa.Mul, index: int) -> Array:
         memory = self.signed[Space.SRAM]
-        return as_strided(memory[i.sources[index]:], i.shape, i.operand_strides(index), writeable=False)
+        return as_strided(memory[i.sources[index] :], i.shape, i.operand_strides(index), writeable=False)
 
     def _sum(self, i: isa.Sum) -> None:
         from nnac.kernels.elementwise import accumulate, add2, requantize_wide
 
         y, mode = self._tile(i.target, *i.shape), int(self.law.mode)
         if len(i.sources) == 2:
-            add2(self._operand(i, 0), i.zeros[0], i.multipliers[0], self._operand(i, 1), i.zeros[1], i.multipliers[1],
-                 y, i.shift, i.out_zero, i.low, i.high, mode)
+            add2(
+                self._operand(i, 0),
+                i.zeros[0],
+                i.multipliers[0],
+                self._operand(i, 1),
+                i.zeros[1],
+                i.multipliers[1],
+                y,
+                i.shift,
+                i.out_zero,
+                i.low,
+                i.high,
+                mode,
+            )
             return
         acc = np.zeros(i.shape, np.int64)
         for n, zero in enumerate(i.zeros):
@@ -201,19 +263,37 @@ class Emulator:
     def _mul(self, i: isa.Mul) -> None:
         from nnac.kernels.elementwise import multiply
 
-        multiply(self._operand(i, 0), i.zeros[0], self._operand(i, 1), i.zeros[1], self._tile(i.target, *i.shape),
-                 i.multiplier, i.shift, i.out_zero, i.low, i.high, int(self.law.mode))
+        multiply(
+            self._operand(i, 0),
+            i.zeros[0],
+            self._operand(i, 1),
+            i.zeros[1],
+            self._tile(i.target, *i.shape),
+            i.multiplier,
+            i.shift,
+            i.out_zero,
+            i.low,
+            i.high,
+            int(self.law.mode),
+        )
 
     def _lookup(self, i: isa.Lookup) -> None:
-        tables = self.signed[Space.WEIGHTS][i.table:i.table + 256 * i.tables].reshape(i.tables, 256)
+        tables = self.signed[Space.WEIGHTS][i.table : i.table + 256 * i.tables].reshape(i.tables, 256)
         x = self._tile(i.source, i.count // i.tables, i.tables).astype(np.int16) + 128
         self._tile(i.target, i.count // i.tables, i.tables)[...] = tables[np.arange(i.tables), x]
 
     def _softmax(self, i: isa.Softmax) -> None:
         from nnac.kernels.softmax import softmax
 
-        softmax(self._tile(i.source, i.rows, i.length), self._words(i.table, 256),
-                self._tile(i.target, i.rows, i.length), i.multiplier, i.shift, i.out_zero, int(self.law.mode))
+        softmax(
+            self._tile(i.source, i.rows, i.length),
+            self._words(i.table, 256),
+            self._tile(i.target, i.rows, i.length),
+            i.multiplier,
+            i.shift,
+            i.out_zero,
+            int(self.law.mode),
+        )
 
 
 def _raw(array: Array) -> Array:

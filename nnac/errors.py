@@ -31,9 +31,7 @@ class CapacityError(NnacError):
     def __init__(self, what: str, required: int, available: int, unit: str = "bytes", advice: str = "") -> None:
         self.what, self.required, self.available, self.excess = what, required, available, required - available
         tail = f"; {advice}" if advice else ""
-        super().__init__(
-            f"{what}: required {required:,} {unit}, available {available:,}, excess {self.excess:,}{tail}"
-        )
+        super().__init__(f"{what}: required {required:,} {unit}, available {available:,}, excess {self.excess:,}{tail}")
 
 
 class ProgramError(NnacError):

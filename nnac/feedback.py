@@ -41,12 +41,18 @@ def assign_with_feedback(rows: Float32, hessian: Array, scales: Float64, tables:
     parts = parts[None] if parts.ndim == 2 else parts
     columns = rows.shape[1]
     if parts.ndim != 3 or parts.shape[1:] != (columns, columns) or len(rows) % len(parts):
-        raise ModelError(f"Hessian of shape {np.shape(hessian)}: weights of {len(rows)} output channels and {columns} "
-                         f"inputs take ({columns}, {columns}), or one for each equal run of channels")
+        raise ModelError(
+            f"Hessian of shape {np.shape(hessian)}: weights of {len(rows)} output channels and {columns} "
+            f"inputs take ({columns}, {columns}), or one for each equal run of channels"
+        )
     step = len(rows) // len(parts)
     runs = [slice(i * step, (i + 1) * step) for i in range(len(parts))]
-    return np.concatenate([_assign(rows[run], part, scales[run], tables[run], nearest[run])
-                           for run, part in zip(runs, parts, strict=True)])
+    return np.concatenate(
+        [
+            _assign(rows[run], part, scales[run], tables[run], nearest[run])
+            for run, part in zip(runs, parts, strict=True)
+        ]
+    )
 
 
 def output_errors(errors: Float64, hessian: Float64) -> Float64:
@@ -74,8 +80,15 @@ def _in_order(weights: Float64, hessian: Float64, scales: Float64, tables: Int8)
     for first in range(0, weights.shape[1], BLOCK):
         block = slice(first, first + BLOCK)
         target = weights[:, block] + error[:, :first] @ feedback[:first, block]
-        feedback_block(target, weights[:, block], np.ascontiguousarray(feedback[block, block]), scales, tables,
-                       levels[:, block], error[:, block])
+        feedback_block(
+            target,
+            weights[:, block],
+            np.ascontiguousarray(feedback[block, block]),
+            scales,
+            tables,
+            levels[:, block],
+            error[:, block],
+        )
     return levels
 
 

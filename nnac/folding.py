@@ -40,8 +40,9 @@ def distinct_levels(weights: Array, limit: int = 256) -> Float32 | None:
     return found[: count[0]] + np.float32(0) if count[0] <= limit else None
 
 
-def fold_centroids(weights: Array, bits: int, *, groups: int = 1, per_channel: bool = True,
-                   power_of_two: bool = False) -> Encoded | None:
+def fold_centroids(
+    weights: Array, bits: int, *, groups: int = 1, per_channel: bool = True, power_of_two: bool = False
+) -> Encoded | None:
     """Return the encoding of weights that are clustered already, or None where they are not.
 
     Each group of output channels holds at most 2**bits distinct values; or, with `per_channel`, its channels hold
@@ -78,8 +79,9 @@ class Folded:
     scale: Float64
 
 
-def _folded(matrix: Float32, bounds: list[int], bits: int, per_channel: bool, power_of_two: bool
-            ) -> list[Folded] | None:
+def _folded(
+    matrix: Float32, bounds: list[int], bits: int, per_channel: bool, power_of_two: bool
+) -> list[Folded] | None:
     """Return every group, or None if one of them is not clustered."""
     groups = [matrix[a:b] for a, b in pairwise(bounds)]
     values = [distinct_levels(rows, 2**bits) for rows in groups]

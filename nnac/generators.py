@@ -75,8 +75,10 @@ class Generator:
         shapes = self.shapes(bits, parameter) if self.shapes else []
         found = [shape for shape in shapes if not zero or 0.0 in shape]
         if self.shapes and not found:
-            raise ModelError(f"generator {self.name!r} has no level at zero with {bits} bits; leave zero=False, or use "
-                             f"another generator, as lloyd_max")
+            raise ModelError(
+                f"generator {self.name!r} has no level at zero with {bits} bits; leave zero=False, or use "
+                f"another generator, as lloyd_max"
+            )
         return found
 
     def holds_zero(self, bits: int) -> bool:
@@ -214,18 +216,21 @@ def _medians(first: float, count: int) -> list[float]:
 
 
 ALL = tuple(range(1, 9))
-GENERATORS = {generator.name: generator for generator in (
-    Generator("uniform", ALL, _uniform, peak, integral=True),
-    Generator("lloyd_max", ALL, None, peak),
-    Generator("mu_law", ALL, _mu_law, peak),
-    Generator("power", ALL, _power, peak),
-    Generator("power_of_sqrt2", ALL[:5], _power_of_sqrt2, peak),
-    Generator("fp4", (4,), _fp4, peak, integral=True),
-    Generator("ternary", (2,), _ternary, median_magnitude, 1.0, integral=True, ruled=True),
-    Generator("binary", (1,), _binary, mean_magnitude, 1.0, integral=True, ruled=True),
-    Generator("gaussian_median", ALL, _gaussian_median, deviation, 1.0, ruled=True, centered=True),
-    Generator("double_rounding", ALL[1:], _double_rounding, peak, 127.0, integral=True, ruled=True),
-)}
+GENERATORS = {
+    generator.name: generator
+    for generator in (
+        Generator("uniform", ALL, _uniform, peak, integral=True),
+        Generator("lloyd_max", ALL, None, peak),
+        Generator("mu_law", ALL, _mu_law, peak),
+        Generator("power", ALL, _power, peak),
+        Generator("power_of_sqrt2", ALL[:5], _power_of_sqrt2, peak),
+        Generator("fp4", (4,), _fp4, peak, integral=True),
+        Generator("ternary", (2,), _ternary, median_magnitude, 1.0, integral=True, ruled=True),
+        Generator("binary", (1,), _binary, mean_magnitude, 1.0, integral=True, ruled=True),
+        Generator("gaussian_median", ALL, _gaussian_median, deviation, 1.0, ruled=True, centered=True),
+        Generator("double_rounding", ALL[1:], _double_rounding, peak, 127.0, integral=True, ruled=True),
+    )
+}
 
 
 def find(name: str) -> Generator:

@@ -177,8 +177,14 @@ class Draft:
         names = live | set(self.inputs)
         values = {name: value for name, value in self.values.items() if name in names}
         constants = {name: array for name, array in self.constants.items() if name in names}
-        return Graph(self.name, kept, MappingProxyType(values), MappingProxyType(constants),
-                     tuple(self.inputs), tuple(self.outputs))
+        return Graph(
+            self.name,
+            kept,
+            MappingProxyType(values),
+            MappingProxyType(constants),
+            tuple(self.inputs),
+            tuple(self.outputs),
+        )
 
 
 def sort_nodes(nodes: Sequence[Node]) -> list[Node]:

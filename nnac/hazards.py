@@ -1,7 +1,7 @@
 """Hazards: which instruction must have finished before which, so that memory looks as if in program order.
 
 An instruction depends on the last writer of every byte that it reads or writes, and on the readers since then of every
-byte that it writes. `passes.schedule` turns dependencies into wait tokens; `nnac.validate` proves that tokens keep them.
+byte that it writes. `passes.schedule` turns dependencies into wait tokens; `nnac.validate` proves that they suffice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from nnac.errors import ProgramError
 from nnac.isa import AnyInstruction, Engine, Range, Space
 
 MAX_VISITS = 1 << 26
-"""Segments that the search may look at: a stream whose ranges cut memory into dust is refused, not followed for hours."""
+"""Segments that the search may look at: a stream that cuts memory into dust is refused, not followed for hours."""
 Counts = tuple[int, ...]
 """Per engine: how many of its instructions."""
 
@@ -70,7 +70,9 @@ def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
         result.append(tuple(_needs(memories, instruction, (instruction.engine, issued[instruction.engine]))))
         visits += sum(len(memory.segments) for memory in memories.values()) >> 4
         if visits > MAX_VISITS:
-            raise ProgramError(f"instruction {index}: the instructions cut memory into too many pieces to check their order")
+            raise ProgramError(
+                f"instruction {index}: the instructions cut memory into too many pieces to check their order"
+            )
     return result
 
 
@@ -122,7 +124,11 @@ def _ready(instruction: AnyInstruction, done: Sequence[int]) -> bool:
 
 
 def _know(
-    instructions: Sequence[AnyInstruction], queues: dict[Engine, list[int]], known: list[Counts | None], index: int, turn: int
+    instructions: Sequence[AnyInstruction],
+    queues: dict[Engine, list[int]],
+    known: list[Counts | None],
+    index: int,
+    turn: int,
 ) -> None:
     """Fill `known[index]`: what its tokens and its predecessor in the queue bring along."""
     instruction, clock = instructions[index], [0] * len(Engine)

@@ -180,8 +180,10 @@ def _around_zero(hist: Histogram, k: int) -> Float64:
     tails = [errors + (side.sums[2, -1] - side.sums[2]) for side, (errors, _) in zip(sides, solved, strict=True)]
     best = [tail.min(axis=1) for tail in tails]
     left = int(np.argmin(best[0] + best[1][::-1]))
-    parts = [_means(side, *found, m, int(tail[m].argmin()))
-             for side, found, tail, m in zip(sides, solved, tails, (left, k - 1 - left), strict=True)]
+    parts = [
+        _means(side, *found, m, int(tail[m].argmin()))
+        for side, found, tail, m in zip(sides, solved, tails, (left, k - 1 - left), strict=True)
+    ]
     return np.unique(np.concatenate([parts[0], [0.0], parts[1]]))
 
 

@@ -110,8 +110,10 @@ class Load(Instruction):
 
     def reads(self) -> tuple[Range, ...]:
         space = Space(self.space)
-        return (Range(space, self.source, self.source + self.source_bytes),
-                Range(space, self.table, self.table + self.table_bytes))
+        return (
+            Range(space, self.source, self.source + self.source_bytes),
+            Range(space, self.table, self.table + self.table_bytes),
+        )
 
     def writes(self) -> tuple[Range, ...]:
         return (Range(Space.WEIGHTS, self.target, self.target + self.target_bytes),)
@@ -168,8 +170,8 @@ class Conv(Instruction):
 
     Params: int32 bias, int32 multiplier, int8 shift, each `out_c` long, behind each other. Taps outside the stripe
     contribute nothing. Output channel c of the layer belongs to group c // (channels // groups). A dense layer is a
-    1x1 convolution with in_w = 1. `taps` is how many steps of taps an array that skips zero weights really takes, summed
-    over its blocks of columns (0: it skips none); it has no influence on values.
+    1x1 convolution with in_w = 1. `taps` is how many folds an array that skips zero weights really
+    takes (0: it skips none; see `nnac.array.taken_folds`); it has no influence on values.
     """
 
     opcode: ClassVar[int] = 4
@@ -333,8 +335,10 @@ class Lookup(Instruction):
         return Engine.VECTOR
 
     def reads(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.source, self.source + self.count),
-                Range(Space.WEIGHTS, self.table, self.table + 256 * self.tables))
+        return (
+            Range(Space.SRAM, self.source, self.source + self.count),
+            Range(Space.WEIGHTS, self.table, self.table + 256 * self.tables),
+        )
 
     def writes(self) -> tuple[Range, ...]:
         return (Range(Space.SRAM, self.target, self.target + self.count),)
@@ -359,8 +363,10 @@ class Softmax(Instruction):
         return Engine.VECTOR
 
     def reads(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.source, self.source + self.rows * self.length),
-                Range(Space.WEIGHTS, self.table, self.table + 1024))
+        return (
+            Range(Space.SRAM, self.source, self.source + self.rows * self.length),
+            Range(Space.WEIGHTS, self.table, self.table + 1024),
+        )
 
     def writes(self) -> tuple[Range, ...]:
         return (Range(Space.SRAM, self.target, self.target + self.rows * self.length),)

@@ -106,6 +106,7 @@ def _groups(layers: Sequence[Layer]) -> list[tuple[int, ...]]:
 
 def _storages(program: Program) -> Iterator[list[Tensor]]:
     """Yield the tensors that share bytes; the first of each is the one that is written."""
+
     def place(tensor: Tensor) -> tuple[int, ...]:
         return (tensor.space, tensor.address, tensor.ready, *(p.ready for p in tensor.pieces))
 
@@ -127,8 +128,11 @@ def _whole(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
             names = {tensor.name for tensor in same}
             span = same[0].address, same[0].address + aligned(same[0].type.nbytes)
             first, last = _lifetime(program, names, turn)
-            users = [layer for place, layer in enumerate(program.layers)
-                     if first <= turn[place] <= last and names & {*layer.inputs, layer.output}]
+            users = [
+                layer
+                for place, layer in enumerate(program.layers)
+                if first <= turn[place] <= last and names & {*layer.inputs, layer.output}
+            ]
             yield Resident(same[0].name, WHOLE, _buffers(program, users, [span]), first, last)
 
 
@@ -183,10 +187,18 @@ def _name(program: Program, names: Iterable[str], found: Range) -> str:
 
 def _buffers(program: Program, layers: Iterable[Layer], spans: Iterable[tuple[int, int]]) -> tuple[Buffer, ...]:
     """Return ranges of the scratchpad, those with common bytes as one, with the instructions of some layers in them."""
-    ranges = [(n, r) for layer in layers for n in layer.indices()
-              for i in (program.instructions[n],) for r in (*i.reads(), *i.writes()) if r.space == Space.SRAM]
-    return tuple(Buffer(start, end, tuple(sorted({n for n, r in ranges if r.start < end and start < r.end})))
-                 for start, end in merged(spans))
+    ranges = [
+        (n, r)
+        for layer in layers
+        for n in layer.indices()
+        for i in (program.instructions[n],)
+        for r in (*i.reads(), *i.writes())
+        if r.space == Space.SRAM
+    ]
+    return tuple(
+        Buffer(start, end, tuple(sorted({n for n, r in ranges if r.start < end and start < r.end})))
+        for start, end in merged(spans)
+    )
 
 
 def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

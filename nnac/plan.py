@@ -14,6 +14,7 @@ from nnac.isa import Space
 from nnac.ops import Bound
 from nnac.targets import Target
 
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Bytes of one tensor (with all its reshapes), alive from the task that writes first to the last that reads.

@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Bytes [offset, offset + nbytes) of a tensor that is never whole, at `address` once instruction `ready` is done."""
+    """Bytes [offset, offset + nbytes) of a tensor that is never whole, at `address` after instruction `ready`."""
 
     ready: int
     address: int
@@ -207,11 +207,17 @@ def dumps(program: Program) -> bytes:
 
 def _head(program: Program) -> dict[str, Any]:
     return {
-        "format": FORMAT, "name": program.name, "calibration": program.calibration,
-        "target": target_to_dict(program.target), "target_digest": target_digest(program.target),
-        "inputs": list(program.inputs), "outputs": list(program.outputs),
-        "tensors": [_tensor_to_dict(t) for t in program.tensors], "layers": [asdict(layer) for layer in program.layers],
-        "used": {space.label: count for space, count in program.used.items()}, "lower_bound": program.lower_bound,
+        "format": FORMAT,
+        "name": program.name,
+        "calibration": program.calibration,
+        "target": target_to_dict(program.target),
+        "target_digest": target_digest(program.target),
+        "inputs": list(program.inputs),
+        "outputs": list(program.outputs),
+        "tensors": [_tensor_to_dict(t) for t in program.tensors],
+        "layers": [asdict(layer) for layer in program.layers],
+        "used": {space.label: count for space, count in program.used.items()},
+        "lower_bound": program.lower_bound,
         "known_answer": {"seed": program.known_answer.seed, "digests": dict(program.known_answer.digests)},
         "instruction_count": len(program.instructions),
     }
@@ -220,10 +226,14 @@ def _head(program: Program) -> dict[str, Any]:
 def _tensor_to_dict(t: Tensor) -> dict[str, Any]:
     quant, origin = t.type.quant, t.origin
     return {
-        "name": t.name, "shape": list(t.type.shape), "dtype": t.type.dtype,
+        "name": t.name,
+        "shape": list(t.type.shape),
+        "dtype": t.type.dtype,
         "quant": [quant.scale, quant.zero_point] if quant else None,
         "origin": [origin.name, [[step, list(arg)] for step, arg in origin.steps]] if origin else None,
-        "space": t.space.label, "address": t.address, "ready": t.ready,
+        "space": t.space.label,
+        "address": t.address,
+        "ready": t.ready,
         "pieces": [[p.ready, p.address, p.offset, p.nbytes] for p in t.pieces],
     }
 
@@ -294,7 +304,7 @@ def _open(data: bytes, limits: Limits) -> tuple[str, dict[str, Array]]:
     (length,) = struct.unpack_from("<Q", data)
     if length > min(limits.header_bytes, len(data) - 8):
         raise ProgramError("the header is longer than the file: cut short, or not a .nna file")
-    header = json.loads(data[8:8 + length].decode())
+    header = json.loads(data[8 : 8 + length].decode())
     outer = json.loads(header["__metadata__"]["nnac"])
     if _sha(outer["program"].encode()) != outer["digest"]:
         raise ProgramError("the header's digest is wrong: the file is damaged")
@@ -314,8 +324,10 @@ def _check_head(head: dict[str, Any], sections: Mapping[str, Array], limits: Lim
     for name, array in sections.items():
         if _sha(array) != head["digests"][name]:
             raise ProgramError(f"section {name!r} does not match its digest: the file is damaged")
-    counts = {"tensors": (len(head["tensors"]), limits.tensors),
-              "instructions": (head["instruction_count"], limits.instructions)}
+    counts = {
+        "tensors": (len(head["tensors"]), limits.tensors),
+        "instructions": (head["instruction_count"], limits.instructions),
+    }
     for what, (found, allowed) in counts.items():
         if not 0 <= found <= allowed:
             raise ProgramError(f"{found:,} {what}, allowed {allowed:,}")
@@ -327,13 +339,17 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
         raise ProgramError("the embedded target does not match its digest")
     answer = head["known_answer"]
     return Program(
-        name=head["name"], target=target,
+        name=head["name"],
+        target=target,
         instructions=isa.decode(sections["instructions"].tobytes(), head["instruction_count"]),
-        constants=sections["constants"], tensors=tuple(_tensor(t) for t in head["tensors"]),
-        inputs=tuple(head["inputs"]), outputs=tuple(head["outputs"]),
+        constants=sections["constants"],
+        tensors=tuple(_tensor(t) for t in head["tensors"]),
+        inputs=tuple(head["inputs"]),
+        outputs=tuple(head["outputs"]),
         layers=tuple(_layer(raw) for raw in head["layers"]),
         used={Space[name.upper()]: int(count) for name, count in head["used"].items()},
-        lower_bound=head["lower_bound"], calibration=head["calibration"],
+        lower_bound=head["lower_bound"],
+        calibration=head["calibration"],
         known_answer=KnownAnswer(answer["seed"], dict(answer["digests"])),
     )
 
@@ -346,8 +362,15 @@ def _tensor(raw: dict[str, Any]) -> Tensor:
         raise ProgramError(f"tensor {raw['name']!r}: scale {quant.scale!r} or zero point {quant.zero_point!r} is wrong")
     origin = raw["origin"] and Origin(raw["origin"][0], tuple((step, tuple(arg)) for step, arg in raw["origin"][1]))
     kind = TensorType(tuple(raw["shape"]), raw["dtype"], quant)
-    return Tensor(raw["name"], kind, origin, Space[raw["space"].upper()], raw["address"], raw["ready"],
-                  tuple(Piece(*piece) for piece in raw["pieces"]))
+    return Tensor(
+        raw["name"],
+        kind,
+        origin,
+        Space[raw["space"].upper()],
+        raw["address"],
+        raw["ready"],
+        tuple(Piece(*piece) for piece in raw["pieces"]),
+    )
 
 
 def _layer(raw: dict[str, Any]) -> Layer:
@@ -362,9 +385,13 @@ def _layer(raw: dict[str, Any]) -> Layer:
 def _encoding(raw: dict[str, Any]) -> Encoding:
     found = Encoding(raw["levels"], raw["sqnr_db"], raw["packer"], tuple((name, size) for name, size in raw["sizes"]))
     sizes, sqnr = dict(found.sizes), found.sqnr_db
-    right = (set(raw) == {f.name for f in fields(Encoding)} and found.packer in sizes and set(sizes) <= set(isa.PACKERS)
-             and all(type(n) is int and 0 <= n < 1 << 40 for n in (*sizes.values(), found.levels))
-             and (sqnr is None or (type(sqnr) is float and isfinite(sqnr))))
+    right = (
+        set(raw) == {f.name for f in fields(Encoding)}
+        and found.packer in sizes
+        and set(sizes) <= set(isa.PACKERS)
+        and all(type(n) is int and 0 <= n < 1 << 40 for n in (*sizes.values(), found.levels))
+        and (sqnr is None or (type(sqnr) is float and isfinite(sqnr)))
+    )
     if not right:
         raise ProgramError("the record of how a layer's weights are encoded is wrong")
     return found

@@ -371,7 +371,8 @@ def _blob_parts(blob: BlobBytes) -> Table:
         table.add_row(name, f"{nbytes:,}", f"{nbytes / blob.blob:.1%}")
     table.add_row("total", f"{blob.blob:,}", "")
     table.add_row("with int8 weights", f"{blob.all_int8:,}", f"{blob.blob / blob.all_int8:.1%}")
-    table.add_row("float32 weights, bias", f"{blob.float32:,}", f"{blob.blob / blob.float32:.1%}" if blob.float32 else "")
+    share = f"{blob.blob / blob.float32:.1%}" if blob.float32 else ""
+    table.add_row("float32 weights, bias", f"{blob.float32:,}", share)
     return table
 
 

@@ -90,8 +90,15 @@ def _machines(base: Target, vary: Mapping[str, Sequence[Any]]) -> Iterator[tuple
 def _point(settings: Mapping[str, Any], machine: Target, program: Any) -> Point:
     timeline, outside = simulate(program), {space.label for space in OUTSIDE}
     moved = sum(n for (memory, _), n in timeline.traffic.items() if memory in outside)
-    return Point(settings, timeline.cycles, timeline.milliseconds, moved, program.used[Space.SRAM], machine.mac.peak,
-                 _on_chip(machine))
+    return Point(
+        settings,
+        timeline.cycles,
+        timeline.milliseconds,
+        moved,
+        program.used[Space.SRAM],
+        machine.mac.peak,
+        _on_chip(machine),
+    )
 
 
 def _on_chip(machine: Target) -> int:
@@ -103,10 +110,19 @@ def to_csv(points: Sequence[Point]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = list(points[0].settings) if points else []
-    writer.writerow([*names, "cycles", "milliseconds", "outside_bytes", "sram_used", "macs", "on_chip_bytes",
-                     "problem"])
+    writer.writerow(
+        [*names, "cycles", "milliseconds", "outside_bytes", "sram_used", "macs", "on_chip_bytes", "problem"]
+    )
     for p in points:
-        cells = [*p.settings.values(), p.cycles, p.milliseconds, p.outside_bytes, p.sram_used, p.macs, p.on_chip_bytes,
-                 p.problem]
+        cells = [
+            *p.settings.values(),
+            p.cycles,
+            p.milliseconds,
+            p.outside_bytes,
+            p.sram_used,
+            p.macs,
+            p.on_chip_bytes,
+            p.problem,
+        ]
         writer.writerow([f"'{c}" if isinstance(c, str) and c[:1] in "=+-@" and c else c for c in cells])
     return out.getvalue()

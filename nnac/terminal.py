@@ -186,10 +186,12 @@ def writable(name: str, *sources: str) -> Path:
         ProgramError: it cannot be written, is no regular file, or is one of the files that are read.
     """
     path = Path(name)
-    problems = [(not path.parent.is_dir(), "its folder does not exist"),
-                (path.exists() and not path.is_file(), "it is not a regular file"),
-                (path.parent.is_dir() and not os.access(path.parent, os.W_OK), "its folder is not writable"),
-                (any(_same(path, Path(source)) for source in sources), "it is read by the same command")]
+    problems = [
+        (not path.parent.is_dir(), "its folder does not exist"),
+        (path.exists() and not path.is_file(), "it is not a regular file"),
+        (path.parent.is_dir() and not os.access(path.parent, os.W_OK), "its folder is not writable"),
+        (any(_same(path, Path(source)) for source in sources), "it is read by the same command"),
+    ]
     for found, reason in problems:
         if found:
             raise ProgramError(f"{name!r} cannot be written: {reason}")

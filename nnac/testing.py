@@ -33,9 +33,15 @@ def assert_close_to_float(model: Any, program: CompiledModel, inputs: Any, min_s
     first = comparison.first_below(min_sqnr_db)
     worst = comparison.worst()[0]
     listing = ", ".join(f"{name!r} {sqnr:.1f} dB" for name, sqnr in far.items())
-    where = f"; first layer below: {first.layer!r} ({first.op}), tensor {first.tensor!r}, {first.sqnr:.1f} dB" if first else ""
-    raise AssertionError(f"outputs below {min_sqnr_db:g} dB: {listing}{where}; largest own error: layer "
-                         f"{worst.layer!r} ({worst.op}), {worst.local_sqnr:.1f} dB")
+    where = (
+        f"; first layer below: {first.layer!r} ({first.op}), tensor {first.tensor!r}, {first.sqnr:.1f} dB"
+        if first
+        else ""
+    )
+    raise AssertionError(
+        f"outputs below {min_sqnr_db:g} dB: {listing}{where}; largest own error: layer "
+        f"{worst.layer!r} ({worst.op}), {worst.local_sqnr:.1f} dB"
+    )
 
 
 def with_random_weights(model: onnx.ModelProto, seed: int = 0) -> onnx.ModelProto:

@@ -38,8 +38,13 @@ from nnac.targets import Memory, Target, needs_compiling, with_settings
 
 OUTSIDE = (Space.DRAM, Space.FLASH)
 """Memories outside the chip: their ports are what transfers share."""
-BOUND = {Engine.MAC: "MAC", Engine.DECODER: "weights", Engine.VECTOR: "vector", Engine.DMA_IN: "activations",
-         Engine.DMA_OUT: "activations"}
+BOUND = {
+    Engine.MAC: "MAC",
+    Engine.DECODER: "weights",
+    Engine.VECTOR: "vector",
+    Engine.DMA_IN: "activations",
+    Engine.DMA_OUT: "activations",
+}
 """What an engine's time is called when it bounds a layer."""
 PORT = "port"
 """What bounds where the bytes of one memory alone take longer than the critical path."""
@@ -144,15 +149,18 @@ def what_if(program: Program, settings: Mapping[str, Any]) -> Target:
     target = with_settings(program.target, settings)
     fixed = needs_compiling(program.target, target)
     if fixed:
-        raise TargetError(f"{', '.join(fixed)}: the program was compiled for the old value; compile the model again "
-                          "with a target that says so (what-ifs change rates, not sizes)")
+        raise TargetError(
+            f"{', '.join(fixed)}: the program was compiled for the old value; compile the model again "
+            "with a target that says so (what-ifs change rates, not sizes)"
+        )
     return target
 
 
 def is_resident(program: Program) -> bool:
     """Tell whether all constants stay in the weight buffer, so that only the first inference loads them."""
-    loads = sorted({(i.target, i.target + i.target_bytes, i.source) for i in program.instructions
-                    if isinstance(i, isa.Load)})
+    loads = sorted(
+        {(i.target, i.target + i.target_bytes, i.source) for i in program.instructions if isinstance(i, isa.Load)}
+    )
     return all(a[1] <= b[0] for a, b in pairwise(loads))
 
 
@@ -185,8 +193,17 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
     floor, port = _fullest(traffic, machine)
     if floor > end:
         layers, bound = tuple(_shared_out(layers, floor - end, port)), PORT
-    return Timeline(program, tuple(spans), max(1, end, floor), busy, dict(sorted(traffic.items())), layers,
-                    _energy(program, traffic, machine), bound, skip)
+    return Timeline(
+        program,
+        tuple(spans),
+        max(1, end, floor),
+        busy,
+        dict(sorted(traffic.items())),
+        layers,
+        _energy(program, traffic, machine),
+        bound,
+        skip,
+    )
 
 
 # -- what one instruction costs ------------------------------------------------------------------------------------
@@ -327,8 +344,12 @@ def _layers(
         critical = sum(spans[i].end - spans[i].start for i in on_path)
         array = sum(spans[i].end - spans[i].start for i in own if program.instructions[i].engine == Engine.MAC)
         yield LayerTime(
-            layer, min((spans[i].start for i in own), default=0), max((spans[i].end for i in own), default=0), critical,
-            _most(program, spans, costs, on_path or own), layer.macs / (array * peak) if array else 0.0,
+            layer,
+            min((spans[i].start for i in own), default=0),
+            max((spans[i].end for i in own), default=0),
+            critical,
+            _most(program, spans, costs, on_path or own),
+            layer.macs / (array * peak) if array else 0.0,
             dict(sorted(_traffic(program, layer, skip_loads).items())),
         )
 
@@ -383,8 +404,12 @@ def _purpose(program: Program, layer: Layer, i: AnyInstruction, space: Space) ->
         return "weights" if layer.macs else "tables"
     if space not in OUTSIDE:
         return "operands"
-    if isinstance(i, isa.Copy) and i.source_space == space and i.source_space == program.constants_space and (
-            i.source < program.constants.size):
+    if (
+        isinstance(i, isa.Copy)
+        and i.source_space == space
+        and i.source_space == program.constants_space
+        and (i.source < program.constants.size)
+    ):
         return "constants"
     names = {name for name in (*layer.inputs, layer.output) if program.tensor(name).space == space}
     if names & set(program.inputs):
@@ -400,5 +425,8 @@ def _energy(program: Program, traffic: Traffic, target: Target) -> dict[str, flo
     outside = {space.label for space in OUTSIDE}
     inner = sum(n for (memory, _), n in traffic.items() if memory not in outside)
     outer = sum(n for (memory, _), n in traffic.items() if memory in outside)
-    return {"MACs": program.macs * table.mac_pj, "on-chip memory": inner * table.sram_pj_per_byte,
-            "off-chip memory": outer * table.dram_pj_per_byte}
+    return {
+        "MACs": program.macs * table.mac_pj,
+        "on-chip memory": inner * table.sram_pj_per_byte,
+        "off-chip memory": outer * table.dram_pj_per_byte,
+    }

@@ -25,8 +25,12 @@ def to_trace(timeline: Timeline) -> dict[str, Any]:
     tracks = [event for engine in Engine for event in _track(engine)]
     return {
         "displayTimeUnit": "ns",
-        "otherData": {"schema": SCHEMA, "nnac": __version__, "cycles": timeline.cycles,
-                      "clock_mhz": program.target.clock_mhz},
+        "otherData": {
+            "schema": SCHEMA,
+            "nnac": __version__,
+            "cycles": timeline.cycles,
+            "clock_mhz": program.target.clock_mhz,
+        },
         "traceEvents": [process, *tracks, *_events(timeline), *_scratchpad(timeline), *_bandwidth(timeline)],
     }
 
@@ -55,10 +59,22 @@ def _events(timeline: Timeline) -> Iterator[Event]:
     for index, (instruction, span) in enumerate(zip(program.instructions, timeline.spans, strict=True)):
         start, end = (_nanoseconds(timeline, cycle) for cycle in (span.start, span.end))
         layer, kind = printable(owners.get(index, "")), type(instruction).__name__
-        yield {"name": f"{kind} {layer}".rstrip(), "cat": kind, "ph": "X", "pid": 1, "tid": instruction.engine.value,
-               "ts": start / 1e3, "dur": (end - start) / 1e3,
-               "args": {"index": index, "layer": layer, "start_cycle": span.start, "end_cycle": span.end,
-                        **_amount(instruction)}}
+        yield {
+            "name": f"{kind} {layer}".rstrip(),
+            "cat": kind,
+            "ph": "X",
+            "pid": 1,
+            "tid": instruction.engine.value,
+            "ts": start / 1e3,
+            "dur": (end - start) / 1e3,
+            "args": {
+                "index": index,
+                "layer": layer,
+                "start_cycle": span.start,
+                "end_cycle": span.end,
+                **_amount(instruction),
+            },
+        }
 
 
 def _amount(instruction: AnyInstruction) -> dict[str, int]:
@@ -115,5 +131,11 @@ def _bandwidth(timeline: Timeline) -> Iterator[Event]:
 
 
 def _counted(timeline: Timeline, name: str, cycle: int, value: float) -> Event:
-    return {"name": name, "ph": "C", "pid": 1, "tid": 0, "ts": _nanoseconds(timeline, cycle) / 1e3,
-            "args": {"value": value}}
+    return {
+        "name": name,
+        "ph": "C",
+        "pid": 1,
+        "tid": 0,
+        "ts": _nanoseconds(timeline, cycle) / 1e3,
+        "args": {"value": value},
+    }

@@ -3,7 +3,7 @@
 Kernels have no bounds checks, so only a validated program may run. What holds afterwards:
 
 1. every record has its types, names are unique, printable and short, shapes are positive, addresses lie in memory;
-2. every instruction's values fit their fields, keep the kernels' contracts (`nnac.contracts`) and touch used bytes only;
+2. every instruction's values fit their fields, keep the kernels' contracts (`nnac.contracts`), touch used bytes only;
 3. constants never change, and weight-buffer bytes are read only after a Load of this program has filled them, with
    multipliers, shifts and exponentials of legal value;
 4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums and products;
@@ -159,8 +159,15 @@ def _tensors(program: Program, limits: Limits) -> Iterator[str]:
     yield from (f"tensor {name!a}: {count} tensors have this name" for name, count in counts.items() if count > 1)
     for tensor in program.tensors:
         where = f"tensor {ascii(tensor.name)[:80]}"
-        problem = next(chain(_name_problem("its name", tensor.name, limits), _type(tensor.type, limits),
-                             _home(tensor, program), _origin(tensor, limits)), None)
+        problem = next(
+            chain(
+                _name_problem("its name", tensor.name, limits),
+                _type(tensor.type, limits),
+                _home(tensor, program),
+                _origin(tensor, limits),
+            ),
+            None,
+        )
         if problem is not None:
             yield f"{where}: {problem}"
 
@@ -213,8 +220,14 @@ def _pieces(tensor: Tensor, used: int, count: int) -> Iterator[str]:
     """Pieces lie in used memory and cover the tensor from its first byte to its last."""
     size, reached = tensor.type.nbytes, 0
     for p in tensor.pieces:
-        if not (_is_int(p.ready, 0, count - 1) and _is_int(p.address) and _is_int(p.nbytes, 1)
-                and p.address + p.nbytes <= used and _is_int(p.offset, 0, reached) and p.offset + p.nbytes <= size):
+        if not (
+            _is_int(p.ready, 0, count - 1)
+            and _is_int(p.address)
+            and _is_int(p.nbytes, 1)
+            and p.address + p.nbytes <= used
+            and _is_int(p.offset, 0, reached)
+            and p.offset + p.nbytes <= size
+        ):
             yield f"piece {p!r:.120} does not continue the tensor, or lies outside of used memory"
             return
         reached = max(reached, p.offset + p.nbytes)
@@ -399,7 +412,7 @@ class _Stream:
 
     def _unfilled(self, i: AnyInstruction) -> str | None:
         for r in i.reads():
-            if r.space == Space.WEIGHTS and not self.filled[r.start:r.end].all():
+            if r.space == Space.WEIGHTS and not self.filled[r.start : r.end].all():
                 return f"reads {_show(r)}, which no Load has filled"
         return None
 
@@ -417,7 +430,7 @@ class _Stream:
             return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
         if i.taps != self._folds(i):
             return f"says that it takes {i.taps} folds of taps, its weights say {self._folds(i)}"
-        shifts = self.buffer[i.params + 8 * i.out_c:i.params + 9 * i.out_c].view(np.int8)
+        shifts = self.buffer[i.params + 8 * i.out_c : i.params + 9 * i.out_c].view(np.int8)
         if shifts.min() < 0 or shifts.max() > SHIFT_MAX:
             return f"a shift is outside of 0 to {SHIFT_MAX}"
         return "a multiplier is negative" if self._words(i.params + 4 * i.out_c, i.out_c).min() < 0 else None
@@ -431,7 +444,7 @@ class _Stream:
         return taken_folds(weights, mac)
 
     def _words(self, address: int, count: int) -> Any:
-        return self.buffer[address:address + 4 * count].view("<i4")
+        return self.buffer[address : address + 4 * count].view("<i4")
 
 
 def _overlap_problem(i: AnyInstruction, reads: Sequence[Range], writes: Sequence[Range]) -> str | None:
@@ -464,8 +477,10 @@ def _wait_problems(instructions: Sequence[AnyInstruction]) -> Iterator[str]:
             yield f"{_where(index, i)}: waits for its own engine, {i.engine.label}"
         for other in Engine:
             if i.waits[other] > queued[other]:
-                yield f"{_where(index, i)}: waits for {i.waits[other]} instructions of {other.label}, " \
-                      f"which has {queued[other]}"
+                yield (
+                    f"{_where(index, i)}: waits for {i.waits[other]} instructions of {other.label}, "
+                    f"which has {queued[other]}"
+                )
 
 
 def _order_problems(instructions: Sequence[AnyInstruction]) -> Iterator[str]:

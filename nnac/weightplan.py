@@ -24,8 +24,18 @@ from typing import Any
 
 from nnac.errors import ModelError, raise_all
 
-GENERATORS = ("lloyd_max", "uniform", "mu_law", "power", "power_of_sqrt2", "fp4", "ternary", "binary", "gaussian_median",
-              "double_rounding")
+GENERATORS = (
+    "lloyd_max",
+    "uniform",
+    "mu_law",
+    "power",
+    "power_of_sqrt2",
+    "fp4",
+    "ternary",
+    "binary",
+    "gaussian_median",
+    "double_rounding",
+)
 ASSIGNERS = ("nearest", "gptq")
 
 
@@ -76,16 +86,26 @@ class WeightPlan:
     def check(self, layers: Sequence[tuple[str, str]]) -> None:
         """Raise when a rule matches no layer of (name, operator)."""
         names, operators = [name for name, _ in layers], {op for _, op in layers}
-        problems = [f"[node.{pattern!r}] matches no layer" for pattern, _ in self.nodes
-                    if not any(fnmatchcase(name, pattern) for name in names)]
-        problems += [f"[op.{op}] matches no layer; layers with weights are {', '.join(sorted(operators))}"
-                     for op, _ in self.operators if op not in operators]
-        raise_all(ModelError, f"weights: rules without a layer (the layers: {', '.join(map(repr, names[:12]))}"
-                              f"{' ...' if len(names) > 12 else ''}):", problems)
+        problems = [
+            f"[node.{pattern!r}] matches no layer"
+            for pattern, _ in self.nodes
+            if not any(fnmatchcase(name, pattern) for name in names)
+        ]
+        problems += [
+            f"[op.{op}] matches no layer; layers with weights are {', '.join(sorted(operators))}"
+            for op, _ in self.operators
+            if op not in operators
+        ]
+        raise_all(
+            ModelError,
+            f"weights: rules without a layer (the layers: {', '.join(map(repr, names[:12]))}"
+            f"{' ...' if len(names) > 12 else ''}):",
+            problems,
+        )
 
 
 def parse_weights(text: str | int | Path | WeightPlan) -> WeightPlan:
-    """Return the plan of `--weights`: bits, `bits:generator:assigner`, `auto:BYTES`, `auto:12.5dB`, or a TOML file's path.
+    """Return the plan of `--weights`: bits, `bits:generator:assigner`, `auto:BYTES`, `auto:12.5dB`, or a TOML file.
 
     Raises:
         ModelError: none of these, or an illegal value.
@@ -100,8 +120,10 @@ def parse_weights(text: str | int | Path | WeightPlan) -> WeightPlan:
         return WeightPlan(default=_choice(fields, "--weights"))
     if Path(str(text)).suffix == ".toml":
         return _read(Path(str(text)))
-    raise ModelError(f"weights {str(text)!r}: expected bits (1 to 8), bits:generator:assigner, auto:BYTES, auto:DECIBELdB, or "
-                     f"a .toml file")
+    raise ModelError(
+        f"weights {str(text)!r}: expected bits (1 to 8), bits:generator:assigner, auto:BYTES, auto:DECIBELdB, or "
+        f"a .toml file"
+    )
 
 
 def _budget(text: str) -> tuple[str, float]:
@@ -118,8 +140,10 @@ def _read(path: Path) -> WeightPlan:
         raise ModelError(f"weights {str(path)!r}: cannot be read: {error}") from None
     rules = {key: raw.pop(key, {}) for key in ("op", "node")}
     default = _choice(raw, str(path))
-    checked = {key: tuple((name, _changes(changes, f"{path} [{key}.{name}]")) for name, changes in table.items())
-               for key, table in rules.items()}
+    checked = {
+        key: tuple((name, _changes(changes, f"{path} [{key}.{name}]")) for name, changes in table.items())
+        for key, table in rules.items()
+    }
     return WeightPlan(default, checked["op"], checked["node"])
 
 
@@ -131,11 +155,19 @@ def _changes(raw: Any, where: str) -> Mapping[str, Any]:
     """Return the fields of one rule, checked."""
     if not isinstance(raw, Mapping):
         raise ModelError(f"{where}: expected a section")
-    legal: dict[str, Any] = {"bits": range(1, 9), "generator": GENERATORS, "assigner": ASSIGNERS, "groups": range(1, 65536),
-                             "clustered": (True, False)}
+    legal: dict[str, Any] = {
+        "bits": range(1, 9),
+        "generator": GENERATORS,
+        "assigner": ASSIGNERS,
+        "groups": range(1, 65536),
+        "clustered": (True, False),
+    }
     problems = [f"{key}: unknown; allowed: {', '.join(legal)}" for key in raw if key not in legal]
-    problems += [f"{key}: found {value!r}, allowed {_shown(legal[key])}" for key, value in raw.items()
-                 if key in legal and (value not in legal[key] or isinstance(value, bool) != (key == "clustered"))]
+    problems += [
+        f"{key}: found {value!r}, allowed {_shown(legal[key])}"
+        for key, value in raw.items()
+        if key in legal and (value not in legal[key] or isinstance(value, bool) != (key == "clustered"))
+    ]
     raise_all(ModelError, f"{where}:", problems)
     return dict(raw)
 

@@ -43,8 +43,10 @@ def centroid_folding(graph: Graph, plan: WeightPlan, law: Arithmetic) -> Graph:
         bits = choice.bits if choice.clustered else MOST_BITS
         encoded = _folded(weight, bits, law, law.per_channel and (choice.clustered or _repeats(weight)))
         if encoded is None and choice.clustered:
-            problems.append(f"{node.name!r}: {len(np.unique(weight)):,} distinct values, allowed {2**choice.bits} for "
-                            f"{choice.bits} bits")
+            problems.append(
+                f"{node.name!r}: {len(np.unique(weight)):,} distinct values, allowed {2**choice.bits} for "
+                f"{choice.bits} bits"
+            )
         if encoded is not None:
             put_encoded(draft, node, encoded)
     raise_all(ModelError, "weights that should be clustered are not:", problems)

@@ -4,7 +4,7 @@ Rules, on the float graph:
 
 1. a layer with 8 bits keeps its weights for `passes.quantize`; one that centroid folding has encoded stays as it is;
 2. a table is fitted to the layer's weights (or to each group of output channels) by the generator, in int8 levels with
-   the scale, and the assigner gives each weight a level; GPTQ weighs errors with the second moments of the layer's inputs;
+   the scale, and the assigner gives each weight a level; GPTQ weighs errors with the inputs' second moments;
 3. exact zeros, where a tenth of the weights or more are zero, keep a level of their own;
 4. under a budget, bits are taken from the layers where they cost least at the output, one at a time.
 
@@ -34,9 +34,7 @@ ZEROS = 0.1
 AUTO_BITS = (8, 7, 6, 5, 4, 3, 2)
 
 
-def codebook_encoding(
-    graph: Graph, plan: WeightPlan, law: Arithmetic, moments: Mapping[str, Array]
-) -> Graph:
+def codebook_encoding(graph: Graph, plan: WeightPlan, law: Arithmetic, moments: Mapping[str, Array]) -> Graph:
     """Return the graph with encoded weights.
 
     Args:
@@ -68,13 +66,23 @@ def needs_moments(graph: Graph, plan: WeightPlan) -> list[str]:
 def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: Array | None) -> Encoded:
     weight = graph.constants[node.inputs[WEIGHT]]
     if choice.assigner == "gptq" and moment is None:
-        raise ModelError(f"node {node.name!r}: gptq needs the layer's inputs, which the float model does not show; "
-                         f"use the assigner 'nearest'")
+        raise ModelError(
+            f"node {node.name!r}: gptq needs the layer's inputs, which the float model does not show; "
+            f"use the assigner 'nearest'"
+        )
     try:
         zero = bool((weight == 0).mean() >= ZEROS) and find(choice.generator).holds_zero(choice.bits)
         return encode(
-            weight, choice.bits, choice.generator, choice.assigner, groups=choice.groups, per_channel=law.per_channel,
-            zero=zero, hessian=moment if choice.assigner == "gptq" else None, power_of_two=law.power_of_two_scales)
+            weight,
+            choice.bits,
+            choice.generator,
+            choice.assigner,
+            groups=choice.groups,
+            per_channel=law.per_channel,
+            zero=zero,
+            hessian=moment if choice.assigner == "gptq" else None,
+            power_of_two=law.power_of_two_scales,
+        )
     except ModelError as error:
         raise ModelError(f"node {node.name!r}: {error}") from None
 
@@ -89,7 +97,11 @@ def _choices(graph: Graph, plan: WeightPlan, law: Arithmetic, moments: Mapping[s
 
 
 def _under_budget(
-    graph: Graph, layers: list[Node], choices: dict[str, Choice], budget: tuple[str, float], law: Arithmetic,
+    graph: Graph,
+    layers: list[Node],
+    choices: dict[str, Choice],
+    budget: tuple[str, float],
+    law: Arithmetic,
     moments: Mapping[str, Array],
 ) -> dict[str, Choice]:
     """Return choices that keep the budget: greedily, the step that saves most bytes for the noise that it adds.
@@ -119,8 +131,10 @@ def _under_budget(
             level[name] -= 1
             break
     if kind == "bytes" and total_bytes() > limit:
-        raise ModelError(f"weights auto:{limit:.0f}: the smallest that {AUTO_BITS[-1]} bits everywhere give is "
-                         f"{total_bytes():.0f} bytes")
+        raise ModelError(
+            f"weights auto:{limit:.0f}: the smallest that {AUTO_BITS[-1]} bits everywhere give is "
+            f"{total_bytes():.0f} bytes"
+        )
     if kind == "db" and total_db() < limit:
         raise ModelError(f"weights auto:{limit:g}dB: the closest is {total_db():.1f} dB, with 8 bits everywhere")
     return {name: replace(choices[name], bits=AUTO_BITS[at]) for name, at in level.items()}
@@ -133,8 +147,11 @@ def _nominal_bytes(weights: int, bits: int) -> int:
 
 def _encoded_bytes(graph: Graph) -> int:
     """Return the nominal bytes of the layers that are encoded already."""
-    weights = [graph.constants[node.inputs[WEIGHT]] for node in graph.nodes
-               if isinstance(node.op, Conv | Dense) and len(node.inputs) > SCALE]
+    weights = [
+        graph.constants[node.inputs[WEIGHT]]
+        for node in graph.nodes
+        if isinstance(node.op, Conv | Dense) and len(node.inputs) > SCALE
+    ]
     return sum(_nominal_bytes(array.size, max(1, (len(np.unique(array)) - 1).bit_length())) for array in weights)
 
 

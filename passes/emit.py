@@ -173,8 +173,12 @@ class _Emitter:
                 break
         else:
             need = max(block.nbytes for block in blocks)
-            raise CapacityError(f"weight buffer, node {task.node.name!r} ({task.node.op.name}), one output channel",
-                                need, size, advice="use a machine with a larger memory.weights")
+            raise CapacityError(
+                f"weight buffer, node {task.node.name!r} ({task.node.op.name}), one output channel",
+                need,
+                size,
+                advice="use a machine with a larger memory.weights",
+            )
         return self._packed(task, blocks)
 
     def _packed(self, task: Task, blocks: list[Block]) -> list[_Placed]:
@@ -186,8 +190,15 @@ class _Emitter:
         self.chosen[task.node.name] = packing
         table = self.image.add(packing.table) if packing.table else 0
         return [
-            _Placed(block, self.image.add(block.params), self.image.add(data), len(data), packing.packer, table,
-                    len(packing.table))
+            _Placed(
+                block,
+                self.image.add(block.params),
+                self.image.add(data),
+                len(data),
+                packing.packer,
+                table,
+                len(packing.table),
+            )
             for block, data in zip(blocks, packing.stripes, strict=True)
         ]
 
@@ -207,16 +218,27 @@ class _Emitter:
             self.ready[task.output] = runs[t][-1][1] - 1
             weights = sum(p.block.weights.size for p in self.blocks[t])
             inputs = tuple(name for name in self.graph.operands(task.node) if name not in self.graph.constants)
-            self.layers.append(Layer(task.node.name, task.node.op.name, tuple(runs[t]), inputs, task.node.output,
-                                     task.node.op.work(task.bound).macs, weights, self._encoding(t)))
+            self.layers.append(
+                Layer(
+                    task.node.name,
+                    task.node.op.name,
+                    tuple(runs[t]),
+                    inputs,
+                    task.node.output,
+                    task.node.op.work(task.bound).macs,
+                    weights,
+                    self._encoding(t),
+                )
+            )
 
     def _encoding(self, t: int) -> Encoding | None:
         blocks, name = [p.block.weights for p in self.blocks[t]], self.tiling.tasks[t].node.name
         if not any(weights.size for weights in blocks):
             return None
         sqnr, packing = self.sqnr.get(name, inf), self.chosen[name]
-        return Encoding(len(np.unique(np.concatenate(blocks))), sqnr if sqnr < inf else None, PACKERS[packing.packer],
-                        packing.sizes)
+        return Encoding(
+            len(np.unique(np.concatenate(blocks))), sqnr if sqnr < inf else None, PACKERS[packing.packer], packing.sizes
+        )
 
     def _turns(self, group: range) -> Iterator[tuple[int, Iterable[AnyInstruction]]]:
         """Yield (task, instructions) in the order of execution."""
@@ -226,8 +248,11 @@ class _Emitter:
             yield group[-1], last.node.op.copies(last.bound, homes, self._home(last.output))
             return
         total, period = last.node.op.rows(last.bound)
-        spans = [(base + lo, base + min(lo + last.stripe, period))
-                 for base in range(0, total, period) for lo in range(0, period, last.stripe)]
+        spans = [
+            (base + lo, base + min(lo + last.stripe, period))
+            for base in range(0, total, period)
+            for lo in range(0, period, last.stripe)
+        ]
         if last.blocks_outer:
             yield group[-1], self._block_by_block(last, group[-1], spans)
             return
@@ -283,8 +308,15 @@ class _Emitter:
                 yield from self._lower(task, Step(step.inputs, step.output, placed.block, *at))
                 yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
 
-    def _stage(self, task: Task, t: int, rows: tuple[int, int], count: int, whole: dict[tuple[int, int], Slab],
-               above: Slab | None) -> _Stripe:
+    def _stage(
+        self,
+        task: Task,
+        t: int,
+        rows: tuple[int, int],
+        count: int,
+        whole: dict[tuple[int, int], Slab],
+        above: Slab | None,
+    ) -> _Stripe:
         """Return where a stripe's operands and output lie, and the copies that bring the operands in.
 
         `above` is the stripe that the task before has just made, in a cascade.
@@ -304,8 +336,15 @@ class _Emitter:
         pitch = self.tiling.storages[task.operands[i]].nbytes // task.node.op.operand_rows(task.bound)[i]
         return Slab(above.address + wanted[0] * pitch - above.lo * self._pitch(self.tiling.tasks[t - 1]), *wanted)
 
-    def _operand(self, task: Task, index: int, i: int, wanted: tuple[int, int] | None, count: int,
-                 whole: dict[tuple[int, int], Slab]) -> tuple[Slab, list[AnyInstruction]]:
+    def _operand(
+        self,
+        task: Task,
+        index: int,
+        i: int,
+        wanted: tuple[int, int] | None,
+        count: int,
+        whole: dict[tuple[int, int], Slab],
+    ) -> tuple[Slab, list[AnyInstruction]]:
         """Return where rows `wanted` of operand `i` lie, and the copy that brings them there."""
         name, rows = task.operands[i], task.node.op.operand_rows(task.bound)[i]
         lo, hi = wanted or (0, rows)
@@ -348,7 +387,9 @@ class _Emitter:
             return
         lo, hi = channels
         depth = task.bound.output.shape[-1]
-        yield copy((Space.SRAM, slab.address + lo), (depth, 1), (space, home + lo), (depth, 1), (nbytes // depth, hi - lo))
+        yield copy(
+            (Space.SRAM, slab.address + lo), (depth, 1), (space, home + lo), (depth, 1), (nbytes // depth, hi - lo)
+        )
 
     def load(self, placed: _Placed) -> tuple[tuple[int, int], list[AnyInstruction]]:
         """Return the weight-buffer addresses of a block's params and weights, and the loads."""
@@ -357,18 +398,30 @@ class _Emitter:
         weights = base + aligned(len(block.params))
         if block.params:
             size = len(block.params)
-            loads.append(isa.Load(space=space, source=placed.params, source_bytes=size, target=base, target_bytes=size,
-                                  packer=0))
+            loads.append(
+                isa.Load(space=space, source=placed.params, source_bytes=size, target=base, target_bytes=size, packer=0)
+            )
         if block.weights.size:
-            loads.append(isa.Load(space=space, source=placed.weights, source_bytes=placed.packed, target=weights,
-                                  target_bytes=block.weights.size, packer=placed.packer, table=placed.table,
-                                  table_bytes=placed.table_bytes))
+            loads.append(
+                isa.Load(
+                    space=space,
+                    source=placed.weights,
+                    source_bytes=placed.packed,
+                    target=weights,
+                    target_bytes=block.weights.size,
+                    packer=placed.packer,
+                    table=placed.table,
+                    table_bytes=placed.table_bytes,
+                )
+            )
         return (base, weights), loads
 
     def _lower(self, task: Task, step: Step) -> Iterator[AnyInstruction]:
         """Yield the operator's instructions; convolutions carry the folds that a zero-skipping array takes."""
         for instruction in task.node.op.lower(task.bound, step):
-            skips = isinstance(instruction, isa.Conv) and self.target.mac.zero_skip != "none" and instruction.groups == 1
+            skips = (
+                isinstance(instruction, isa.Conv) and self.target.mac.zero_skip != "none" and instruction.groups == 1
+            )
             if skips and step.block is not None:
                 weights = step.block.weights.reshape(step.block.hi - step.block.lo, -1)
                 instruction = replace(instruction, taps=taken_folds(weights, self.target.mac))
@@ -392,9 +445,17 @@ class _Emitter:
         self._check_capacity(used)
         tensors = tuple(self._tensor(name) for name in (*self.graph.inputs, *(n.output for n in self.graph.nodes)))
         return Program(
-            name=self.graph.name, target=self.target, instructions=arbitrate(schedule(self.instructions, self.target.decoder.ahead), self.target),
-            constants=self.image.array(), tensors=tensors, inputs=self.graph.inputs, outputs=self.graph.outputs,
-            layers=tuple(self.layers), used=used, lower_bound=self.plan.lower_bound, calibration=calibration,
+            name=self.graph.name,
+            target=self.target,
+            instructions=arbitrate(schedule(self.instructions, self.target.decoder.ahead), self.target),
+            constants=self.image.array(),
+            tensors=tensors,
+            inputs=self.graph.inputs,
+            outputs=self.graph.outputs,
+            layers=tuple(self.layers),
+            used=used,
+            lower_bound=self.plan.lower_bound,
+            calibration=calibration,
             known_answer=known_answer,
         )
 

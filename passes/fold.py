@@ -71,7 +71,11 @@ def _as_offset(draft: Draft, node: Node, signs: tuple[int, ...]) -> tuple[str, A
         return None
     array, source = draft.constants[node.inputs[fixed[0]]], node.inputs[1 - fixed[0]]
     shape = draft.values[source].shape
-    if draft.values[node.output].shape != shape or array.size not in (1, shape[-1]) or array.shape[-1:] != (array.size,):
+    if (
+        draft.values[node.output].shape != shape
+        or array.size not in (1, shape[-1])
+        or array.shape[-1:] != (array.size,)
+    ):
         return None
     sign = np.array([signs[1 - fixed[0]]], np.float32)
     return source, sign, (array.reshape(-1) * signs[fixed[0]]).astype(np.float32)

@@ -222,8 +222,9 @@ class _Sweep:
         back = Transpose(_inverse(op.perm)) if isinstance(op, Transpose) else Reshape(value.shape)
         step = ("reshape", back.shape) if isinstance(back, Reshape) else ("transpose", back.perm)
         self._read_back(value, [reader for reader in users[value.name] if reader.op != op], back)
-        self.draft.values[value.name] = replace(value, type=replace(value.type, shape=op.infer([value.shape])),
-                                                origin=value.origin.after(*step))
+        self.draft.values[value.name] = replace(
+            value, type=replace(value.type, shape=op.infer([value.shape])), origin=value.origin.after(*step)
+        )
         for reader in taken:
             self.draft.redirect(reader.output, value.name)
             del self.draft.nodes[reader.name]

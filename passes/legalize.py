@@ -30,13 +30,13 @@ def _parts(graph: Graph, node: Node, target: Target) -> int:
     """Return into how many slices of channels the pool must fall so that input and output of one row fit."""
     bound = bind(graph, node, target.arithmetic)
     _, height, width, channels = bound.inputs[0].shape
-    _, out_h, out_w, _ = bound.output.shape
+    out_w = bound.output.shape[2]
     rows = min(height, node.op.dilations[0] * (node.op.kernel[0] - 1) + 1)
     room = target.memory["sram"].bytes
     for parts in range(1, channels + 1):
         share = -(-channels // parts)
-        whole = aligned(height * width * share)
-        if min(2 * aligned(rows * width * share), whole) + 2 * aligned(out_w * share) <= room // (1 if parts == 1 else 2):
+        staged = min(2 * aligned(rows * width * share), aligned(height * width * share))
+        if staged + 2 * aligned(out_w * share) <= (room if parts == 1 else room // 2):
             return parts
     return 1
 

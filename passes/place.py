@@ -55,15 +55,20 @@ def place(tiling: Tiling) -> Plan:
 
 
 def _tensors(tiling: Tiling, where: Callable[[Space | None], bool]) -> list[_Item]:
-    return [_Item(("tensor", s.name), aligned(s.nbytes), *tiling.lifetime(s)) for s in tiling.storages.values()
-            if not s.constant and where(tiling.homes.get(s.name))]
+    return [
+        _Item(("tensor", s.name), aligned(s.nbytes), *tiling.lifetime(s))
+        for s in tiling.storages.values()
+        if not s.constant and where(tiling.homes.get(s.name))
+    ]
 
 
 def _staging(tiling: Tiling) -> list[_Item]:
     return [
         _Item(("stage", t, i, c), tiling.tasks[t].buffers[i], g, g)
-        for g, group in enumerate(tiling.groups) for t in group
-        for i, copies in enumerate(tiling.tasks[t].copies) for c in range(copies)
+        for g, group in enumerate(tiling.groups)
+        for t in group
+        for i, copies in enumerate(tiling.tasks[t].copies)
+        for c in range(copies)
     ]
 
 
@@ -77,15 +82,20 @@ def _constants(storages: list[Storage]) -> tuple[dict[str, int], int]:
 
 def allocate(items: list[_Item]) -> tuple[dict[tuple[object, ...], int], int]:
     """Return an address per item key, and the highest end that the search could reach."""
-    rivals = [[j for j, b in enumerate(items) if i != j and a.first <= b.last and b.first <= a.last]
-              for i, a in enumerate(items)]
+    rivals = [
+        [j for j, b in enumerate(items) if i != j and a.first <= b.last and b.first <= a.last]
+        for i, a in enumerate(items)
+    ]
     bound = lower_bound(items)
-    orders = [sorted(range(len(items)), key=key) for key in (
-        lambda i: (-items[i].nbytes, items[i].first, i),
-        lambda i: (items[i].first, -items[i].nbytes, i),
-        lambda i: (items[i].first - items[i].last, -items[i].nbytes, i),
-        lambda i: (-items[i].nbytes * (items[i].last - items[i].first + 1), i),
-    )]
+    orders = [
+        sorted(range(len(items)), key=key)
+        for key in (
+            lambda i: (-items[i].nbytes, items[i].first, i),
+            lambda i: (items[i].first, -items[i].nbytes, i),
+            lambda i: (items[i].first - items[i].last, -items[i].nbytes, i),
+            lambda i: (-items[i].nbytes * (items[i].last - items[i].first + 1), i),
+        )
+    ]
     top, at, order = min((_fill(items, rivals, o) for o in orders), key=lambda found: found[0])
     rng, tries = np.random.default_rng(0), min(SEARCH, WORK // max(1, len(items)) ** 2)
     for _ in range(tries):

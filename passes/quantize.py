@@ -64,8 +64,9 @@ def _spare_narrow(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
         if isinstance(node.op, Concat):
             inputs = tuple(
                 _rescaled(draft, node, name)
-                if (len(users[name]) > 1 or name in graph.outputs) and _width(graph, name, ranges) * COARSER
-                < _width(graph, node.output, ranges) else name
+                if (len(users[name]) > 1 or name in graph.outputs)
+                and _width(graph, name, ranges) * COARSER < _width(graph, node.output, ranges)
+                else name
                 for name in node.inputs
             )
             draft.update(node, inputs=inputs)
@@ -164,8 +165,9 @@ def _constants(draft: Draft, node: Node, quants: Mapping[str, Quant], law: Arith
 
 def _operand(draft: Draft, name: str, shared: Quant | None, law: Arithmetic) -> str:
     array = draft.constants[name]
-    quant = shared or activation_quant(min(0.0, float(array.min())), max(0.0, float(array.max())),
-                                       law.power_of_two_scales)
+    quant = shared or activation_quant(
+        min(0.0, float(array.min())), max(0.0, float(array.max())), law.power_of_two_scales
+    )
     new = draft.add_constant(f"{name}.int8", quant.quantize(array))
     draft.values[new] = replace(draft.values[new], type=TensorType(array.shape, "int8", quant))
     return new
@@ -211,5 +213,7 @@ def _prove(node: Node, weight: Array, bias: Array, quant: Quant, law: Arithmetic
     worst = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1) * abs(reach) + np.abs(bias)
     if worst.max() >= 2**31:
         channel = int(worst.argmax())
-        raise ModelError(f"node {node.name!r}: the sum of output channel {channel} can reach {int(worst.max()):,}, "
-                         f"outside 32 bits; split the layer along its inputs")
+        raise ModelError(
+            f"node {node.name!r}: the sum of output channel {channel} can reach {int(worst.max()):,}, "
+            f"outside 32 bits; split the layer along its inputs"
+        )

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. of the packers that the machine's decoder knows (raw always), a layer takes the one whose loads take the fewest cycles
+1. of the packers that the machine's decoder knows (raw always), a layer takes the one that loads in the fewest cycles
    by the timing model, then the fewest bytes; every block of output channels decodes on its own;
 2. a packed block never takes more than raw and one byte;
 3. where the array skips folds of zero weights, each convolution carries the folds that it really takes.

@@ -57,8 +57,11 @@ def _roots(graph: Graph) -> dict[str, str]:
 
 def _tasks(graph: Graph, target: Target, root: Mapping[str, str]) -> tuple[Task, ...]:
     return tuple(
-        Task(node, bind(graph, node, target.arithmetic), tuple(root[n] for n in graph.operands(node)), root[node.output])
-        for node in graph.nodes if not isinstance(node.op, Reshape)
+        Task(
+            node, bind(graph, node, target.arithmetic), tuple(root[n] for n in graph.operands(node)), root[node.output]
+        )
+        for node in graph.nodes
+        if not isinstance(node.op, Reshape)
     )
 
 
@@ -123,15 +126,18 @@ class _Tiler:
 
     def live(self, group: range) -> list[Storage]:
         """Return the storages in the scratchpad while `group` works."""
-        return [s for s in self.storages.values()
-                if self.homes.get(s.name) == Space.SRAM and s.first < group.stop and s.last >= group.start]
+        return [
+            s
+            for s in self.storages.values()
+            if self.homes.get(s.name) == Space.SRAM and s.first < group.stop and s.last >= group.start
+        ]
 
     def need(self, group: range) -> int:
         """Return the bytes that a group needs at least: all that lives there, and staging for single rows."""
         return sum(aligned(s.nbytes) for s in self.live(group)) + _staged(self.buffers(group, 1))
 
     def _victim(self, live: list[Storage]) -> Storage:
-        """Return the tensor to send away: the largest, or the one whose bytes move the fewest times (then the largest)."""
+        """Return the tensor to send away: the largest, or the largest of those that move the fewest times."""
         if self.strategy.victim == "largest":
             return max(live, key=lambda s: (s.nbytes, s.name))
         return max(live, key=lambda s: (-s.readers, s.nbytes, s.name))
@@ -162,9 +168,13 @@ class _Tiler:
     def _too_large(self, group: range, need: int) -> CapacityError:
         task = self.tasks[group.start]
         largest = max((self.storages[name] for name in (*task.operands, task.output)), key=lambda s: s.nbytes)
-        return CapacityError(f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, "
-                             f"the largest {largest.label!r} of {largest.nbytes:,} bytes", need, self.budget,
-                             advice="use a machine with a larger memory.sram, or a smaller --shape")
+        return CapacityError(
+            f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, "
+            f"the largest {largest.label!r} of {largest.nbytes:,} bytes",
+            need,
+            self.budget,
+            advice="use a machine with a larger memory.sram, or a smaller --shape",
+        )
 
     # -- stripes ---------------------------------------------------------------------------------------------------
 

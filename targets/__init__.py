@@ -13,7 +13,23 @@ from nnac.targets.reader import (
 from nnac.targets.settings import needs_compiling, parse_setting, parse_value, with_settings
 
 __all__ = [
-    "Arithmetic", "Decoder", "Energy", "Mac", "Memory", "MemoryMode", "Target", "Vector",
-    "explain", "load_target", "needs_compiling", "parse_setting", "parse_target", "parse_value", "target_digest", "target_from_dict", "target_names", "target_to_dict",
+    "Arithmetic",
+    "Decoder",
+    "Energy",
+    "Mac",
+    "Memory",
+    "MemoryMode",
+    "Target",
+    "Vector",
+    "explain",
+    "load_target",
+    "needs_compiling",
+    "parse_setting",
+    "parse_target",
+    "parse_value",
+    "target_digest",
+    "target_from_dict",
+    "target_names",
+    "target_to_dict",
     "with_settings",
 ]

@@ -35,7 +35,9 @@ class Arithmetic:
 
     rounding: str = choice("how a requantization rounds", tuple(r.label for r in Rounding), "half_even", True)
     accumulator_bits: int = figure("bits", "width of the MAC accumulator, two's complement", 16, 32, 32, True)
-    accumulator_overflow: str = choice("what a sum outside the accumulator does", ("wrap", "saturate"), "saturate", True)
+    accumulator_overflow: str = choice(
+        "what a sum outside the accumulator does", ("wrap", "saturate"), "saturate", True
+    )
     power_of_two_scales: bool = choice("every scale must be a power of two (multiplier 1)", (True, False), False, True)
     per_channel: bool = choice("weights may have a scale per output channel", (True, False), True, True)
 
@@ -58,8 +60,13 @@ class Mac:
     dataflow: str = choice("what stays in the array while the rest streams through", DATAFLOWS, "weight_stationary")
     preload: bool = choice("the next fold fills while this one streams", (True, False), True)
     pixels: int = figure("MACs", "output columns side by side (dot_product only)", 1, 64, 1)
-    step: int = figure("cycles", "input comes in steps of so many groups of `rows` channels, or so many taps of one "
-                       "group (dot_product only)", 1, 64, 1)
+    step: int = figure(
+        "cycles",
+        "input comes in steps of so many groups of `rows` channels, or so many taps of one group (dot_product only)",
+        1,
+        64,
+        1,
+    )
     outputs: float = figure("elements/cycle", "results through the output stage; 0: as many as come", 0, 65536, 0)
     depthwise: str = choice("how a depthwise convolution lies in a systolic array", ("columns", "single"), "columns")
     zero_skip: str = choice("folds of zero weights that a weight-stationary array leaves out", ZERO_SKIPS, "none", True)
@@ -89,8 +96,15 @@ class Decoder:
     bitmap: int = figure("weights/cycle", "expanding bitmaps with non-zeros; 0: not known", 0, 4096, 0, True)
     runs: int = figure("weights/cycle", "expanding zero runs; 0: not known", 0, 4096, 0, True)
     entropy: int = figure("weights/cycle", "expanding entropy-coded weights; 0: not known", 0, 4096, 0, True)
-    ahead: int = figure("instructions", "most of the array's that may be unfinished when a load behind them starts: 1 "
-                        "is double buffering; 0: no limit but room", 0, 1 << 20, 0, True)
+    ahead: int = figure(
+        "instructions",
+        "most of the array's that may be unfinished when a load behind them starts: 1 "
+        "is double buffering; 0: no limit but room",
+        0,
+        1 << 20,
+        0,
+        True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +115,13 @@ class Memory:
     bytes_per_cycle: float = figure("bytes/cycle", "bandwidth, shared by all engines that use it", 0.001, 65536)
     latency: int = figure("cycles", "from a transfer's start to its first byte", 0, 1 << 20)
     burst: int = figure("bytes", "smallest transfer; shorter runs cost a whole burst", 1, 65536)
-    outstanding: int = figure("bursts", "in flight at once: one transfer gets at most outstanding * burst / latency "
-                              "bytes per cycle; 0: no such limit", 0, 65536, 0)
+    outstanding: int = figure(
+        "bursts",
+        "in flight at once: one transfer gets at most outstanding * burst / latency bytes per cycle; 0: no such limit",
+        0,
+        65536,
+        0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +141,9 @@ class MemoryMode:
 
     constants: str = choice("where weights and tables lie", ("dram", "flash"), "dram", True)
     spill: str = choice("where activations go that do not fit the scratchpad", ("dram",), "dram", True)
-    shared_bus: bool = choice("dram and flash share one bus, so that their transfers exclude each other", (True, False),
-                              False, True)
+    shared_bus: bool = choice(
+        "dram and flash share one bus, so that their transfers exclude each other", (True, False), False, True
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ def load_target(source: str | Path | Target) -> Target:
 
 def _read(path: Path) -> str:
     if path.suffix != ".toml" or not path.is_file():
-        raise TargetError(f"target {str(path)!r}: neither a known target ({', '.join(target_names())}) nor a .toml file")
+        raise TargetError(
+            f"target {str(path)!r}: neither a known target ({', '.join(target_names())}) nor a .toml file"
+        )
     if path.stat().st_size > MAX_BYTES:
         raise TargetError(f"target {str(path)!r}: larger than {MAX_BYTES} bytes, so it is no target description")
     try:
@@ -128,9 +130,12 @@ def _check_modes(target: Target, where: str) -> None:
     mode = target.memory_mode
     missing = {name for name in (mode.constants, mode.spill) if name not in target.memory}
     if target.mac.zero_skip != "none" and target.mac.dataflow != "weight_stationary":
-        raise TargetError(f"target {where!r} cannot be used: mac.zero_skip needs mac.dataflow = \"weight_stationary\"")
-    raise_all(TargetError, f"target {where!r} cannot be used:",
-              [f"memory_mode names {name!r}, but there is no [memory.{name}]" for name in sorted(missing)])
+        raise TargetError(f'target {where!r} cannot be used: mac.zero_skip needs mac.dataflow = "weight_stationary"')
+    raise_all(
+        TargetError,
+        f"target {where!r} cannot be used:",
+        [f"memory_mode names {name!r}, but there is no [memory.{name}]" for name in sorted(missing)],
+    )
 
 
 def target_to_dict(target: Target) -> dict[str, Any]:

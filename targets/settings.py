@@ -45,8 +45,9 @@ def with_settings(target: Target, settings: Mapping[str, Any]) -> Target:
         for part in path:
             section = section.get(part) if isinstance(section, dict) else None  # type: ignore[assignment]
         if not isinstance(section, dict) or last not in section or isinstance(section[last], dict):
-            raise TargetError(f"setting {name!r}: target {target.name!r} has no such figure; `nnac targets {target.name}` "
-                              f"lists them")
+            raise TargetError(
+                f"setting {name!r}: target {target.name!r} has no such figure; `nnac targets {target.name}` lists them"
+            )
         section[last] = value
     return target_from_dict(raw, f"{target.name} with {', '.join(f'{k}={v}' for k, v in settings.items())}")
 

@@ -24,6 +24,7 @@ def graph_of(sample: Sample) -> Graph:
 
 def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, Array]:
     """Return int8 inputs with both ends of the range well represented."""
+
     def draw(shape: tuple[int, ...]) -> Array:
         x = rng.integers(-128, 128, shape)
         ends = rng.random(shape)

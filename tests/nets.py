@@ -25,7 +25,18 @@ class RandomNet:
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     kinds: ClassVar[tuple[str, ...]] = (
-        "conv", "conv", "depthwise", "add", "sub", "mul", "average", "maximum", "relu", "clip", "concat")
+        "conv",
+        "conv",
+        "depthwise",
+        "add",
+        "sub",
+        "mul",
+        "average",
+        "maximum",
+        "relu",
+        "clip",
+        "concat",
+    )
 
     def model(self, steps: int) -> onnx.ModelProto:
         """Return a model of `steps` random operators with a pooled dense head."""
@@ -38,9 +49,12 @@ class RandomNet:
         dense = self.gemm(features, self.tensors[pooled][1])
         outputs = [name for name in (*self.tensors, dense) if not any(name in node.input for node in self.nodes)]
         graph = helper.make_graph(
-            self.nodes, "random", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            self.nodes,
+            "random",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs if name != "x"],
-            self.weights)
+            self.weights,
+        )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
     # -- steps -----------------------------------------------------------------------------------------------------
@@ -70,8 +84,14 @@ class RandomNet:
     def average(self, x: str) -> None:
         """Add an average over windows of 1 to 20 taps, with pads that count or do not."""
         kernel, pads = self._window(x)
-        self.put("AveragePool", [x], kernel_shape=kernel, pads=pads, strides=[self.pick(1, 2), self.pick(1, 2)],
-                 count_include_pad=self.pick(0, 1))
+        self.put(
+            "AveragePool",
+            [x],
+            kernel_shape=kernel,
+            pads=pads,
+            strides=[self.pick(1, 2), self.pick(1, 2)],
+            count_include_pad=self.pick(0, 1),
+        )
 
     def maximum(self, x: str) -> None:
         """Add a maximum over windows."""
@@ -105,7 +125,7 @@ class RandomNet:
         kernel = [min(self.pick(1, 3, 3, 5), height), min(self.pick(1, 3, 2), width)]
         pads = [self.pick(0, side // 2, side - 1) for side in (*kernel, *kernel)]
         depth = channels // groups
-        weight = self.rng.normal(size=(out, depth, *kernel)) / (depth * kernel[0] * kernel[1])**0.5
+        weight = self.rng.normal(size=(out, depth, *kernel)) / (depth * kernel[0] * kernel[1]) ** 0.5
         bias = self.weight(self.rng.normal(size=out) * 0.3)
         strides = [self.pick(1, 1, 2), self.pick(1, 2)]
         self.put("Conv", [x, self.weight(weight), bias], pads=pads, group=groups, strides=strides)
@@ -134,8 +154,9 @@ class RandomNet:
     def _inferred(self, node: onnx.NodeProto) -> tuple[int, ...]:
         known = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in self.tensors.items()]
         result = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
-        model = helper.make_model(helper.make_graph([node], "one", known, [result], self.weights),
-                                  opset_imports=[helper.make_opsetid("", 17)])
+        model = helper.make_model(
+            helper.make_graph([node], "one", known, [result], self.weights), opset_imports=[helper.make_opsetid("", 17)]
+        )
         found = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph.output[0]
         return tuple(dim.dim_value for dim in found.type.tensor_type.shape.dim)
 

@@ -23,9 +23,11 @@ from nnac.types import Array, Quant
 
 OPSET, IR_VERSION = 17, 8
 FLOAT_OPS = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "Relu", "identity": "Identity", "hard_swish": "HardSwish"}
-MODES = {"off": (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, "0"),
-         "on": (onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, "0"),
-         "integer": (onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, "1")}
+MODES = {
+    "off": (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, "0"),
+    "on": (onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, "0"),
+    "integer": (onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, "1"),
+}
 """How onnxruntime may run: as written; optimized; optimized, int8 activations into integer convolutions on x86 too."""
 TO_FRONT, TO_BACK = (0, 3, 1, 2), (0, 2, 3, 1)
 
@@ -45,9 +47,16 @@ def qdq_model(graph: Graph, every: bool = True) -> onnx.ModelProto:
         writer.node(node)
     names = [node.output for node in graph.nodes] if every else list(graph.outputs)
     model = helper.make_model(
-        helper.make_graph(writer.nodes, graph.name, [writer.info(name) for name in graph.inputs],
-                          [writer.info(name) for name in names], writer.initializers),
-        opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        helper.make_graph(
+            writer.nodes,
+            graph.name,
+            [writer.info(name) for name in graph.inputs],
+            [writer.info(name) for name in names],
+            writer.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -146,8 +155,10 @@ class _Writer:
         stored = self._constant(np.ascontiguousarray(weights))
         bias = self._constant(self.graph.constants[node.inputs[BIAS]])
         unit = self._constant(scale * np.float32(self._quant(node.inputs[INPUT]).scale))
-        return [self._add("DequantizeLinear", [stored, self._constant(scale), zeros], axis=0),
-                self._add("DequantizeLinear", [bias, unit], axis=0)]
+        return [
+            self._add("DequantizeLinear", [stored, self._constant(scale), zeros], axis=0),
+            self._add("DequantizeLinear", [bias, unit], axis=0),
+        ]
 
     def _elementwise(self, node: Node, inputs: Sequence[str]) -> str:
         match node.op:
@@ -196,8 +207,9 @@ class _Writer:
                 self._quantize(y, node.output, node.output)
             case Pad(before, after, value):
                 fill = self._quant(node.output).quantize(np.array(value, np.float32))
-                self._add("Pad", [x, self._constant(np.array([*before, *after], np.int64)), self._constant(fill)],
-                          node.output)
+                self._add(
+                    "Pad", [x, self._constant(np.array([*before, *after], np.int64)), self._constant(fill)], node.output
+                )
 
     # -- small things ----------------------------------------------------------------------------------------------
 

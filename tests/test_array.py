@@ -33,20 +33,42 @@ SHAPES = {
     "rn50_s1_3x3_64": ((58, 58, 64), 3, 1, (56, 56, 64)),
     "rn50_conv1_7x7s2": ((229, 229, 3), 7, 2, (112, 112, 64)),
 }
-MACS = {"g1_4096_640": 2_621_440, "g100_4096_1024": 419_430_400, "g33_65_70_ragged": 150_150,
-        "rn50_s3_3x3_256": 115_605_504, "rn50_conv1_7x7s2": 118_013_952}
+MACS = {
+    "g1_4096_640": 2_621_440,
+    "g100_4096_1024": 419_430_400,
+    "g33_65_70_ragged": 150_150,
+    "rn50_s3_3x3_256": 115_605_504,
+    "rn50_conv1_7x7s2": 118_013_952,
+}
 CYCLES = {
     ("ws", 32): {
-        "g1_4096_640": 243_199, "g1_4096_1024": 389_119, "g16_4096_1024": 450_559, "g128_1024_1024": 227_327,
-        "g100_4096_1024": 794_623, "rn50_s4_3x3_512": 329_471, "rn50_s3_1x1_1024_256": 74_239,
-        "rn50_s3_3x3_256": 167_039, "rn50_s2_3x3_128": 126_431, "rn50_s1_1x1_64_256": 51_679,
-        "rn50_s1_3x3_64": 116_279, "rn50_conv1_7x7s2": 126_379, "g33_65_70_ragged": 1_142,
+        "g1_4096_640": 243_199,
+        "g1_4096_1024": 389_119,
+        "g16_4096_1024": 450_559,
+        "g128_1024_1024": 227_327,
+        "g100_4096_1024": 794_623,
+        "rn50_s4_3x3_512": 329_471,
+        "rn50_s3_1x1_1024_256": 74_239,
+        "rn50_s3_3x3_256": 167_039,
+        "rn50_s2_3x3_128": 126_431,
+        "rn50_s1_1x1_64_256": 51_679,
+        "rn50_s1_3x3_64": 116_279,
+        "rn50_conv1_7x7s2": 126_379,
+        "g33_65_70_ragged": 1_142,
     },
     ("os", 32): {
-        "g1_4096_640": 89_855, "g1_4096_1024": 139_007, "g16_4096_1024": 139_007, "g128_1024_1024": 139_007,
-        "rn50_s4_3x3_512": 149_439, "rn50_s3_1x1_1024_256": 60_815, "rn50_s3_3x3_256": 132_495,
-        "rn50_s2_3x3_128": 121_399, "rn50_s1_1x1_64_256": 98_783, "rn50_s1_3x3_64": 125_047,
-        "rn50_conv1_7x7s2": 163_855, "g33_65_70_ragged": 791,
+        "g1_4096_640": 89_855,
+        "g1_4096_1024": 139_007,
+        "g16_4096_1024": 139_007,
+        "g128_1024_1024": 139_007,
+        "rn50_s4_3x3_512": 149_439,
+        "rn50_s3_1x1_1024_256": 60_815,
+        "rn50_s3_3x3_256": 132_495,
+        "rn50_s2_3x3_128": 121_399,
+        "rn50_s1_1x1_64_256": 98_783,
+        "rn50_s1_3x3_64": 125_047,
+        "rn50_conv1_7x7s2": 163_855,
+        "g33_65_70_ragged": 791,
     },
     ("ws", 8): {"g1_4096_640": 942_079, "g1_4096_1024": 1_507_327, "g33_65_70_ragged": 4_454},
     ("os", 8): {"g33_65_70_ragged": 3_779},
@@ -60,10 +82,32 @@ def conv(
 ) -> isa.Conv:
     """Return the instruction of a convolution without padding (addresses do not matter here)."""
     return isa.Conv(
-        source=0, in_h=source[0], in_w=source[1], in_c=source[2], target=0, out_h=out[0], out_w=out[1], out_c=out[2],
-        pitch=out[2], channel=0, channels=out[2], kernel_h=kernel[0], kernel_w=kernel[1], stride_h=stride,
-        stride_w=stride, dilation_h=1, dilation_w=1, pad_top=0, pad_left=0, groups=groups, weights=0, params=0,
-        in_zero=0, out_zero=0, low=-128, high=127,
+        source=0,
+        in_h=source[0],
+        in_w=source[1],
+        in_c=source[2],
+        target=0,
+        out_h=out[0],
+        out_w=out[1],
+        out_c=out[2],
+        pitch=out[2],
+        channel=0,
+        channels=out[2],
+        kernel_h=kernel[0],
+        kernel_w=kernel[1],
+        stride_h=stride,
+        stride_w=stride,
+        dilation_h=1,
+        dilation_w=1,
+        pad_top=0,
+        pad_left=0,
+        groups=groups,
+        weights=0,
+        params=0,
+        in_zero=0,
+        out_zero=0,
+        low=-128,
+        high=127,
     )
 
 
@@ -88,9 +132,15 @@ FLAGS, SIDES = st.booleans(), st.integers(1, 40)
 def macs(draw: st.DrawFn, dataflows: tuple[str, ...] = DATAFLOWS) -> Mac:
     """Draw an array."""
     return Mac(
-        rows=draw(SIDES), cols=draw(SIDES), issue_cycles=0, dataflow=draw(st.sampled_from(dataflows)),
-        preload=draw(FLAGS), pixels=draw(st.integers(1, 4)), step=draw(st.integers(1, 4)),
-        outputs=draw(st.sampled_from([0, 0, 0.75, 2, 8])), depthwise=draw(st.sampled_from(["columns", "single"])),
+        rows=draw(SIDES),
+        cols=draw(SIDES),
+        issue_cycles=0,
+        dataflow=draw(st.sampled_from(dataflows)),
+        preload=draw(FLAGS),
+        pixels=draw(st.integers(1, 4)),
+        step=draw(st.integers(1, 4)),
+        outputs=draw(st.sampled_from([0, 0, 0.75, 2, 8])),
+        depthwise=draw(st.sampled_from(["columns", "single"])),
         accumulators=draw(st.sampled_from([0, 0, 64, 1024, 32_768])),
     )
 
@@ -139,8 +189,11 @@ def test_more_work_takes_no_less(i: isa.Conv, mac: Mac, field: str) -> None:
 def test_more_channels_take_no_less(i: isa.Conv, mac: Mac, more: int, deeper: bool) -> None:
     """More input or output channels of a dense convolution never make it faster."""
     dense = replace(i, groups=1)
-    grown = replace(dense, in_c=dense.in_c + more) if deeper else replace(
-        dense, out_c=dense.out_c + more, channels=dense.channels + more)
+    grown = (
+        replace(dense, in_c=dense.in_c + more)
+        if deeper
+        else replace(dense, out_c=dense.out_c + more, channels=dense.channels + more)
+    )
     assert array_cycles(grown, mac) >= array_cycles(dense, mac)
 
 

@@ -43,8 +43,13 @@ def brute_force(x: Array, k: int, weights: Array, zero: bool) -> float:
         runs = [slice(a, b) for a, b in zip((0, *cuts), (*cuts, x.size), strict=True)]
         means = [np.average(x[r], weights=weights[r]) if weights[r].sum() > 0 else 0.0 for r in runs]
         pins = range(k) if zero else [-1]
-        best = min(best, *(squared_error(x, np.array([0.0 if i == pin else m for i, m in enumerate(means)]), weights)
-                           for pin in pins))
+        best = min(
+            best,
+            *(
+                squared_error(x, np.array([0.0 if i == pin else m for i, m in enumerate(means)]), weights)
+                for pin in pins
+            ),
+        )
     return best
 
 
@@ -129,8 +134,10 @@ def test_anchor_int8() -> None:
     assert encoded.sqnr_db == pytest.approx(decibel(LAPLACE, encoded))
 
 
-@pytest.mark.parametrize(("bits", "mse", "first"), [
-    (1, 0.36338, 0.7979), (2, 0.11748, 0.4528), (3, 0.03455, 0.2451), (4, 0.00950, 0.1284), (5, 0.00250, 0.0659)])
+@pytest.mark.parametrize(
+    ("bits", "mse", "first"),
+    [(1, 0.36338, 0.7979), (2, 0.11748, 0.4528), (3, 0.03455, 0.2451), (4, 0.00950, 0.1284), (5, 0.00250, 0.0659)],
+)
 def test_gaussian_table(bits: int, mse: float, first: float) -> None:
     """The Lloyd-Max quantizer of N(0, 1), from its quantiles weighted by its density."""
     x = np.linspace(-7, 7, 200_001)
@@ -144,8 +151,12 @@ def test_gaussian_table(bits: int, mse: float, first: float) -> None:
 def test_many_values_are_as_good_as_few() -> None:
     """Bins cost next to nothing, whatever the range and however many zeros."""
     rng = np.random.default_rng(1)
-    for x in (rng.normal(size=40_000), np.append(rng.normal(size=40_000), 1e6), rng.normal(size=40_000) ** 9,
-              rng.normal(size=40_000) * (rng.random(40_000) < 0.1)):
+    for x in (
+        rng.normal(size=40_000),
+        np.append(rng.normal(size=40_000), 1e6),
+        rng.normal(size=40_000) ** 9,
+        rng.normal(size=40_000) * (rng.random(40_000) < 0.1),
+    ):
         few = histogram._exact(x[None], np.ones((1, x.size)))
         exact = histogram.optimal_levels(few, 16)
         assert squared_error(x, lloyd_max_levels(x, 16)) <= squared_error(x, exact) * 1.001
@@ -166,8 +177,16 @@ def test_gaussian_medians() -> None:
 def test_every_generator(name: str, bits: int) -> None:
     """Legal encodings under every kind of scale, with SQNR as reported, twice the same."""
     scale = np.abs(GAUSS).max(axis=1) / 127
-    settings: list[dict[str, Any]] = [{}, {"per_channel": False}, {"groups": 5}, {"per_channel": False, "groups": 3},
-                                      {"power_of_two": True}, {"scale": scale}, {"refit": True}, {"refit": False}]
+    settings: list[dict[str, Any]] = [
+        {},
+        {"per_channel": False},
+        {"groups": 5},
+        {"per_channel": False, "groups": 3},
+        {"power_of_two": True},
+        {"scale": scale},
+        {"refit": True},
+        {"refit": False},
+    ]
     for options in settings:
         encoded = encode(GAUSS, bits, name, **options)
         assert_legal(encoded, GAUSS, bits)
@@ -411,10 +430,16 @@ def test_fold_leaves_free_weights_alone() -> None:
 
 OPTIONS: list[dict[str, Any]] = [{}, {"per_channel": False}, {"power_of_two": True}]
 DEGENERATE = {
-    "zeros": np.zeros((3, 4)), "constant": np.full((3, 4), 0.3), "one": np.array([[-2.5]]), "vector": np.array([1, -2]),
-    "huge range": np.array([[1e-30, 1e30], [1.0, -1e-20]]), "outlier": np.append(GAUSS.ravel(), 1e4).reshape(1, -1),
-    "few": np.tile([-1.0, 0.0, 2.0], (4, 5)), "a dead channel": np.vstack([np.zeros(96), GAUSS[:3]]),
-    "tiny": GAUSS * 1e-40, "positive": np.abs(GAUSS) + 1,
+    "zeros": np.zeros((3, 4)),
+    "constant": np.full((3, 4), 0.3),
+    "one": np.array([[-2.5]]),
+    "vector": np.array([1, -2]),
+    "huge range": np.array([[1e-30, 1e30], [1.0, -1e-20]]),
+    "outlier": np.append(GAUSS.ravel(), 1e4).reshape(1, -1),
+    "few": np.tile([-1.0, 0.0, 2.0], (4, 5)),
+    "a dead channel": np.vstack([np.zeros(96), GAUSS[:3]]),
+    "tiny": GAUSS * 1e-40,
+    "positive": np.abs(GAUSS) + 1,
 }
 
 
@@ -435,19 +460,31 @@ def test_degenerate_weights(case: str) -> None:
         assert encode(weights, 1).sqnr_db > 3
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"bits": 0}, "1 to 8 bits"), ({"bits": 9}, "1 to 8 bits"), ({"generator": "kmeans"}, "there are uniform"),
-    ({"assigner": "best"}, "there are 'nearest'"), ({"assigner": "gptq"}, "without a Hessian"),
-    ({"hessian": np.eye(96)}, "with a Hessian"), ({"groups": 25}, "1 to 24 groups"), ({"groups": 0}, "1 to 24 groups"),
-    ({"importance": np.ones(5)}, "one per weight"), ({"importance": -np.ones(96)}, "not negative"),
-    ({"scale": np.zeros(24)}, "positive and finite"), ({"scale": np.ones(7)}, "one per output channel"),
-    ({"scale": np.arange(1.0, 25), "per_channel": False}, "differ"),
-    ({"assigner": "gptq", "hessian": np.eye(5)}, r"take \(96, 96\)"),
-    ({"assigner": "gptq", "hessian": -np.eye(96)}, "negative diagonal"),
-    ({"assigner": "gptq", "hessian": np.eye(96) - 1}, "not positive semidefinite|negative"),
-    ({"generator": "mu_law", "parameter": -1.0}, "positive"), ({"generator": "power", "parameter": 0.0}, "positive"),
-    ({"weights": np.full((2, 2), np.nan)}, "not finite"), ({"weights": np.zeros((0, 3))}, "nothing to encode"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 0}, "1 to 8 bits"),
+        ({"bits": 9}, "1 to 8 bits"),
+        ({"generator": "kmeans"}, "there are uniform"),
+        ({"assigner": "best"}, "there are 'nearest'"),
+        ({"assigner": "gptq"}, "without a Hessian"),
+        ({"hessian": np.eye(96)}, "with a Hessian"),
+        ({"groups": 25}, "1 to 24 groups"),
+        ({"groups": 0}, "1 to 24 groups"),
+        ({"importance": np.ones(5)}, "one per weight"),
+        ({"importance": -np.ones(96)}, "not negative"),
+        ({"scale": np.zeros(24)}, "positive and finite"),
+        ({"scale": np.ones(7)}, "one per output channel"),
+        ({"scale": np.arange(1.0, 25), "per_channel": False}, "differ"),
+        ({"assigner": "gptq", "hessian": np.eye(5)}, r"take \(96, 96\)"),
+        ({"assigner": "gptq", "hessian": -np.eye(96)}, "negative diagonal"),
+        ({"assigner": "gptq", "hessian": np.eye(96) - 1}, "not positive semidefinite|negative"),
+        ({"generator": "mu_law", "parameter": -1.0}, "positive"),
+        ({"generator": "power", "parameter": 0.0}, "positive"),
+        ({"weights": np.full((2, 2), np.nan)}, "not finite"),
+        ({"weights": np.zeros((0, 3))}, "nothing to encode"),
+    ],
+)
 def test_refused(options: dict[str, Any], message: str) -> None:
     """Each wrong argument has one clear message."""
     with pytest.raises(ModelError, match=message):

@@ -46,10 +46,12 @@ def net(lines: str, inputs: Mapping[str, Sequence[int]], outputs: str = "y", **c
     rng = np.random.default_rng(len(lines))
     arrays = {name: _weights(rng, value) if isinstance(value, tuple) else value for name, value in constants.items()}
     graph = helper.make_graph(
-        [onnx.parser.parse_node(line) for line in lines.strip().splitlines()], "net",
+        [onnx.parser.parse_node(line) for line in lines.strip().splitlines()],
+        "net",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs.split()],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()])
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -59,23 +61,37 @@ def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 
 NETS = {
-    "residual": net("""
+    "residual": net(
+        """
         a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
         r = Relu (a)
         c = Conv <pads = [1, 1, 1, 1]> (r, v)
         s = Add (c, x)
         y = Relu (s)
-        """, {"x": (1, 6, 9, 7)}, w=(6, 6, 3, 3), b=(6,), v=(6, 6, 3, 3)),
-    "branches": net("""
+        """,
+        {"x": (1, 6, 9, 7)},
+        w=(6, 6, 3, 3),
+        b=(6,),
+        v=(6, 6, 3, 3),
+    ),
+    "branches": net(
+        """
         a = Conv <pads = [1, 1, 1, 1]> (x, w)
         b = Conv (x, v)
         c = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x)
         d = Concat <axis = 1> (a, b, c)
         e = Conv <strides = [2, 2]> (d, u)
         y = Clip (e, low, high)
-        """, {"x": (1, 3, 11, 8)}, w=(5, 3, 3, 3), v=(4, 3, 1, 1), u=(7, 12, 2, 3),
-        low=np.float32(-0.4), high=np.float32(0.9)),
-    "sequence": net("""
+        """,
+        {"x": (1, 3, 11, 8)},
+        w=(5, 3, 3, 3),
+        v=(4, 3, 1, 1),
+        u=(7, 12, 2, 3),
+        low=np.float32(-0.4),
+        high=np.float32(0.9),
+    ),
+    "sequence": net(
+        """
         a = Conv <pads = [2, 2]> (x, w, b)
         c = Relu (a)
         d = MaxPool <kernel_shape = [2], strides = [2]> (c)
@@ -84,28 +100,50 @@ NETS = {
         g = GlobalAveragePool (f)
         h = Flatten (g)
         y = Gemm <transB = 1> (h, u, t)
-        """, {"x": (2, 4, 33)}, w=(8, 4, 5), b=(8,), v=(8, 1, 3), u=(5, 8), t=(5,)),
-    "two_inputs_two_outputs": net("""
+        """,
+        {"x": (2, 4, 33)},
+        w=(8, 4, 5),
+        b=(8,),
+        v=(8, 1, 3),
+        u=(5, 8),
+        t=(5,),
+    ),
+    "two_inputs_two_outputs": net(
+        """
         a = Conv (x, w)
         b = Conv (z, w)
         y = Sub (a, b)
         m = Mul (a, b)
         q = AveragePool <kernel_shape = [3, 3], strides = [2, 1]> (m)
-        """, {"x": (1, 4, 8, 8), "z": (1, 4, 8, 8)}, "y q", w=(4, 4, 3, 3)),
-    "shared_input": net("""
+        """,
+        {"x": (1, 4, 8, 8), "z": (1, 4, 8, 8)},
+        "y q",
+        w=(4, 4, 3, 3),
+    ),
+    "shared_input": net(
+        """
         a = Sigmoid (x)
         b = Mul (a, x)
         c = Add (b, x)
         y = Tanh (c)
-        """, {"x": (3, 5, 4)}, "y c"),
-    "batch": net("""
+        """,
+        {"x": (3, 5, 4)},
+        "y c",
+    ),
+    "batch": net(
+        """
         a = Conv <strides = [2, 1], pads = [0, 1, 2, 0]> (x, w)
         b = LeakyRelu <alpha = 0.2> (a)
         c = Flatten (b)
         d = Gemm <transB = 1> (c, v)
         y = Softmax (d)
-        """, {"x": (3, 2, 7, 5)}, w=(3, 2, 3, 2), v=(6, 60)),
-    "channels_last": net("""
+        """,
+        {"x": (3, 2, 7, 5)},
+        w=(3, 2, 3, 2),
+        v=(6, 60),
+    ),
+    "channels_last": net(
+        """
         a = Transpose <perm = [0, 3, 1, 2]> (x)
         b = Conv <group = 4> (a, w)
         c = Transpose <perm = [0, 2, 3, 1]> (b)
@@ -113,8 +151,13 @@ NETS = {
         e = Relu (d)
         f = ReduceMean <axes = [1, 2], keepdims = 0> (e)
         y = Softmax (f)
-        """, {"x": (1, 6, 5, 4)}, w=(4, 1, 2, 2), t=(4,)),
-    "normalized": net("""
+        """,
+        {"x": (1, 6, 5, 4)},
+        w=(4, 1, 2, 2),
+        t=(4,),
+    ),
+    "normalized": net(
+        """
         a = Conv (x, w)
         b = BatchNormalization (a, scale, shift, mean, var)
         c = Relu (b)
@@ -122,9 +165,20 @@ NETS = {
         e = PRelu (d, slope)
         f = Mul (e, gain)
         y = Add (f, offset)
-        """, {"x": (1, 3, 6, 6)}, w=(5, 3, 1, 1), v=(5, 1, 3, 3), slope=(5, 1, 1), scale=(5,), shift=(5,), mean=(5,),
-        var=np.linspace(0.3, 3, 5, dtype=np.float32), gain=np.float32(1.7), offset=(1, 5, 1, 1)),
-    "attention_pieces": net("""
+        """,
+        {"x": (1, 3, 6, 6)},
+        w=(5, 3, 1, 1),
+        v=(5, 1, 3, 3),
+        slope=(5, 1, 1),
+        scale=(5,),
+        shift=(5,),
+        mean=(5,),
+        var=np.linspace(0.3, 3, 5, dtype=np.float32),
+        gain=np.float32(1.7),
+        offset=(1, 5, 1, 1),
+    ),
+    "attention_pieces": net(
+        """
         a = MatMul (x, w)
         b = Transpose <perm = [0, 2, 1]> (a)
         c = Softmax <axis = 1> (b)
@@ -132,8 +186,16 @@ NETS = {
         f = Concat <axis = 2> (e, d)
         g = Slice (f, starts, ends, axes, steps)
         y = Pad (g, pads, fill)
-        """, {"x": (2, 6, 5)}, w=(5, 7), starts=np.array([5]), ends=np.array([-7]), axes=np.array([1]),
-        steps=np.array([-2]), pads=np.array([0, 1, 0, 0, 0, 2]), fill=np.float32(0.25)),
+        """,
+        {"x": (2, 6, 5)},
+        w=(5, 7),
+        starts=np.array([5]),
+        ends=np.array([-7]),
+        axes=np.array([1]),
+        steps=np.array([-2]),
+        pads=np.array([0, 1, 0, 0, 0, 2]),
+        fill=np.float32(0.25),
+    ),
 }
 
 
@@ -181,8 +243,11 @@ class Case:
     def quantized(self, graph: Graph) -> dict[str, Array]:
         """Return the first sample as int8 in device layout."""
         values = [graph.values[name] for name in graph.inputs]
-        return {v.name: v.origin.from_onnx(v.type.quant.quantize(self.samples[0][v.origin.name]), v.shape)
-                for v in values if v.origin is not None and v.type.quant is not None}
+        return {
+            v.name: v.origin.from_onnx(v.type.quant.quantize(self.samples[0][v.origin.name]), v.shape)
+            for v in values
+            if v.origin is not None and v.type.quant is not None
+        }
 
 
 MACHINES = {
@@ -222,12 +287,28 @@ class FullNet(RandomNet):
     """Random nets of (almost) all that the frontend takes."""
 
     kinds: ClassVar[tuple[str, ...]] = (
-        *RandomNet.kinds, "function", "softmax", "normalize", "pad", "cut", "transpose", "flat", "mean", "prelu")
+        *RandomNet.kinds,
+        "function",
+        "softmax",
+        "normalize",
+        "pad",
+        "cut",
+        "transpose",
+        "flat",
+        "mean",
+        "prelu",
+    )
 
     def function(self, x: str) -> None:
         """Add a function of one value."""
-        kind, attributes = self.pick(("Sigmoid", {}), ("Tanh", {}), ("HardSwish", {}), ("HardSigmoid", {}),
-                                     ("LeakyRelu", {"alpha": 0.3}), ("Neg", {}))
+        kind, attributes = self.pick(
+            ("Sigmoid", {}),
+            ("Tanh", {}),
+            ("HardSwish", {}),
+            ("HardSigmoid", {}),
+            ("LeakyRelu", {"alpha": 0.3}),
+            ("Neg", {}),
+        )
         self.put(kind, [x], **attributes)
 
     def softmax(self, x: str) -> None:
@@ -315,8 +396,13 @@ def test_passes_are_pure(name: str) -> None:
     machine = MACHINES["tiny, 1 KiB"]
     case = Case.of(NETS[name])
     graph = import_graph(case.model)
-    for step in (layout, fold, fuse, lambda g: quantize(g, case.ranges, machine.arithmetic),
-                 lambda g: legalize(g, machine)):
+    for step in (
+        layout,
+        fold,
+        fuse,
+        lambda g: quantize(g, case.ranges, machine.arithmetic),
+        lambda g: legalize(g, machine),
+    ):
         before = frozen(graph)
         result = step(graph)
         assert frozen(graph) == before
@@ -336,13 +422,20 @@ def test_no_transpose_is_left(name: str) -> None:
     assert kinds(float_graph(prepare(NETS[name])))["Transpose"] == 0
 
 
-@pytest.mark.parametrize("lines, shape", [
-    ("a = Div (x, c)\nb = Conv (a, w)\ny = Softmax <axis = 1> (b)", (1, 4, 6, 5)),
-    ("a = Mul (x, c)\nb = Pad (a, pads)\nd = Add (b, b)\ny = Conv (d, w)", (1, 4, 6, 5)),
-    ("a = Conv <pads = [1, 1]> (x, v)\nr = Relu (a)\nb = Conv <pads = [1, 1]> (r, v)\ny = Add (x, b)", (1, 4, 9)),
-    ("a = Conv <pads = [1, 1]> (x, v)\nb = Sub (x, c)\nd = Concat <axis = 1> (a, b)\n"
-     "y = MaxPool <kernel_shape = [2]> (d)", (1, 4, 9)),
-], ids=["scaled", "padded", "residual", "concat"])
+@pytest.mark.parametrize(
+    "lines, shape",
+    [
+        ("a = Div (x, c)\nb = Conv (a, w)\ny = Softmax <axis = 1> (b)", (1, 4, 6, 5)),
+        ("a = Mul (x, c)\nb = Pad (a, pads)\nd = Add (b, b)\ny = Conv (d, w)", (1, 4, 6, 5)),
+        ("a = Conv <pads = [1, 1]> (x, v)\nr = Relu (a)\nb = Conv <pads = [1, 1]> (r, v)\ny = Add (x, b)", (1, 4, 9)),
+        (
+            "a = Conv <pads = [1, 1]> (x, v)\nb = Sub (x, c)\nd = Concat <axis = 1> (a, b)\n"
+            "y = MaxPool <kernel_shape = [2]> (d)",
+            (1, 4, 9),
+        ),
+    ],
+    ids=["scaled", "padded", "residual", "concat"],
+)
 def test_an_input_that_meets_elementwise_operators_first(lines: str, shape: tuple[int, ...]) -> None:
     """The host writes it channels last, so that the machine moves nothing."""
     model = net(lines, {"x": shape}, w=(4, 4, 3, 3), v=(4, 4, 3), c=np.float32(2), pads=np.array([0, 0, 1, 1] * 2))
@@ -353,31 +446,39 @@ def test_an_input_that_meets_elementwise_operators_first(lines: str, shape: tupl
 
 def test_a_transpose_of_the_model_stays() -> None:
     """What the model itself turns between two readers of different order cannot vanish."""
-    model = net("a = Conv (x, w)\nb = Transpose <perm = [0, 1, 3, 2]> (a)\ny = Conv (b, v)", {"x": (1, 3, 6, 7)},
-                w=(4, 3, 2, 1), v=(2, 4, 3, 2))
+    model = net(
+        "a = Conv (x, w)\nb = Transpose <perm = [0, 1, 3, 2]> (a)\ny = Conv (b, v)",
+        {"x": (1, 3, 6, 7)},
+        w=(4, 3, 2, 1),
+        v=(2, 4, 3, 2),
+    )
     assert kinds(float_graph(prepare(model)))["Transpose"] == 1
 
 
 def test_dense_weights_are_permuted_instead_of_the_picture() -> None:
     """Behind a flattened convolution the columns of a dense layer follow (H, W, C), and the result is float's."""
-    model = net("a = Conv (x, w)\nf = Flatten (a)\ny = Gemm <transB = 1> (f, v)", {"x": (1, 2, 5, 4)},
-                w=(3, 2, 2, 2), v=(6, 36))
+    model = net(
+        "a = Conv (x, w)\nf = Flatten (a)\ny = Gemm <transB = 1> (f, v)", {"x": (1, 2, 5, 4)}, w=(3, 2, 2, 2), v=(6, 36)
+    )
     case = Case.of(model)
     assert kinds(case.graph) == {"Conv": 1, "Reshape": 1, "Dense": 1}
-    given_, = (numpy_helper.to_array(t) for t in case.model.graph.initializer if t.name == "v")
-    dense, = (node for node in case.graph.nodes if isinstance(node.op, Dense))
+    (given_,) = (numpy_helper.to_array(t) for t in case.model.graph.initializer if t.name == "v")
+    (dense,) = (node for node in case.graph.nodes if isinstance(node.op, Dense))
     found = case.graph.constants[dense.inputs[1]]
     np.testing.assert_array_equal(found.reshape(6, 4, 3, 3), given_.reshape(6, 3, 4, 3).transpose(0, 2, 3, 1))
     compiled = CompiledModel(case.build(MACHINES["nna8"]))
     assert compare(case.model, compiled.program, case.samples).outputs()["y"] > 30
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("residual", {"Conv": 2, "Sum": 1}),
-    ("branches", {"Conv": 3, "MaxPool": 1, "Concat": 1}),
-    ("normalized", {"Conv": 3, "Activation": 2}),
-    ("channels_last", {"Conv": 1, "AveragePool": 1, "Softmax": 1}),
-])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("residual", {"Conv": 2, "Sum": 1}),
+        ("branches", {"Conv": 3, "MaxPool": 1, "Concat": 1}),
+        ("normalized", {"Conv": 3, "Activation": 2}),
+        ("channels_last", {"Conv": 1, "AveragePool": 1, "Softmax": 1}),
+    ],
+)
 def test_folded_and_fused(name: str, expected: dict[str, int]) -> None:
     """Normalizations and constant sums end in weights, Relu and Clip in clamps; that the values are right SQNR says."""
     found = kinds(float_graph(prepare(NETS[name])))
@@ -408,15 +509,18 @@ SMALL = net("y = Conv (x, w)", {"x": (1, 2, 8, 8)}, w=(3, 2, 3, 3))
 ONE = [{"x": np.ones((1, 2, 8, 8), np.float32)}]
 
 
-@pytest.mark.parametrize("calibration, text", [
-    (None, "no calibration: pass samples"),
-    ([], "no calibration samples"),
-    ([{"z": ONE[0]["x"]}], r"arrays 'z'; the model's inputs are 'x'"),
-    ([{"x": np.ones((2, 2), np.float32)}], r"shape \[2, 2\]"),
-    ([{"x": np.full((1, 2, 8, 8), np.nan, np.float32)}], r"(?s)sample 1.*'x'.*NaN"),
-    ("/nowhere.npz", "'/nowhere.npz' is not there"),
-    (3, "found int"),
-])
+@pytest.mark.parametrize(
+    "calibration, text",
+    [
+        (None, "no calibration: pass samples"),
+        ([], "no calibration samples"),
+        ([{"z": ONE[0]["x"]}], r"arrays 'z'; the model's inputs are 'x'"),
+        ([{"x": np.ones((2, 2), np.float32)}], r"shape \[2, 2\]"),
+        ([{"x": np.full((1, 2, 8, 8), np.nan, np.float32)}], r"(?s)sample 1.*'x'.*NaN"),
+        ("/nowhere.npz", "'/nowhere.npz' is not there"),
+        (3, "found int"),
+    ],
+)
 def test_calibration_errors(calibration: Any, text: str) -> None:
     """What is wrong with the samples is said."""
     with pytest.raises(ModelError, match=text):
@@ -441,8 +545,9 @@ def test_random_calibration_is_marked() -> None:
     assert nnac.compile(SMALL, "nna8", ONE).program.calibration == "minmax, 1 samples"
 
 
-@pytest.mark.parametrize("budgets, unit", [
-    (Budgets(sram=64), "bytes"), (Budgets(flash=16), "bytes"), (Budgets(cycles=1), "cycles")])
+@pytest.mark.parametrize(
+    "budgets, unit", [(Budgets(sram=64), "bytes"), (Budgets(flash=16), "bytes"), (Budgets(cycles=1), "cycles")]
+)
 def test_budgets(budgets: Budgets, unit: str) -> None:
     """A program above a budget is refused with figures; a budget that is kept is none."""
     text = rf"budget --max-.*: required [\d,]+ {unit}, available [\d,]+, excess"

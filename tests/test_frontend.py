@@ -37,15 +37,18 @@ def ints(*values: int) -> Array:
     return np.array(values, dtype=np.int64)
 
 
-def model(lines: str, opset: int, inputs: Mapping[str, Sequence[int | str]], outputs: str = "y",
-          **constants: Any) -> onnx.ModelProto:
+def model(
+    lines: str, opset: int, inputs: Mapping[str, Sequence[int | str]], outputs: str = "y", **constants: Any
+) -> onnx.ModelProto:
     """Return a model of nodes in ONNX's text syntax, one per line."""
     nodes = [onnx.parser.parse_node(line) for line in lines.strip().splitlines()]
     graph = helper.make_graph(
-        nodes, "net",
+        nodes,
+        "net",
         [helper.make_tensor_value_info(name, FLOAT, list(shape)) for name, shape in inputs.items()],
         [helper.make_tensor_value_info(name, FLOAT, None) for name in outputs.split()],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()])
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -69,7 +72,7 @@ def windows(x: Array, kernel: Sequence[int], op: Any, fill: float) -> Array:
     x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, op.dilations, strict=True)]
     view = sliding_window_view(x, reach, axis=(1, 2))
-    return view[:, ::op.strides[0], ::op.strides[1], :, ::op.dilations[0], ::op.dilations[1]]
+    return view[:, :: op.strides[0], :: op.strides[1], :, :: op.dilations[0], :: op.dilations[1]]
 
 
 def counts(op: Any, shape: tuple[int, ...]) -> Array:
@@ -168,26 +171,67 @@ Case = tuple[str, str, tuple[int, ...], Mapping[str, Sequence[int]], dict[str, A
 CASES: list[Case] = [
     # name, nodes, opsets, inputs, constants, operators
     ("conv", "y = Conv (x, w, b)", ALL, X4, {"w": random(4, 6, 3, 2), "b": random(4)}, ["Conv"]),
-    ("conv groups", "y = Conv <group=3, pads=[1,0,2,1], strides=[2,1], dilations=[1,2]> (x, w)", ALL, X4,
-     {"w": random(9, 2, 3, 2)}, ["Conv"]),
-    ("conv 1-D", "y = Conv <kernel_shape=[3], pads=[2,1], strides=[2]> (x, w)", ALL, X3, {"w": random(4, 6, 3)},
-     ["Conv"]),
-    ("conv same", 'y = Conv <auto_pad="SAME_LOWER", strides=[2,2]> (x, w)', ALL, X4, {"w": random(4, 6, 4, 3)},
-     ["Conv"]),
+    (
+        "conv groups",
+        "y = Conv <group=3, pads=[1,0,2,1], strides=[2,1], dilations=[1,2]> (x, w)",
+        ALL,
+        X4,
+        {"w": random(9, 2, 3, 2)},
+        ["Conv"],
+    ),
+    (
+        "conv 1-D",
+        "y = Conv <kernel_shape=[3], pads=[2,1], strides=[2]> (x, w)",
+        ALL,
+        X3,
+        {"w": random(4, 6, 3)},
+        ["Conv"],
+    ),
+    (
+        "conv same",
+        'y = Conv <auto_pad="SAME_LOWER", strides=[2,2]> (x, w)',
+        ALL,
+        X4,
+        {"w": random(4, 6, 4, 3)},
+        ["Conv"],
+    ),
     ("conv valid", 'y = Conv <auto_pad="VALID"> (x, w)', ALL, X4, {"w": random(4, 6, 4, 3)}, ["Conv"]),
-    ("conv twice", "h = Conv (x, w)\nz = Relu (h)\ny = Conv (z, v)", ALL, X4,
-     {"w": random(4, 6, 3, 2), "v": random(3, 4, 1, 1)}, ["Conv", "Activation", "Conv"]),
+    (
+        "conv twice",
+        "h = Conv (x, w)\nz = Relu (h)\ny = Conv (z, v)",
+        ALL,
+        X4,
+        {"w": random(4, 6, 3, 2), "v": random(3, 4, 1, 1)},
+        ["Conv", "Activation", "Conv"],
+    ),
     ("max pool", "y = MaxPool <kernel_shape=[3,2], strides=[2,2], pads=[1,1,0,0]> (x)", ALL, X4, {}, ["MaxPool"]),
     ("max pool dilated", "y = MaxPool <kernel_shape=[3,2], dilations=[2,3]> (x)", (11, 13, 22), X4, {}, ["MaxPool"]),
     ("max pool 1-D", "y = MaxPool <kernel_shape=[3], ceil_mode=1, strides=[2]> (x)", (11, 13, 22), X3, {}, ["MaxPool"]),
     ("average pool", "y = AveragePool <kernel_shape=[3,2], pads=[1,1,1,0]> (x)", ALL, X4, {}, ["AveragePool"]),
-    ("average pool counted", "y = AveragePool <kernel_shape=[3,2], pads=[1,1,1,0], count_include_pad=1> (x)", ALL, X4,
-     {},
-     ["AveragePool"]),
-    ("global pools", "a = GlobalAveragePool (x)\nm = GlobalMaxPool (x)\ny = Add (a, m)", ALL, X4, {},
-     ["AveragePool", "MaxPool", "Sum"]),
-    ("global pools 1-D", "a = GlobalAveragePool (x)\nm = GlobalMaxPool (x)\ny = Mul (a, m)", ALL, X3, {},
-     ["AveragePool", "MaxPool", "Mul"]),
+    (
+        "average pool counted",
+        "y = AveragePool <kernel_shape=[3,2], pads=[1,1,1,0], count_include_pad=1> (x)",
+        ALL,
+        X4,
+        {},
+        ["AveragePool"],
+    ),
+    (
+        "global pools",
+        "a = GlobalAveragePool (x)\nm = GlobalMaxPool (x)\ny = Add (a, m)",
+        ALL,
+        X4,
+        {},
+        ["AveragePool", "MaxPool", "Sum"],
+    ),
+    (
+        "global pools 1-D",
+        "a = GlobalAveragePool (x)\nm = GlobalMaxPool (x)\ny = Mul (a, m)",
+        ALL,
+        X3,
+        {},
+        ["AveragePool", "MaxPool", "Mul"],
+    ),
     ("mean of space", "y = ReduceMean <axes=[2,3]> (x)", (7, 11, 13), X4, {}, ["AveragePool"]),
     ("mean of space flat", "y = ReduceMean <axes=[-1,-2], keepdims=0> (x)", (11, 13), X4, {}, ["AveragePool"]),
     ("mean of last", "y = ReduceMean <axes=[-1]> (x)", (7, 13), X3, {}, ["AveragePool"]),
@@ -196,14 +240,32 @@ CASES: list[Case] = [
     ("mean of all", "y = ReduceMean (x)", (7, 13, 18), X4, {}, ["AveragePool"]),
     ("mean of none", "y = ReduceMean <noop_with_empty_axes=1> (x)", (18, 23), X4, {}, []),
     ("gemm", "y = Gemm (x, w, b)", ALL, X2, {"w": random(6, 5), "b": random(5)}, ["Dense"]),
-    ("gemm turned", "y = Gemm <alpha=0.5, beta=2.0, transA=1, transB=1> (x, w, b)", ALL, {"x": (6, 3)},
-     {"w": random(5, 6), "b": random(1, 5)}, ["Dense"]),
+    (
+        "gemm turned",
+        "y = Gemm <alpha=0.5, beta=2.0, transA=1, transB=1> (x, w, b)",
+        ALL,
+        {"x": (6, 3)},
+        {"w": random(5, 6), "b": random(1, 5)},
+        ["Dense"],
+    ),
     ("gemm scalar bias", "y = Gemm (x, w, b)", ALL, X2, {"w": random(6, 5), "b": random(1)}, ["Dense"]),
     ("gemm without bias", "y = Gemm (x, w)", (11, 13), X2, {"w": random(6, 5)}, ["Dense"]),
-    ("gemm matrix added", "y = Gemm <beta=0.5> (x, w, b)", ALL, X2, {"w": random(6, 5), "b": random(3, 1)},
-     ["Dense", "Sum"]),
-    ("gemm computed added", "y = Gemm <beta=0.5> (x, w, c)", ALL, {**X2, "c": (5,)}, {"w": random(6, 5)},
-     ["Dense", "Activation", "Sum"]),
+    (
+        "gemm matrix added",
+        "y = Gemm <beta=0.5> (x, w, b)",
+        ALL,
+        X2,
+        {"w": random(6, 5), "b": random(3, 1)},
+        ["Dense", "Sum"],
+    ),
+    (
+        "gemm computed added",
+        "y = Gemm <beta=0.5> (x, w, c)",
+        ALL,
+        {**X2, "c": (5,)},
+        {"w": random(6, 5)},
+        ["Dense", "Activation", "Sum"],
+    ),
     ("matmul", "y = MatMul (x, w)", ALL, X3, {"w": random(9, 5)}, ["Dense"]),
     ("matmul vector", "y = MatMul (x, w)", ALL, X3, {"w": random(9)}, ["Dense"]),
     ("matmul of a vector", "y = MatMul (x, w)", ALL, {"x": (6,)}, {"w": random(6, 4)}, ["Dense"]),
@@ -211,72 +273,182 @@ CASES: list[Case] = [
     ("matmul left", "y = MatMul (w, x)", ALL, X3, {"w": random(5, 6)}, ["Dense"]),
     ("matmul left vector", "y = MatMul (w, x)", ALL, X3, {"w": random(6)}, ["Dense"]),
     ("matmul left of a vector", "y = MatMul (w, x)", ALL, {"x": (6,)}, {"w": random(4, 6)}, ["Dense"]),
-    ("batch norm", "y = BatchNormalization <epsilon=0.01> (x, s, b, m, v)", (7, 9, 14, 15), X4,
-     {"s": random(6), "b": random(6), "m": random(6), "v": np.abs(random(6))}, ["Conv"]),
-    ("batch norm 1-D", "y = BatchNormalization (x, s, b, m, v)", (9, 15), X3,
-     {"s": random(6), "b": random(6), "m": random(6), "v": np.abs(random(6))}, ["Conv"]),
-    ("batch norm dense", "y = BatchNormalization (x, s, b, m, v)", (9, 15), X2,
-     {"s": random(6), "b": random(6), "m": random(6), "v": np.abs(random(6))}, ["Conv"]),
-    ("scalars", "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)", ALL, X4,
-     {"c": np.float32(1.7)}, ["Activation"] * 5),
+    (
+        "batch norm",
+        "y = BatchNormalization <epsilon=0.01> (x, s, b, m, v)",
+        (7, 9, 14, 15),
+        X4,
+        {"s": random(6), "b": random(6), "m": random(6), "v": np.abs(random(6))},
+        ["Conv"],
+    ),
+    (
+        "batch norm 1-D",
+        "y = BatchNormalization (x, s, b, m, v)",
+        (9, 15),
+        X3,
+        {"s": random(6), "b": random(6), "m": random(6), "v": np.abs(random(6))},
+        ["Conv"],
+    ),
+    (
+        "batch norm dense",
+        "y = BatchNormalization (x, s, b, m, v)",
+        (9, 15),
+        X2,
+        {"s": random(6), "b": random(6), "m": random(6), "v": np.abs(random(6))},
+        ["Conv"],
+    ),
+    (
+        "scalars",
+        "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)",
+        ALL,
+        X4,
+        {"c": np.float32(1.7)},
+        ["Activation"] * 5,
+    ),
     ("scalar of more axes", "y = Mul (x, c)", ALL, X2, {"c": random(1, 1, 1)}, ["Activation"]),
-    ("channels", "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)", ALL, X4,
-     {"c": C4}, ["Conv"] * 5),
+    (
+        "channels",
+        "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)",
+        ALL,
+        X4,
+        {"c": C4},
+        ["Conv"] * 5,
+    ),
     ("channels 1-D", "a = Add (x, c)\ny = Mul (c, a)", ALL, X3, {"c": random(1, 6, 1)}, ["Conv"] * 2),
-    ("constants", "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)", ALL, X3,
-     {"c": random(6, 9)}, ["Sum", "Sum", "Sum", "Mul", "Mul"]),
-    ("bias behind dense", "h = MatMul (x, w)\ny = Add (h, c)", ALL, X2, {"w": random(6, 4), "c": random(4)},
-     ["Dense", "Sum"]),
+    (
+        "constants",
+        "a = Add (x, c)\nb = Sub (a, c)\nd = Sub (c, b)\ne = Mul (c, d)\ny = Div (e, c)",
+        ALL,
+        X3,
+        {"c": random(6, 9)},
+        ["Sum", "Sum", "Sum", "Mul", "Mul"],
+    ),
+    (
+        "bias behind dense",
+        "h = MatMul (x, w)\ny = Add (h, c)",
+        ALL,
+        X2,
+        {"w": random(6, 4), "c": random(4)},
+        ["Dense", "Sum"],
+    ),
     ("constant that grows x", "y = Add (x, c)", ALL, X2, {"c": random(2, 3, 6)}, ["Sum"]),
-    ("two tensors", "a = Add (x, z)\nb = Mul (a, z)\ny = Sub (b, x)", ALL, {**X4, "z": (1, 6, 1, 7)}, {},
-     ["Sum", "Mul", "Sum"]),
+    (
+        "two tensors",
+        "a = Add (x, z)\nb = Mul (a, z)\ny = Sub (b, x)",
+        ALL,
+        {**X4, "z": (1, 6, 1, 7)},
+        {},
+        ["Sum", "Mul", "Sum"],
+    ),
     ("square", "y = Mul (x, x)", ALL, X3, {}, ["Mul"]),
     ("sum", "y = Sum (x, z, c)", ALL[1:], {**X3, "z": (6, 1)}, {"c": random(9)}, ["Sum"]),
     ("sum of one", "y = Sum (x)", ALL, X3, {}, []),
-    ("functions", "a = Relu (x)\nb = LeakyRelu <alpha=0.3> (x)\nc = Sigmoid (b)\nd = Tanh (a)\ny = Mul (c, d)", ALL,
-     X3, {},
-     ["Activation"] * 4 + ["Mul"]),
-    ("hard functions", "a = HardSigmoid <alpha=0.3> (x)\nb = HardSwish (x)\nc = Neg (b)\ny = Add (a, c)", (14, 21), X3,
-     {},
-     ["Activation"] * 3 + ["Sum"]),
+    (
+        "functions",
+        "a = Relu (x)\nb = LeakyRelu <alpha=0.3> (x)\nc = Sigmoid (b)\nd = Tanh (a)\ny = Mul (c, d)",
+        ALL,
+        X3,
+        {},
+        ["Activation"] * 4 + ["Mul"],
+    ),
+    (
+        "hard functions",
+        "a = HardSigmoid <alpha=0.3> (x)\nb = HardSwish (x)\nc = Neg (b)\ny = Add (a, c)",
+        (14, 21),
+        X3,
+        {},
+        ["Activation"] * 3 + ["Sum"],
+    ),
     ("prelu scalar", "y = PRelu (x, s)", ALL, X4, {"s": random(1)}, ["Activation"]),
     ("prelu channels", "y = PRelu (x, s)", ALL, X4, {"s": C4}, ["Activation"]),
     ("prelu 1-D", "y = PRelu (x, s)", ALL, X3, {"s": random(6, 1)}, ["Activation"]),
     ("prelu last", "y = PRelu (x, s)", ALL, X2, {"s": random(6)}, ["Activation"]),
     ("clip attributes", "a = Clip <min=-0.5, max=0.7> (x)\ny = Clip <max=0.1> (a)", OLD, X3, {}, ["Activation"] * 2),
-    ("clip inputs", "a = Clip (x, l, h)\ny = Clip (a, , m)", MID + NEW, X3,
-     {"l": np.float32(-0.5), "h": np.float32(0.7), "m": np.float32(0.1)}, ["Activation"] * 2),
+    (
+        "clip inputs",
+        "a = Clip (x, l, h)\ny = Clip (a, , m)",
+        MID + NEW,
+        X3,
+        {"l": np.float32(-0.5), "h": np.float32(0.7), "m": np.float32(0.1)},
+        ["Activation"] * 2,
+    ),
     ("softmax", "y = Softmax (x)", ALL, X2, {}, ["Softmax"]),
     ("softmax axis", "y = Softmax <axis=1> (x)", ALL, X4, {}, ["Softmax"]),
     ("softmax first", "y = Softmax <axis=0> (x)", ALL, X3, {}, ["Softmax"]),
     ("softmax last", "y = Softmax <axis=-1> (x)", (11, 13), X3, {}, ["Softmax"]),
     ("concat", "y = Concat <axis=-2> (x, c, x)", (11, 13), X3, {"c": random(2, 1, 9)}, ["Concat"]),
-    ("split attribute", "a, b = Split <axis=1, split=[2,4]> (x)\ny = Concat <axis=1> (b, a)", (7, 11), X3, {},
-     ["Slice", "Slice", "Concat"]),
-    ("split input", "a, b = Split <axis=-1> (x, s)\ny = Concat <axis=2> (b, a)", (13, 18, 23), X3, {"s": ints(5, 4)},
-     ["Slice", "Slice", "Concat"]),
+    (
+        "split attribute",
+        "a, b = Split <axis=1, split=[2,4]> (x)\ny = Concat <axis=1> (b, a)",
+        (7, 11),
+        X3,
+        {},
+        ["Slice", "Slice", "Concat"],
+    ),
+    (
+        "split input",
+        "a, b = Split <axis=-1> (x, s)\ny = Concat <axis=2> (b, a)",
+        (13, 18, 23),
+        X3,
+        {"s": ints(5, 4)},
+        ["Slice", "Slice", "Concat"],
+    ),
     ("split equal", "a, b, c = Split <axis=1> (x)\ny = Add (c, a)", (7, 11, 13), X3, {}, ["Slice", "Slice", "Sum"]),
-    ("split uneven", "a, b = Split <axis=2, num_outputs=2> (x)\ny = Relu (b)", (18, 23), X3, {},
-     ["Slice", "Activation"]),
+    (
+        "split uneven",
+        "a, b = Split <axis=2, num_outputs=2> (x)\ny = Relu (b)",
+        (18, 23),
+        X3,
+        {},
+        ["Slice", "Activation"],
+    ),
     ("slice attributes", "y = Slice <axes=[1,2], starts=[1,-5], ends=[1000,-1]> (x)", OLD, X3, {}, ["Slice"]),
-    ("slice inputs", "y = Slice (x, s, e, a, t)", (11, 13, 23), X3,
-     {"s": ints(-1, 7), "e": ints(-100, 2), "a": ints(1, -1), "t": ints(-2, -1)}, ["Slice"]),
+    (
+        "slice inputs",
+        "y = Slice (x, s, e, a, t)",
+        (11, 13, 23),
+        X3,
+        {"s": ints(-1, 7), "e": ints(-100, 2), "a": ints(1, -1), "t": ints(-2, -1)},
+        ["Slice"],
+    ),
     ("slice plain", "y = Slice (x, s, e)", (11, 13), X3, {"s": ints(0, 2), "e": ints(1, 2**63 - 1)}, ["Slice"]),
-    ("reshape", "a = Reshape (x, s)\nb = Flatten <axis=2> (a)\ny = Relu (b)", ALL, X3, {"s": ints(0, 3, 2, -1)},
-     ["Activation"]),
+    (
+        "reshape",
+        "a = Reshape (x, s)\nb = Flatten <axis=2> (a)\ny = Relu (b)",
+        ALL,
+        X3,
+        {"s": ints(0, 3, 2, -1)},
+        ["Activation"],
+    ),
     ("squeeze attributes", "a = Unsqueeze <axes=[0,3]> (x)\ny = Squeeze <axes=[0]> (a)", (7, 11), X3, {}, []),
-    ("squeeze inputs", "a = Unsqueeze (x, u)\nb = Squeeze (a, s)\ny = Squeeze (b)", (13, 23), X3,
-     {"u": ints(-1, 0), "s": ints(0)}, []),
+    (
+        "squeeze inputs",
+        "a = Unsqueeze (x, u)\nb = Squeeze (a, s)\ny = Squeeze (b)",
+        (13, 23),
+        X3,
+        {"u": ints(-1, 0), "s": ints(0)},
+        [],
+    ),
     ("transpose", "a = Transpose (x)\nb = Relu (a)\ny = Transpose <perm=[1,2,0,3]> (b)", ALL, X4, {}, ["Activation"]),
     ("pad attributes", "y = Pad <pads=[0,1,2,0,0,3], value=0.5> (x)", OLD, X3, {}, ["Pad"]),
     ("pad inputs", "y = Pad (x, p, v)", MID + NEW, X3, {"p": ints(0, 1, 2, 0, 0, 3), "v": np.float32(0.5)}, ["Pad"]),
     ("pad axes", "y = Pad (x, p, , a)", (18, 23), X3, {"p": ints(1, 2), "a": ints(-2)}, ["Pad"]),
-    ("identities", "a = Identity (x)\nb = Dropout (a)\nc = Cast <to=1> (b)\nd = Relu (c)\ny = Identity (d)", ALL, X3,
-     {},
-     ["Activation"]),
-    ("dropout input", "a = Relu (x)\nb = Dropout (a, r, t)\ny = Relu (b)", (13, 22), X3, {"r": np.float32(0.5),
-     "t": np.array(False)},
-     ["Activation"] * 2),
+    (
+        "identities",
+        "a = Identity (x)\nb = Dropout (a)\nc = Cast <to=1> (b)\nd = Relu (c)\ny = Identity (d)",
+        ALL,
+        X3,
+        {},
+        ["Activation"],
+    ),
+    (
+        "dropout input",
+        "a = Relu (x)\nb = Dropout (a, r, t)\ny = Relu (b)",
+        (13, 22),
+        X3,
+        {"r": np.float32(0.5), "t": np.array(False)},
+        ["Activation"] * 2,
+    ),
 ]
 
 
@@ -308,8 +480,9 @@ def test_sentences_do_not_contradict_each_other() -> None:
         assert not any("the function is one of" in text for text in sentences)
 
 
-AXIS = st.tuples(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3),
-                 st.integers(0, 3))  # size, kernel, stride, dilation, pad before, pad after
+AXIS = st.tuples(
+    st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 3), st.integers(0, 3)
+)  # size, kernel, stride, dilation, pad before, pad after
 AUTO = st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])
 
 
@@ -326,8 +499,14 @@ def geometry(axes: Sequence[tuple[int, ...]], auto: str, dilate: bool) -> tuple[
 
 
 @settings(max_examples=60, deadline=None)
-@given(axes=st.lists(AXIS, min_size=1, max_size=2), auto=AUTO, groups=st.integers(1, 3), depth=st.integers(1, 2),
-       out=st.integers(1, 2), opset=st.sampled_from(ALL))
+@given(
+    axes=st.lists(AXIS, min_size=1, max_size=2),
+    auto=AUTO,
+    groups=st.integers(1, 3),
+    depth=st.integers(1, 2),
+    out=st.integers(1, 2),
+    opset=st.sampled_from(ALL),
+)
 def test_conv_geometry(axes: list[tuple[int, ...]], auto: str, groups: int, depth: int, out: int, opset: int) -> None:
     text, sizes = geometry(axes, auto, auto in ("NOTSET", "VALID"))
     weights = random(groups * out, depth, *(axis[1] for axis in axes))
@@ -350,8 +529,13 @@ def test_max_pool_geometry(axes: list[tuple[int, ...]], auto: str, ceil: bool, o
 
 
 @settings(max_examples=60, deadline=None)
-@given(axes=st.lists(AXIS, min_size=1, max_size=2), auto=AUTO, ceil=st.booleans(), counted=st.booleans(),
-       opset=st.sampled_from((11, 19, 22)))
+@given(
+    axes=st.lists(AXIS, min_size=1, max_size=2),
+    auto=AUTO,
+    ceil=st.booleans(),
+    counted=st.booleans(),
+    opset=st.sampled_from((11, 19, 22)),
+)
 def test_average_pool_geometry(axes: list[tuple[int, ...]], auto: str, ceil: bool, counted: bool, opset: int) -> None:
     text, sizes = geometry(axes, auto, False)
     attributes = f"{text}, ceil_mode={int(ceil)}, count_include_pad={int(counted)}"
@@ -359,8 +543,9 @@ def test_average_pool_geometry(axes: list[tuple[int, ...]], auto: str, ceil: boo
 
 
 @settings(max_examples=60, deadline=None)
-@given(low=st.integers(-9, 9), high=st.integers(-9, 9), step=st.sampled_from([1, 1, 2, 3, -1, -2]), side=st.integers(1,
-6))
+@given(
+    low=st.integers(-9, 9), high=st.integers(-9, 9), step=st.sampled_from([1, 1, 2, 3, -1, -2]), side=st.integers(1, 6)
+)
 def test_slice_bounds(low: int, high: int, step: int, side: int) -> None:
     proto = model("y = Slice (x, s, e, a, t)", 13, {"x": (2, side)}, s=ints(low), e=ints(high), a=ints(1), t=ints(step))
     if ort(proto, {"x": random(2, side)})["y"].size:
@@ -404,8 +589,11 @@ UNSUPPORTED = [  # name, model, words that the refusal has
     ("unknown operator", model("y = Softsign (x)", 13, X3), ["Softsign 'y'", "not supported", "Softmax"]),
     ("foreign domain", model("y = my.Thing (x)", 13, X3), ["my.Thing 'y'", "not supported"]),
     ("several", model("a = Softsign (x)\nb = Softsign (a)\ny = Elu (b)", 13, X3), ["Softsign 'a', 'b'", "Elu 'y'"]),
-    ("conv 3-D", model(CONV, 13, {"x": (1, 2, 4, 4, 4)}, w=random(3, 2, 1, 1, 1)),
-     ["Conv 'y'", "rank 3 or 4", "[1, 2, 4, 4, 4]"]),
+    (
+        "conv 3-D",
+        model(CONV, 13, {"x": (1, 2, 4, 4, 4)}, w=random(3, 2, 1, 1, 1)),
+        ["Conv 'y'", "rank 3 or 4", "[1, 2, 4, 4, 4]"],
+    ),
     ("group", with_attribute(model(CONV, 13, X4, **W), "group", 0), ["group divides", "group=0"]),
     ("pads", model("y = Conv <pads=[0,-1,0,0]> (x, w)", 13, X4, **W), ["Conv 'y'", "negative"]),
     ("both paddings", model('y = Conv <pads=[1,1,1,1], auto_pad="VALID"> (x, w)', 13, X4, **W), ["auto_pad NOTSET"]),
@@ -415,10 +603,16 @@ UNSUPPORTED = [  # name, model, words that the refusal has
     ("indices", model("y, i = MaxPool <kernel_shape=[2,2]> (x)", 13, X4, "y i"), ["MaxPool 'y'", "int64"]),
     ("storage order", model("y = MaxPool <kernel_shape=[2,2], storage_order=1> (x)", 13, X4), ["storage_order is 0"]),
     ("dilated average", model("y = AveragePool <kernel_shape=[2,2], dilations=[2,3]> (x)", 19, X4), ["not dilated"]),
-    ("training", model("y = BatchNormalization <training_mode=1> (x, s, s, s, s)", 15, X4, s=np.ones(6, np.float32)),
-     ["BatchNormalization 'y'", "Training_mode"]),
-    ("spatial", model("y = BatchNormalization <spatial=0> (x, s, s, s, s)", 7, X4, s=np.ones((6, 9, 7), np.float32)),
-     ["spatial is 1"]),
+    (
+        "training",
+        model("y = BatchNormalization <training_mode=1> (x, s, s, s, s)", 15, X4, s=np.ones(6, np.float32)),
+        ["BatchNormalization 'y'", "Training_mode"],
+    ),
+    (
+        "spatial",
+        model("y = BatchNormalization <spatial=0> (x, s, s, s, s)", 7, X4, s=np.ones((6, 9, 7), np.float32)),
+        ["spatial is 1"],
+    ),
     ("computed factors", model("y = MatMul (x, z)", 13, {"x": (2, 3), "z": (3, 2)}), ["two computed ones"]),
     ("batch of matrices", model("y = MatMul (x, w)", 13, X3, w=random(2, 9, 4)), ["not a batch"]),
     ("divisor", model("y = Div (x, z)", 13, {**X3, "z": (1,)}), ["the divisor is a constant"]),
@@ -426,15 +620,24 @@ UNSUPPORTED = [  # name, model, words that the refusal has
     ("slope", model("y = PRelu (x, s)", 13, X4, s=random(9, 1)), ["one, or one per channel"]),
     ("clip", model("y = Clip <min=2.0, max=1.0> (x)", 9, X3), ["min is not above max", "2 and 1"]),
     ("cast", model("y = Cast <to=10> (x)", 13, X3), ["Cast 'y'", "float16"]),
-    ("reflect", model('y = Pad <mode="reflect"> (x, p)', 13, X3, p=ints(0, 0, 1, 0, 0, 1)),
-     ["the mode is constant", "reflect"]),
+    (
+        "reflect",
+        model('y = Pad <mode="reflect"> (x, p)', 13, X3, p=ints(0, 0, 1, 0, 0, 1)),
+        ["the mode is constant", "reflect"],
+    ),
     ("negative pad", model("y = Pad (x, p)", 13, X3, p=ints(0, 0, -1, 0, 0, 1)), ["pads are not negative"]),
     ("split", model("a, y = Split <axis=2> (x)", 13, X3), ["Split 'a'", "evenly"]),
     ("output is input", model("y = Relu (x)", 13, X3, "y x"), ["graph output 'x' is a graph input"]),
     ("all is constant", model("c = Abs (w)\ny = Relu (c)", 13, X3, w=random(2)), ["graph output 'y' is a constant"]),
     ("output is constant", model("y = Relu (x)", 13, X3, "y w", w=random(2)), ["graph output 'w' is a constant"]),
-    ("integer input", edited(model("y = Relu (x)", 14, X3), lambda m: setattr(
-        m.graph.input[0].type.tensor_type, "elem_type", TensorProto.INT32)), ["graph input 'x' is int32", "float32"]),
+    (
+        "integer input",
+        edited(
+            model("y = Relu (x)", 14, X3),
+            lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", TensorProto.INT32),
+        ),
+        ["graph input 'x' is int32", "float32"],
+    ),
     ("shape from data", model("s = NonZero (x)\ny = Relu (x)\nz = Cast <to=1> (s)", 13, X3, "y z"), ["NonZero"]),
 ]
 
@@ -477,41 +680,81 @@ HOSTILE = [  # name, source, words
     ("infinity", model("y = Add (x, w)", 13, {"x": (1, 2)}, w=np.array([1, np.inf], np.float32)), ["'w'", "[1]"]),
     ("infinite scalar", model("y = Add (x, w)", 13, {"x": (1, 2)}, w=np.float32(np.inf)), ["Add 'y'", "finite"]),
     ("folded NaN", model("w = Log (c)\ny = Add (x, w)", 13, {"x": (1, 2)}, c=np.array([-1, 2], np.float32)), ["'w'"]),
-    ("cycle", model("a = Add (x, b)\nb = Relu (a)\ny = Relu (b)", 13, X3),
-     ["Add 'a' reads 'b' before Relu 'b'", "cycle"]),
+    (
+        "cycle",
+        model("a = Add (x, b)\nb = Relu (a)\ny = Relu (b)", 13, X3),
+        ["Add 'a' reads 'b' before Relu 'b'", "cycle"],
+    ),
     ("reads nothing", model("y = Add (x, b)", 13, X3), ["reads 'b', which nothing makes"]),
     ("made twice", model("y = Relu (x)\ny = Tanh (x)", 13, X3), ["makes 'y', which exists already"]),
     ("two inputs", edited(small(), lambda m: m.graph.input.append(m.graph.input[0])), ["'x' appears twice"]),
     ("no such output", edited(small(), lambda m: setattr(m.graph.output[0], "name", "q")), ["'q' is made by nothing"]),
-    ("escape in a name", edited(small(), lambda m: setattr(m.graph.node[0], "name", "\x1b[2Jx")),
-     ["cannot be printed"]),
+    (
+        "escape in a name",
+        edited(small(), lambda m: setattr(m.graph.node[0], "name", "\x1b[2Jx")),
+        ["cannot be printed"],
+    ),
     ("NUL in a name", model("y = Relu (x)", 13, {"x": (1, 2)}, **NUL), ["cannot be printed"]),
     ("long name", edited(small(), lambda m: setattr(m.graph.node[0], "name", "n" * 2000)), ["2,000 characters"]),
-    ("bytes too few", edited(small(), lambda m: m.graph.initializer.append(tensor(b"1234"))),
-     ["needs 16 bytes", "found 4"]),
+    (
+        "bytes too few",
+        edited(small(), lambda m: m.graph.initializer.append(tensor(b"1234"))),
+        ["needs 16 bytes", "found 4"],
+    ),
     ("bytes too many", edited(small(), lambda m: m.graph.initializer.append(tensor(b"1" * 20))), ["found 20"]),
-    ("no data", edited(small(), lambda m: m.graph.initializer.append(
-        TensorProto(name="w", data_type=FLOAT, dims=[2**40]))), ["'w'", "every dimension"]),
-    ("negative dimension", edited(small(), lambda m: m.graph.initializer.append(
-        TensorProto(name="w", data_type=FLOAT, dims=[-1]))), ["every dimension"]),
-    ("unknown type", edited(small(), lambda m: m.graph.initializer.append(
-        TensorProto(name="w", data_type=99, dims=[1]))), ["unknown data type 99"]),
-    ("data twice", edited(small(), lambda m: m.graph.initializer.append(
-        tensor(b"1" * 16, float_data=[1.0] * 4))), ["more than once"]),
-    ("external in bytes", edited(small(), lambda m: m.graph.initializer.append(
-        tensor(data_location=TensorProto.EXTERNAL, external_data=[{"key": "location", "value": "w"}]))), ["as a path"]),
+    (
+        "no data",
+        edited(small(), lambda m: m.graph.initializer.append(TensorProto(name="w", data_type=FLOAT, dims=[2**40]))),
+        ["'w'", "every dimension"],
+    ),
+    (
+        "negative dimension",
+        edited(small(), lambda m: m.graph.initializer.append(TensorProto(name="w", data_type=FLOAT, dims=[-1]))),
+        ["every dimension"],
+    ),
+    (
+        "unknown type",
+        edited(small(), lambda m: m.graph.initializer.append(TensorProto(name="w", data_type=99, dims=[1]))),
+        ["unknown data type 99"],
+    ),
+    (
+        "data twice",
+        edited(small(), lambda m: m.graph.initializer.append(tensor(b"1" * 16, float_data=[1.0] * 4))),
+        ["more than once"],
+    ),
+    (
+        "external in bytes",
+        edited(
+            small(),
+            lambda m: m.graph.initializer.append(
+                tensor(data_location=TensorProto.EXTERNAL, external_data=[{"key": "location", "value": "w"}])
+            ),
+        ),
+        ["as a path"],
+    ),
     ("unknown attribute", with_attribute(small(), "speed", 3), ["Relu 'y'", "speed"]),
     ("wrong attribute", with_attribute(model(CONV, 13, X4, **W), "group", "many"), ["Conv 'y'", "group"]),
     ("short strides", model("y = Conv <strides=[1]> (x, w)", 13, X4, **W), ["Conv"]),
     ("rank 9", model("y = Relu (x)", 13, {"x": (1,) * 9}), ["rank 9"]),
     ("zero size", model("y = Relu (x)", 13, {"x": (2, 0)}), ["'x'"]),
     ("too many entries", model("y = Relu (x)", 13, {"x": (2**20, 2**12)}), ["'x'", "elements"]),
-    ("huge constant", model("w = ConstantOfShape (s)\ny = Add (x, w)", 13, {"x": (1,)}, s=ints(2**30, 2)),
-     ["'w'", "bytes"]),
-    ("huge expand", model("w = Expand (c, s)\ny = Add (x, w)", 13, {"x": (1,)}, c=np.float32(1), s=ints(2**40)),
-     ["'w'"]),
-    ("huge range", model("w = Range (a, b, d)\ny = Add (x, w)", 13, {"x": (1,)}, a=np.float32(0), b=np.float32(1e18),
-                         d=np.float32(1)), ["'w'"]),
+    (
+        "huge constant",
+        model("w = ConstantOfShape (s)\ny = Add (x, w)", 13, {"x": (1,)}, s=ints(2**30, 2)),
+        ["'w'", "bytes"],
+    ),
+    (
+        "huge expand",
+        model("w = Expand (c, s)\ny = Add (x, w)", 13, {"x": (1,)}, c=np.float32(1), s=ints(2**40)),
+        ["'w'"],
+    ),
+    (
+        "huge range",
+        model(
+            "w = Range (a, b, d)\ny = Add (x, w)", 13, {"x": (1,)}, a=np.float32(0), b=np.float32(1e18), d=np.float32(1)
+        ),
+        ["'w'"],
+    ),
     ("function in a circle", functions(3, recursive=True), ["calls itself"]),
     ("functions in heaps", functions(60), ["nodes", "inlined"]),
     ("split in fewer", model("a, y = Split <num_outputs=1> (x)", 18, X3), ["Split 'a'", "num_outputs"]),
@@ -536,14 +779,22 @@ def test_folding_has_a_budget() -> None:
     prepare(proto, limits=Limits(folded_bytes=800))
 
 
-RICH = model(CASES[1][1] + "\nz = ReduceMean <axes=[2]> (y)\na, b = Split <axis=1, split=[4,5]> (z)\n"
-             "k = ConstantOfShape (s)\nq = Add (a, k)", 11, X4, "q", **CASES[1][4], s=ints(1, 4, 1,
-             1)).SerializeToString()
+RICH = model(
+    CASES[1][1] + "\nz = ReduceMean <axes=[2]> (y)\na, b = Split <axis=1, split=[4,5]> (z)\n"
+    "k = ConstantOfShape (s)\nq = Add (a, k)",
+    11,
+    X4,
+    "q",
+    **CASES[1][4],
+    s=ints(1, 4, 1, 1),
+).SerializeToString()
 
 
 @settings(max_examples=300, deadline=None)
-@given(at=st.lists(st.tuples(st.integers(0, len(RICH) - 1), st.integers(0, 255)), min_size=1, max_size=4),
-       cut=st.integers(0, len(RICH) * 3))
+@given(
+    at=st.lists(st.tuples(st.integers(0, len(RICH) - 1), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, len(RICH) * 3),
+)
 def test_damaged_bytes_never_give_a_traceback(at: list[tuple[int, int]], cut: int) -> None:
     """Random damage is read as another model, or refused by a ModelError."""
     data = bytearray(RICH)
@@ -591,16 +842,27 @@ def test_external_data(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(w.tobytes())
     (path.parent / "link").symlink_to(tmp_path / "secret")
     (path.parent / "up").symlink_to(tmp_path)
-    for location in ("../secret", str(tmp_path / "secret"), "sub/../../secret", "link", "up/secret", "", "..\\secret",
-    "C:\\x"):
+    for location in (
+        "../secret",
+        str(tmp_path / "secret"),
+        "sub/../../secret",
+        "link",
+        "up/secret",
+        "",
+        "..\\secret",
+        "C:\\x",
+    ):
         text = refusal(external(tmp_path, location=location))
         assert "tensor 'w'" in text and "folder" in text, text
-    for entries, words in [({"location": "gone"}, "No such file"), ({"location": "sub"}, "regular"),
-                           ({"location": "sub/w.bin", "offset": "-8"}, "offset"),
-                           ({"location": "sub/w.bin", "length": str(2**50)}, "bytes"),
-                           ({"location": "sub/w.bin", "offset": "8", "length": "16"}, "are due"),
-                           ({"location": "sub/w.bin", "speed": "1"}, "malformed"),
-                           ({"location": "sub/w.bin"}, "needs 16 bytes")]:
+    for entries, words in [
+        ({"location": "gone"}, "No such file"),
+        ({"location": "sub"}, "regular"),
+        ({"location": "sub/w.bin", "offset": "-8"}, "offset"),
+        ({"location": "sub/w.bin", "length": str(2**50)}, "bytes"),
+        ({"location": "sub/w.bin", "offset": "8", "length": "16"}, "are due"),
+        ({"location": "sub/w.bin", "speed": "1"}, "malformed"),
+        ({"location": "sub/w.bin"}, "needs 16 bytes"),
+    ]:
         assert words in refusal(external(tmp_path, **entries))
 
 
@@ -611,18 +873,23 @@ def test_open_shapes() -> None:
     assert "'x'" in text and "[N, 3]" in text and "--shape x=1,3" in text and "--shape z=1,1" in text
     graph = agree(proto, {"x": (5, 3)})
     assert graph.values["z"].shape == (5, 1) and graph.values["y"].shape == (5, 3)
-    wrong: list[tuple[dict[str, tuple[int, ...]], str]] = [({"q": (1,)}, "'q'"), ({"x": (5,)}, "contradicts"),
-    ({"x": (5, 4)}, "[N, 3]"),
-                          ({"x": (5, 3), "z": (4, 1)}, "'N' is given as 5 and as 4"), ({"x": (0, 3)},
-                           "every dimension"),
-                          ({"x": (-1, 3)}, "every dimension"), ({"x": (2**31, 3)}, "elements")]
+    wrong: list[tuple[dict[str, tuple[int, ...]], str]] = [
+        ({"q": (1,)}, "'q'"),
+        ({"x": (5,)}, "contradicts"),
+        ({"x": (5, 4)}, "[N, 3]"),
+        ({"x": (5, 3), "z": (4, 1)}, "'N' is given as 5 and as 4"),
+        ({"x": (0, 3)}, "every dimension"),
+        ({"x": (-1, 3)}, "every dimension"),
+        ({"x": (2**31, 3)}, "elements"),
+    ]
     for shapes, words in wrong:
         assert words in refusal(proto, shapes)
 
 
 def test_constants_wherever_they_hide() -> None:
     """Old-style inputs, Constant nodes, shape arithmetic, casts, identities and functions are all resolved."""
-    proto = model("""
+    proto = model(
+        """
         s = Shape (x)
         n = Gather (s, first)
         u = Unsqueeze (n, zero)
@@ -637,10 +904,26 @@ def test_constants_wherever_they_hide() -> None:
         e = Add (b, k)
         f = Mul (e, c)
         y = Reshape (f, t)
-    """, 13, {"x": (3, 4), "w": (4,)}, w=random(4), wide=np.ones(4), zero=ints(0), first=np.int64(0),
-                  rest=ints(2, 2), four=ints(4))
-    proto.functions.append(helper.make_function("my", "Scaled", ["p", "q"], ["r"], [
-        onnx.parser.parse_node("h = Mul (p, q)"), onnx.parser.parse_node("r = Relu (h)")], proto.opset_import))
+    """,
+        13,
+        {"x": (3, 4), "w": (4,)},
+        w=random(4),
+        wide=np.ones(4),
+        zero=ints(0),
+        first=np.int64(0),
+        rest=ints(2, 2),
+        four=ints(4),
+    )
+    proto.functions.append(
+        helper.make_function(
+            "my",
+            "Scaled",
+            ["p", "q"],
+            ["r"],
+            [onnx.parser.parse_node("h = Mul (p, q)"), onnx.parser.parse_node("r = Relu (h)")],
+            proto.opset_import,
+        )
+    )
     proto.opset_import.append(helper.make_opsetid("my", 1))
     prepared = prepare(proto)
     assert [node.op_type for node in prepared.graph.node] == ["Mul", "Relu", "Add", "Add", "Mul", "Reshape"]
@@ -677,8 +960,13 @@ def test_a_long_chain_is_quick() -> None:
 
 
 REAL = {  # name: (nodes of the graph without layout moves, outputs)
-    "arm_kws_ds_cnn_s": 1, "arm_kws_cnn_s": 1, "arm_kws_dnn_s": 1, "ort_mnist": 1, "ultraface_slim_320": 2,
-    "light_squeezenet": 1, "light_resnet50": 1,
+    "arm_kws_ds_cnn_s": 1,
+    "arm_kws_cnn_s": 1,
+    "arm_kws_dnn_s": 1,
+    "ort_mnist": 1,
+    "ultraface_slim_320": 2,
+    "light_squeezenet": 1,
+    "light_resnet50": 1,
 }
 
 

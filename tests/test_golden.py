@@ -19,6 +19,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def small_net() -> onnx.ModelProto:
     """Return a residual convolution block with a classifier; weights are simple numbers, no generator involved."""
+
     def weights(name: str, *shape: int) -> onnx.TensorProto:
         values = (np.arange(np.prod(shape), dtype=np.float32) * 37 % 101 - 50) / 100
         return numpy_helper.from_array(values.reshape(shape), name)
@@ -33,10 +34,17 @@ def small_net() -> onnx.ModelProto:
         helper.make_node("Gemm", ["f", "w3", "b3"], ["l"], "logits", transB=1),
         helper.make_node("Softmax", ["l"], ["y"], "softmax"),
     ]
-    tensors = [weights("w1", 8, 2, 3, 3), weights("b1", 8), weights("w2", 8, 1, 3, 3), weights("w3", 4, 8), weights("b3", 4)]
+    tensors = [
+        weights("w1", 8, 2, 3, 3),
+        weights("b1", 8),
+        weights("w2", 8, 1, 3, 3),
+        weights("w3", 4, 8),
+        weights("b3", 4),
+    ]
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", (1, 2, 12, 10)), ("y", (1, 4))))
-    return helper.make_model(helper.make_graph(nodes, "small", [x], [y], tensors),
-                             opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        helper.make_graph(nodes, "small", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
 
 
 def samples() -> list[dict[str, np.ndarray]]:

@@ -16,8 +16,19 @@ FLOORS = (
     ("nnac.shares",),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
     ("nnac.ops", "nnac.program", "nnac.floatmodel", "nnac.stages", "nnac.codebooks"),
-    ("nnac.frontend", "nnac.calibration", "nnac.reference", "nnac.plan", "nnac.border",
-     "nnac.hazards", "nnac.contracts", "nnac.array", "nnac.folding", "nnac.weightplan", "nnac.moments"),
+    (
+        "nnac.frontend",
+        "nnac.calibration",
+        "nnac.reference",
+        "nnac.plan",
+        "nnac.border",
+        "nnac.hazards",
+        "nnac.contracts",
+        "nnac.array",
+        "nnac.folding",
+        "nnac.weightplan",
+        "nnac.moments",
+    ),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
     ("nnac.compare", "nnac.compiled", "nnac.account"),
@@ -74,8 +85,7 @@ def test_every_module_has_a_floor() -> None:
 def test_imports_only_go_down() -> None:
     """A file imports from floors below, and inside its own package."""
     floor = {entry: level for level, entries in enumerate(FLOORS) for entry in entries}
-    wrong = [f"{a} -> {b}" for a, b in sorted(edges())
-             if unit(a) != unit(b) and floor[unit(a)] <= floor[unit(b)]]
+    wrong = [f"{a} -> {b}" for a, b in sorted(edges()) if unit(a) != unit(b) and floor[unit(a)] <= floor[unit(b)]]
     assert wrong == []
 
 
@@ -91,7 +101,10 @@ def test_package_list_is_complete() -> None:
     folders |= {f"nnac.{name}" for name in ("kernels", "passes", "targets")}
     assert set(settings["packages"]) == folders
     assert {settings["package-dir"][f"nnac.{name}"] for name in ("kernels", "passes", "targets")} == {
-        "kernels", "passes", "targets"}
+        "kernels",
+        "passes",
+        "targets",
+    }
 
 
 @pytest.mark.parametrize("name", ["kernels", "passes", "targets"])

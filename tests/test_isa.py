@@ -84,7 +84,7 @@ def test_field_holds_its_count(kind: type[AnyInstruction], name: str) -> None:
     count = next(f for f in fields(kind) if f.name == name).metadata["count"]
     if count == 1:
         return
-    for length in ((256,) if count == 0 else (count - 1, count + 1)):
+    for length in (256,) if count == 0 else (count - 1, count + 1):
         with pytest.raises(ProgramError, match=f"{kind.__name__}.{name} "):
             isa.encode((changed(smallest(kind), name, (0,) * length),))
 
@@ -136,11 +136,17 @@ def test_decode_counts() -> None:
         isa.decode(stream * 2 + b"\xff", 3)
 
 
-@pytest.mark.parametrize(("source", "target", "engine"), [
-    (Space.DRAM, Space.SRAM, Engine.DMA_IN), (Space.FLASH, Space.SRAM, Engine.DMA_IN),
-    (Space.SRAM, Space.DRAM, Engine.DMA_OUT), (Space.FLASH, Space.DRAM, Engine.DMA_OUT),
-    (Space.DRAM, Space.DRAM, Engine.DMA_OUT), (Space.SRAM, Space.SRAM, Engine.VECTOR),
-])
+@pytest.mark.parametrize(
+    ("source", "target", "engine"),
+    [
+        (Space.DRAM, Space.SRAM, Engine.DMA_IN),
+        (Space.FLASH, Space.SRAM, Engine.DMA_IN),
+        (Space.SRAM, Space.DRAM, Engine.DMA_OUT),
+        (Space.FLASH, Space.DRAM, Engine.DMA_OUT),
+        (Space.DRAM, Space.DRAM, Engine.DMA_OUT),
+        (Space.SRAM, Space.SRAM, Engine.VECTOR),
+    ],
+)
 def test_copy_engine(source: Space, target: Space, engine: Engine) -> None:
     """The vector unit copies inside the scratchpad, a DMA by direction elsewhere."""
     assert isa.copy_engine(source, target) == engine

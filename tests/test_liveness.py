@@ -59,8 +59,11 @@ def test_what_is_alive_shares_no_byte(seed: int) -> None:
     program = random_program(seed)
     for moment in liveness.moments(program):
         assert not any(shared(a, b) for a, b in combinations(moment.alive, 2))
-        assert all(0 <= buffer.start < buffer.end <= program.used[Space.SRAM]
-                   for resident in moment.alive for buffer in resident.buffers)
+        assert all(
+            0 <= buffer.start < buffer.end <= program.used[Space.SRAM]
+            for resident in moment.alive
+            for buffer in resident.buffers
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,7 +84,7 @@ def test_bytes_that_nobody_holds_do_not_matter(seed: int) -> None:
     for moment in found:
         held = np.zeros(emulator.memory[Space.SRAM].size, bool)
         for buffer in (buffer for resident in moment.alive for buffer in resident.buffers):
-            held[buffer.start:buffer.end] = True
+            held[buffer.start : buffer.end] = True
         memory = emulator.memory[Space.SRAM]
         memory[~held] = rng.integers(0, 256, int((~held).sum()))
         indices = sorted(i for place in moment.layers for i in program.layers[place].indices())
@@ -115,9 +118,16 @@ def test_inputs_live_from_the_start_and_outputs_to_the_end() -> None:
     assert [r.nbytes for r in found[0].alive] == sorted((r.nbytes for r in found[0].alive), reverse=True)
 
 
-@pytest.mark.parametrize(("spans", "expected"), [
-    ([], []), ([(3, 5)], [(3, 5)]), ([(2, 6), (0, 3)], [(0, 6)]), ([(2, 4), (0, 2)], [(0, 2), (2, 4)]),
-    ([(5, 9), (0, 3), (1, 2)], [(0, 3), (5, 9)])])
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ([], []),
+        ([(3, 5)], [(3, 5)]),
+        ([(2, 6), (0, 3)], [(0, 6)]),
+        ([(2, 4), (0, 2)], [(0, 2), (2, 4)]),
+        ([(5, 9), (0, 3), (1, 2)], [(0, 3), (5, 9)]),
+    ],
+)
 def test_merged(spans: list[tuple[int, int]], expected: list[tuple[int, int]]) -> None:
     assert merged(spans) == expected
 

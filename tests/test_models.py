@@ -96,8 +96,11 @@ def build(model: onnx.ModelProto, samples: Samples, machine: Target) -> Built:
 def quantized(graph: Graph, sample: dict[str, Array]) -> dict[str, Array]:
     """Return a sample as the graph's int8 inputs in device layout."""
     values = [graph.values[name] for name in graph.inputs]
-    return {v.name: v.origin.from_onnx(v.type.quant.quantize(sample[v.origin.name]), v.shape)
-            for v in values if v.origin is not None and v.type.quant is not None}
+    return {
+        v.name: v.origin.from_onnx(v.type.quant.quantize(sample[v.origin.name]), v.shape)
+        for v in values
+        if v.origin is not None and v.type.quant is not None
+    }
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -152,8 +155,10 @@ def test_labels_agree_with_float(name: str, target: str, sure: float, every: flo
     assert same.mean() >= every
 
 
-@pytest.mark.parametrize(("name", "least"), [
-    ("arm_kws_ds_cnn_s", 14.0), ("arm_kws_cnn_s", 15.0), ("arm_kws_dnn_s", 16.0), ("ultraface_slim_320", 15.0)])
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("arm_kws_ds_cnn_s", 14.0), ("arm_kws_cnn_s", 15.0), ("arm_kws_dnn_s", 16.0), ("ultraface_slim_320", 15.0)],
+)
 def test_close_to_float(name: str, least: float, assets: Path) -> None:
     """Output SQNR on the calibration samples; floors a little below what was measured."""
     samples = samples_of(assets, name)
@@ -177,8 +182,14 @@ def compiled_elsewhere(assets: Path, folder: Path, seed: int) -> tuple[str, floa
     arguments = [path_of(assets, "arm_kws_ds_cnn_s"), assets / "data" / "kws_mfcc" / "kws_mfcc_calib.npz"]
     environment = os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT)}
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, arguments)], cwd=folder, env=environment,
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.strip(), time.monotonic() - start
 
 

@@ -69,11 +69,17 @@ def differences(expected: Mapping[str, Array], found: Mapping[str, Array]) -> di
 def exact_products() -> None:
     """Skip where onnxruntime's int8 products saturate in 16 bits (processors without VNNI instructions)."""
     x, w = np.full((8, 64), 255, np.uint8), np.full((64, 32), 127, np.int8)
-    model = helper.make_model(helper.make_graph(
-        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "canary",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, None)], [numpy_helper.from_array(w, "w")]),
-        opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+            "canary",
+            [helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape)],
+            [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+            [numpy_helper.from_array(w, "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
     if (qdq.run(model, {"x": x}, "off")["y"] != 64 * 255 * 127).any():
         pytest.skip("onnxruntime's int8 products saturate in 16 bits on this processor")
 
@@ -181,11 +187,17 @@ def qlinear_model(graph: Graph) -> onnx.ModelProto:
     attributes: dict[str, Any] = {k: getattr(node.op, k) for k in ("strides", "pads", "dilations")} if conv else {}
     attributes |= {"group": node.op.groups} if conv else {}
     made = helper.make_node("QLinearConv" if conv else "QLinearMatMul", names, ["y"], **attributes)
-    return helper.make_model(helper.make_graph(
-        [made], "layer", [helper.make_tensor_value_info("x", TensorProto.INT8, None)],
-        [helper.make_tensor_value_info("y", TensorProto.INT8, None)],
-        [numpy_helper.from_array(np.ascontiguousarray(a), n) for a, n in zip(arrays, names[1:], strict=True)]),
-        opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        helper.make_graph(
+            [made],
+            "layer",
+            [helper.make_tensor_value_info("x", TensorProto.INT8, None)],
+            [helper.make_tensor_value_info("y", TensorProto.INT8, None)],
+            [numpy_helper.from_array(np.ascontiguousarray(a), n) for a, n in zip(arrays, names[1:], strict=True)],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
 
 
 def sums(graph: Graph, inputs: Mapping[str, Array]) -> Array:
@@ -197,9 +209,14 @@ def sums(graph: Graph, inputs: Mapping[str, Array]) -> Array:
         return np.asarray(x @ weight.astype(np.int64).T)
     patches = node.op.patches(x, weight.shape[1:3], bound.output.shape)
     depth, out = weight.shape[3], len(weight) // node.op.groups
-    parts = [np.einsum("...tc,otc->...o", patches[..., g * depth:(g + 1) * depth],
-                       weight[g * out:(g + 1) * out].reshape(out, -1, depth).astype(np.int64))
-             for g in range(node.op.groups)]
+    parts = [
+        np.einsum(
+            "...tc,otc->...o",
+            patches[..., g * depth : (g + 1) * depth],
+            weight[g * out : (g + 1) * out].reshape(out, -1, depth).astype(np.int64),
+        )
+        for g in range(node.op.groups)
+    ]
     return np.concatenate(parts, axis=-1) + bound.constants[BIAS]
 
 

@@ -31,8 +31,12 @@ def test_emulator_equals_reference(op: type[Op], seed: int) -> None:
     rng = np.random.default_rng(seed)
     graph = graph_of(op.sample(rng))
     base = load_target(str(rng.choice(["nna8", "nna8-tiny"])))
-    law = replace(base.arithmetic, rounding=str(rng.choice(ROUNDINGS)),
-                  accumulator_bits=int(rng.choice([32, 32, 20, 16])), accumulator_overflow=str(rng.choice(["wrap", "saturate"])))
+    law = replace(
+        base.arithmetic,
+        rounding=str(rng.choice(ROUNDINGS)),
+        accumulator_bits=int(rng.choice([32, 32, 20, 16])),
+        accumulator_overflow=str(rng.choice(["wrap", "saturate"])),
+    )
     target = replace(with_memory(base, weights=int(rng.choice([2048, 16384]))), arithmetic=law)
     stages.check(graph, stages.INTEGER)
     budget = int(2 ** rng.uniform(4, 14))

@@ -1,4 +1,4 @@
-"""Three readings of one program agree: program order, completion order, adversarial orders. Missing tokens are caught."""
+"""Three readings of one program agree: program, completion and adversarial order. Missing tokens are caught."""
 
 from __future__ import annotations
 

@@ -31,8 +31,10 @@ NNA8 = load_target("nna8")
 def pool_graph(op: AveragePool | MaxPool, shape: tuple[int, ...]) -> Graph:
     """Return an integer graph of one pool."""
     quant = random_quant(np.random.default_rng(1))
-    values = {"x": Value("x", TensorType(shape, "int8", quant), Origin("x")),
-              "y": Value("y", TensorType(op.infer([shape]), "int8", quant), Origin("y"))}
+    values = {
+        "x": Value("x", TensorType(shape, "int8", quant), Origin("x")),
+        "y": Value("y", TensorType(op.infer([shape]), "int8", quant), Origin("y")),
+    }
     return Graph("pool", (Node("pool", op, ("x",), "y"),), values, {}, ("x",), ("y",))
 
 
@@ -113,8 +115,10 @@ def test_allocate_never_overlaps() -> None:
     rng = np.random.default_rng(3)
     for _ in range(30):
         first = rng.integers(0, 20, 40)
-        items = [Item(("t", i), int(rng.integers(1, 100)) * 16, int(f), int(f + rng.integers(0, 6)))
-                 for i, f in enumerate(first)]
+        items = [
+            Item(("t", i), int(rng.integers(1, 100)) * 16, int(f), int(f + rng.integers(0, 6)))
+            for i, f in enumerate(first)
+        ]
         at, top = allocate(items)
         spans = [(i, at[i.key], at[i.key] + i.nbytes) for i in items]
         assert top == max(end for _, _, end in spans)
@@ -126,11 +130,19 @@ def test_concat_spares_a_narrow_tensor_that_others_read() -> None:
     """A narrow operand with another reader keeps its own scale; the concat reads a rescaled copy."""
     shapes = (("a", (4,)), ("b", (4,)), ("s", (4,)), ("y", (8,)), ("z", (4,)))
     values = {n: Value(n, TensorType(s), Origin(n)) for n, s in shapes}
-    nodes = (Node("sigmoid", Activation("sigmoid"), ("a",), "s"), Node("concat", Concat(0), ("s", "b"), "y"),
-             Node("relu", Activation("relu"), ("s",), "z"))
+    nodes = (
+        Node("sigmoid", Activation("sigmoid"), ("a",), "s"),
+        Node("concat", Concat(0), ("s", "b"), "y"),
+        Node("relu", Activation("relu"), ("s",), "z"),
+    )
     graph = Graph("g", nodes, values, {}, ("a", "b"), ("y", "z"))
-    ranges = {"a": Range(-1.0, 1.0), "b": Range(-50.0, 50.0), "s": Range(0.0, 1.0), "y": Range(-50.0, 50.0),
-              "z": Range(0.0, 1.0)}
+    ranges = {
+        "a": Range(-1.0, 1.0),
+        "b": Range(-50.0, 50.0),
+        "s": Range(0.0, 1.0),
+        "y": Range(-50.0, 50.0),
+        "z": Range(0.0, 1.0),
+    }
     integer = stages.check(quantize(graph, ranges, NNA8.arithmetic), stages.INTEGER)
     assert integer.values["s"].type.quant == Quant(1 / 256, -128)
     assert [node.op for node in integer.nodes if node.name == "concat.rescale"] == [Activation()]
@@ -141,11 +153,23 @@ def test_concat_spares_a_narrow_tensor_that_others_read() -> None:
 def branching() -> Graph:
     """Return a graph whose given order makes two large tensors before either is reduced."""
     quant = Quant(0.5, 0)
-    shapes = {"x": (1, 8, 8, 2), "a": (1, 64, 8, 2), "b": (1, 64, 8, 2), "p": (1, 1, 1, 2), "q": (1, 1, 1, 2), "y": (1, 2, 1, 2)}
+    shapes = {
+        "x": (1, 8, 8, 2),
+        "a": (1, 64, 8, 2),
+        "b": (1, 64, 8, 2),
+        "p": (1, 1, 1, 2),
+        "q": (1, 1, 1, 2),
+        "y": (1, 2, 1, 2),
+    }
     values = {n: Value(n, TensorType(s, "int8", quant), Origin(n)) for n, s in shapes.items()}
     grow, shrink = Pad((0, 28, 0, 0), (0, 28, 0, 0)), MaxPool((64, 8))
-    nodes = (Node("grow a", grow, ("x",), "a"), Node("grow b", grow, ("x",), "b"), Node("shrink a", shrink, ("a",), "p"),
-             Node("shrink b", shrink, ("b",), "q"), Node("join", Concat(1), ("p", "q"), "y"))
+    nodes = (
+        Node("grow a", grow, ("x",), "a"),
+        Node("grow b", grow, ("x",), "b"),
+        Node("shrink a", shrink, ("a",), "p"),
+        Node("shrink b", shrink, ("b",), "q"),
+        Node("join", Concat(1), ("p", "q"), "y"),
+    )
     return Graph("branching", nodes, values, {}, ("x",), ("y",))
 
 
@@ -167,8 +191,10 @@ def test_allocate_is_never_above_first_fit() -> None:
     rng = np.random.default_rng(6)
     for _ in range(20):
         first = np.sort(rng.integers(0, 30, 50))
-        items = [Item(("t", i), int(rng.integers(1, 200)) * 16, int(f), int(f + rng.integers(0, 9)))
-                 for i, f in enumerate(first)]
+        items = [
+            Item(("t", i), int(rng.integers(1, 200)) * 16, int(f), int(f + rng.integers(0, 9)))
+            for i, f in enumerate(first)
+        ]
         at: dict[int, int] = {}
         for i, item in enumerate(items):
             busy = sorted((at[j], at[j] + items[j].nbytes) for j in at if items[j].last >= item.first)

@@ -45,44 +45,126 @@ def constants() -> Any:
 def instructions() -> tuple[AnyInstruction, ...]:
     """Return a stream with every kind of instruction; the input lies at dram[4096], the output at dram[5120]."""
     clamp: dict[str, Any] = {"out_zero": 3, "low": -128, "high": 127}
-    window: dict[str, Any] = {"stride_h": 1, "stride_w": 1, "dilation_h": 1, "dilation_w": 1, "kernel_h": 3,
-                              "kernel_w": 3, "pad_top": 1, "pad_left": 1, "in_zero": -5}
+    window: dict[str, Any] = {
+        "stride_h": 1,
+        "stride_w": 1,
+        "dilation_h": 1,
+        "dilation_w": 1,
+        "kernel_h": 3,
+        "kernel_w": 3,
+        "pad_top": 1,
+        "pad_left": 1,
+        "in_zero": -5,
+    }
     pool = window | {"in_h": 4, "in_w": 4, "channels": 4, "source": 64, "padded_h": 6, "padded_w": 6, "shift": 30}
     near, flat = (0, 16, 4, 1), (0, 0, 0, 1)
-    return schedule([
-        *(isa.Load(space=2, source=at, source_bytes=n, target=at, target_bytes=n, packer=0)
-          for at, n in ((0, 36), (64, 72), (256, 256), (1024, 1024))),
-        isa.Copy(source_space=2, source=4096, source_strides=(0,) * 5 + (1,), target_space=0, target=0,
-                 target_strides=(0,) * 5 + (1,), shape=(1,) * 5 + (32,)),
-        isa.Fill(space=0, target=512, count=16, value=-7),
-        isa.Conv(source=0, in_h=4, in_w=4, in_c=2, target=64, out_h=4, out_w=4, out_c=4, pitch=4, channel=0, channels=4,
-                 groups=1, weights=64, params=0, **window, **clamp),
-        isa.Pool(kind=0, target=256, out_h=4, out_w=4, count_pads=0, multiplier=1, **pool, **clamp),
-        isa.Pool(kind=1, target=320, out_h=4, out_w=4, count_pads=1, multiplier=1 << 30, **pool, **clamp),
-        isa.Sum(shape=(1, 4, 4, 4), sources=(64, 320, 512), strides=near * 2 + flat, zeros=(3, 3, -7),
-                multipliers=(1 << 20, -(1 << 20), 5), target=576, shift=20, **clamp),
-        isa.Mul(shape=(1, 4, 4, 4), sources=(256, 512), strides=near + flat, zeros=(3, 0), target=640,
-                multiplier=1 << 30, shift=33, **clamp),
-        isa.Lookup(source=640, target=768, count=64, table=256, tables=1),
-        isa.Softmax(source=768, target=896, rows=16, length=4, table=1024, multiplier=256, shift=0, out_zero=-128),
-        isa.Copy(source_space=0, source=896, source_strides=(0,) * 5 + (1,), target_space=2, target=5120,
-                 target_strides=(0,) * 5 + (1,), shape=(1,) * 5 + (64,)),
-    ])
+    return schedule(
+        [
+            *(
+                isa.Load(space=2, source=at, source_bytes=n, target=at, target_bytes=n, packer=0)
+                for at, n in ((0, 36), (64, 72), (256, 256), (1024, 1024))
+            ),
+            isa.Copy(
+                source_space=2,
+                source=4096,
+                source_strides=(0,) * 5 + (1,),
+                target_space=0,
+                target=0,
+                target_strides=(0,) * 5 + (1,),
+                shape=(1,) * 5 + (32,),
+            ),
+            isa.Fill(space=0, target=512, count=16, value=-7),
+            isa.Conv(
+                source=0,
+                in_h=4,
+                in_w=4,
+                in_c=2,
+                target=64,
+                out_h=4,
+                out_w=4,
+                out_c=4,
+                pitch=4,
+                channel=0,
+                channels=4,
+                groups=1,
+                weights=64,
+                params=0,
+                **window,
+                **clamp,
+            ),
+            isa.Pool(kind=0, target=256, out_h=4, out_w=4, count_pads=0, multiplier=1, **pool, **clamp),
+            isa.Pool(kind=1, target=320, out_h=4, out_w=4, count_pads=1, multiplier=1 << 30, **pool, **clamp),
+            isa.Sum(
+                shape=(1, 4, 4, 4),
+                sources=(64, 320, 512),
+                strides=near * 2 + flat,
+                zeros=(3, 3, -7),
+                multipliers=(1 << 20, -(1 << 20), 5),
+                target=576,
+                shift=20,
+                **clamp,
+            ),
+            isa.Mul(
+                shape=(1, 4, 4, 4),
+                sources=(256, 512),
+                strides=near + flat,
+                zeros=(3, 0),
+                target=640,
+                multiplier=1 << 30,
+                shift=33,
+                **clamp,
+            ),
+            isa.Lookup(source=640, target=768, count=64, table=256, tables=1),
+            isa.Softmax(source=768, target=896, rows=16, length=4, table=1024, multiplier=256, shift=0, out_zero=-128),
+            isa.Copy(
+                source_space=0,
+                source=896,
+                source_strides=(0,) * 5 + (1,),
+                target_space=2,
+                target=5120,
+                target_strides=(0,) * 5 + (1,),
+                shape=(1,) * 5 + (64,),
+            ),
+        ]
+    )
 
 
 def legal() -> Program:
     """Return a small program by hand in which every kind of instruction works."""
     quant = Quant(0.5, -5)
-    x = Tensor("x", TensorType((1, 4, 4, 2), "int8", quant), Origin("in/x", (("transpose", (0, 3, 1, 2)),)),
-               Space.DRAM, 4096, -1)
+    x = Tensor(
+        "x",
+        TensorType((1, 4, 4, 2), "int8", quant),
+        Origin("in/x", (("transpose", (0, 3, 1, 2)),)),
+        Space.DRAM,
+        4096,
+        -1,
+    )
     c = Tensor("c", TensorType((1, 4, 4, 4), "int8", quant), None, Space.SRAM, 64, 6)
-    y = Tensor("y", TensorType((16, 4), "int8", Quant(1 / 256, -128)), Origin("y", (("reshape", (1, 64)),)),
-               Space.DRAM, 5120, 13)
-    layers = (Layer("conv", "Conv", ((0, 7),), ("x",), "c", 1152, 72), Layer("rest", "Softmax", ((7, 14),), ("c",), "y", 0, 0))
+    y = Tensor(
+        "y",
+        TensorType((16, 4), "int8", Quant(1 / 256, -128)),
+        Origin("y", (("reshape", (1, 64)),)),
+        Space.DRAM,
+        5120,
+        13,
+    )
+    layers = (
+        Layer("conv", "Conv", ((0, 7),), ("x",), "c", 1152, 72),
+        Layer("rest", "Softmax", ((7, 14),), ("c",), "y", 0, 0),
+    )
     return Program(
-        name="by hand", target=load_target("nna8"), instructions=instructions(), constants=constants(),
-        tensors=(x, c, y), inputs=("x",), outputs=("y",), layers=layers,
-        used={Space.SRAM: 1024, Space.WEIGHTS: 2048, Space.DRAM: 6144}, lower_bound=200, calibration="random",
+        name="by hand",
+        target=load_target("nna8"),
+        instructions=instructions(),
+        constants=constants(),
+        tensors=(x, c, y),
+        inputs=("x",),
+        outputs=("y",),
+        layers=layers,
+        used={Space.SRAM: 1024, Space.WEIGHTS: 2048, Space.DRAM: 6144},
+        lower_bound=200,
+        calibration="random",
         known_answer=KnownAnswer(7, {"y": "0" * 64}),
     )
 
@@ -95,9 +177,9 @@ def same(a: Program, b: Program) -> bool:
 def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """Return a file's safetensors header, the program's header inside of it, and the sections' bytes."""
     (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8:8 + length])
+    header = json.loads(data[8 : 8 + length])
     head = json.loads(json.loads(header["__metadata__"]["nnac"])["program"])
-    return header, head, data[8 + length:]
+    return header, head, data[8 + length :]
 
 
 def file_of(header: str | dict[str, Any], body: bytes) -> bytes:
@@ -134,8 +216,16 @@ def test_helpers_rebuild_the_file() -> None:
 
 def test_empty_program() -> None:
     """No instructions, no constants: still a file."""
-    empty = replace(legal(), instructions=(), constants=np.zeros(0, np.uint8), tensors=(), inputs=(), outputs=(),
-                    layers=(), known_answer=KnownAnswer(0, {}))
+    empty = replace(
+        legal(),
+        instructions=(),
+        constants=np.zeros(0, np.uint8),
+        tensors=(),
+        inputs=(),
+        outputs=(),
+        layers=(),
+        known_answer=KnownAnswer(0, {}),
+    )
     assert same(validate(loads(dumps(empty))), empty)
 
 
@@ -175,7 +265,7 @@ def refused_or_same(damaged: bytes, data: bytes) -> None:
 def test_scattered_damage(changes: list[tuple[int, int]], tail: int) -> None:
     """Several bytes replaced, the tail cut."""
     data = dumps(legal())
-    damaged = bytearray(data[:len(data) - tail])
+    damaged = bytearray(data[: len(data) - tail])
     for at, value in changes:
         damaged[at % len(damaged)] = value
     refused_or_same(bytes(damaged), data)
@@ -298,15 +388,44 @@ def test_hostile_header(case: str) -> None:
 
 VALUES: list[Any] = [None, -1, 2**70, 1.5, "text", [], [1], {}, True, "\x1b[2J", "x" * 2000]
 PATHS: list[tuple[Any, ...]] = [
-    ("name",), ("calibration",), ("lower_bound",), ("inputs",), ("outputs",), ("inputs", 0), ("outputs", 0), ("used",),
-    ("used", "sram"), ("known_answer",), ("known_answer", "seed"), ("known_answer", "digests"),
-    ("known_answer", "digests", "y"), ("tensors", 0), ("tensors", 0, "name"), ("tensors", 0, "shape"),
-    ("tensors", 0, "shape", 1), ("tensors", 0, "address"), ("tensors", 0, "ready"), ("tensors", 0, "space"),
-    ("tensors", 0, "quant"), ("tensors", 0, "quant", 1), ("tensors", 0, "origin", 0), ("tensors", 0, "origin", 1),
-    ("tensors", 0, "origin", 1, 0), ("tensors", 0, "origin", 1, 0, 0), ("tensors", 0, "origin", 1, 0, 1),
-    ("tensors", 0, "origin", 1, 0, 1, 2), ("tensors", 2, "origin", 1, 0, 1, 1), ("layers", 0), ("layers", 0, "name"),
-    ("layers", 0, "first"), ("layers", 0, "end"), ("layers", 0, "inputs"), ("layers", 0, "inputs", 0),
-    ("layers", 0, "output"), ("layers", 0, "macs"), ("layers", 0, "weight_bytes"),
+    ("name",),
+    ("calibration",),
+    ("lower_bound",),
+    ("inputs",),
+    ("outputs",),
+    ("inputs", 0),
+    ("outputs", 0),
+    ("used",),
+    ("used", "sram"),
+    ("known_answer",),
+    ("known_answer", "seed"),
+    ("known_answer", "digests"),
+    ("known_answer", "digests", "y"),
+    ("tensors", 0),
+    ("tensors", 0, "name"),
+    ("tensors", 0, "shape"),
+    ("tensors", 0, "shape", 1),
+    ("tensors", 0, "address"),
+    ("tensors", 0, "ready"),
+    ("tensors", 0, "space"),
+    ("tensors", 0, "quant"),
+    ("tensors", 0, "quant", 1),
+    ("tensors", 0, "origin", 0),
+    ("tensors", 0, "origin", 1),
+    ("tensors", 0, "origin", 1, 0),
+    ("tensors", 0, "origin", 1, 0, 0),
+    ("tensors", 0, "origin", 1, 0, 1),
+    ("tensors", 0, "origin", 1, 0, 1, 2),
+    ("tensors", 2, "origin", 1, 0, 1, 1),
+    ("layers", 0),
+    ("layers", 0, "name"),
+    ("layers", 0, "first"),
+    ("layers", 0, "end"),
+    ("layers", 0, "inputs"),
+    ("layers", 0, "inputs", 0),
+    ("layers", 0, "output"),
+    ("layers", 0, "macs"),
+    ("layers", 0, "weight_bytes"),
 ]
 
 
@@ -330,8 +449,12 @@ def test_header_of_any_types(path: tuple[Any, ...]) -> None:
 def test_limits() -> None:
     """A loader's limits are kept, each on its own."""
     data = dumps(legal())
-    for limits in (Limits(file_bytes=len(data) - 1), Limits(header_bytes=100), Limits(tensors=2),
-                   Limits(instructions=13)):
+    for limits in (
+        Limits(file_bytes=len(data) - 1),
+        Limits(header_bytes=100),
+        Limits(tensors=2),
+        Limits(instructions=13),
+    ):
         with pytest.raises(ProgramError):
             loads(data, limits=limits)
     assert same(loads(data, limits=Limits(file_bytes=len(data), tensors=3, instructions=14)), legal())
@@ -341,10 +464,14 @@ def test_limits() -> None:
 
 
 @pytest.mark.parametrize("moment", ["fsync", "chmod", "replace"])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()],
-                         ids=lambda error: type(error).__name__)
-def test_failed_write_leaves_the_old_file(moment: str, error: BaseException, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), KeyboardInterrupt(), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_failed_write_leaves_the_old_file(
+    moment: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever goes wrong while writing: the old file stands, and nothing else is left in the folder."""
     path = tmp_path / "model.nna"
     write_file(path, b"old")
@@ -390,6 +517,7 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
 
 def test_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without the right to write says so."""
+
     def fail(*arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -436,17 +564,21 @@ def test_disassembly_of_every_instruction() -> None:
     assert code[6] == (
         "     6  mac      conv     sram[0x40] 4x4x4 pitch 4 channel 0 of 4 <- sram[0x0] 4x4x2 zero -5, "
         "kernels weights[0x40], params weights[0x0], window 3x3 stride 1x1 dilation 1x1 pad 1,1 groups 1, "
-        "zero 3 clamp -128..127  wait dma_in>=1 decoder>=2")
-    assert code[13] == ("    13  dma_out  copy     dram[0x1400](0,0,0,0,0,1) <- sram[0x380](0,0,0,0,0,1) 1x1x1x1x1x64"
-                        "  wait vector>=7")
+        "zero 3 clamp -128..127  wait dma_in>=1 decoder>=2"
+    )
+    assert code[13] == (
+        "    13  dma_out  copy     dram[0x1400](0,0,0,0,0,1) <- sram[0x380](0,0,0,0,0,1) 1x1x1x1x1x64  wait vector>=7"
+    )
 
 
 def test_disassembly_has_layers_and_ports() -> None:
     """Comments say where layers begin and what goes in and out."""
     lines = list(disassemble(legal()))
     assert "; layer 'conv' (Conv): 'x' -> 'c', 1152 MACs, 72 bytes of weights" in lines
-    assert lines.index("; layer 'rest' (Softmax): 'c' -> 'y', 0 MACs, 0 bytes of weights") == \
-        next(n for n, line in enumerate(lines) if line.startswith("     7 ")) - 1
+    assert (
+        lines.index("; layer 'rest' (Softmax): 'c' -> 'y', 0 MACs, 0 bytes of weights")
+        == next(n for n, line in enumerate(lines) if line.startswith("     7 ")) - 1
+    )
     assert "; input 'x' int8 1x4x4x2 scale 0.5 zero -5 at dram[0x1000]" in lines
     assert lines == list(disassemble(loads(dumps(legal()))))
 

@@ -54,7 +54,8 @@ def conflicts(code: Sequence[AnyInstruction]) -> Iterator[Pair]:
     for first, second in combinations(range(len(code)), 2):
         (reads, writes), (later_reads, later_writes) = touched[first], touched[second]
         if code[first].engine != code[second].engine and (
-                overlaps(writes, later_reads) or overlaps(writes, later_writes) or overlaps(reads, later_writes)):
+            overlaps(writes, later_reads) or overlaps(writes, later_writes) or overlaps(reads, later_writes)
+        ):
             yield first, second
 
 
@@ -166,8 +167,14 @@ class Draw:
 
     def load(self) -> AnyInstruction:
         count = 1 + self.number(24)
-        return isa.Load(space=2, source=self.number(SIZE - count), source_bytes=count,
-                        target=self.number(SIZE - count), target_bytes=count, packer=0)
+        return isa.Load(
+            space=2,
+            source=self.number(SIZE - count),
+            source_bytes=count,
+            target=self.number(SIZE - count),
+            target_bytes=count,
+            packer=0,
+        )
 
     def copy(self) -> AnyInstruction:
         """Return a copy whose source and target lie in different halves, one of them perhaps with gaps or backwards."""
@@ -179,28 +186,70 @@ class Draw:
         spaces = int(self.rng.choice([0, 2])), int(self.rng.choice([0, 2]))
         dense, gaps = (0, 0, 0, 0, row, 1), (0, 0, 0, 0, step * pitch, 1)
         at, to = (target, source) if swap else (source, target)
-        return isa.Copy(source_space=spaces[0], source=at, source_strides=gaps if at == target else dense,
-                        target_space=spaces[1], target=to, target_strides=gaps if to == target else dense,
-                        shape=(1, 1, 1, 1, rows, row))
+        return isa.Copy(
+            source_space=spaces[0],
+            source=at,
+            source_strides=gaps if at == target else dense,
+            target_space=spaces[1],
+            target=to,
+            target_strides=gaps if to == target else dense,
+            shape=(1, 1, 1, 1, rows, row),
+        )
 
     def fill(self) -> AnyInstruction:
         count = 1 + self.number(16)
-        return isa.Fill(space=int(self.rng.choice([0, 2])), target=self.number(SIZE - count), count=count,
-                        value=self.number(256) - 128)
+        return isa.Fill(
+            space=int(self.rng.choice([0, 2])),
+            target=self.number(SIZE - count),
+            count=count,
+            value=self.number(256) - 128,
+        )
 
     def conv(self) -> AnyInstruction:
         """Return a dense layer of one row whose parameters may be any bytes."""
         return isa.Conv(
-            source=self.number(SIZE // 2 - 4), in_h=1, in_w=1, in_c=4, target=SIZE // 2 + self.number(SIZE // 2 - 2),
-            out_h=1, out_w=1, out_c=2, pitch=2, channel=0, channels=2, groups=1, weights=self.number(SIZE - 8),
-            params=4 * self.number((SIZE - 18) // 4), kernel_h=1, kernel_w=1, stride_h=1, stride_w=1, dilation_h=1,
-            dilation_w=1, pad_top=0, pad_left=0, in_zero=1, out_zero=-3, low=-128, high=127)
+            source=self.number(SIZE // 2 - 4),
+            in_h=1,
+            in_w=1,
+            in_c=4,
+            target=SIZE // 2 + self.number(SIZE // 2 - 2),
+            out_h=1,
+            out_w=1,
+            out_c=2,
+            pitch=2,
+            channel=0,
+            channels=2,
+            groups=1,
+            weights=self.number(SIZE - 8),
+            params=4 * self.number((SIZE - 18) // 4),
+            kernel_h=1,
+            kernel_w=1,
+            stride_h=1,
+            stride_w=1,
+            dilation_h=1,
+            dilation_w=1,
+            pad_top=0,
+            pad_left=0,
+            in_zero=1,
+            out_zero=-3,
+            low=-128,
+            high=127,
+        )
 
     def sum(self) -> AnyInstruction:
         half, side = SIZE // 2, 1 + self.number(8)
-        return isa.Sum(shape=(1, 1, 1, side), sources=(self.number(half - side), self.number(half - side)),
-                       strides=(0, 0, 0, 1, 0, 0, 0, 0), zeros=(1, 2), multipliers=(3, -5),
-                       target=half + self.number(half - side), shift=1, out_zero=0, low=-128, high=127)
+        return isa.Sum(
+            shape=(1, 1, 1, side),
+            sources=(self.number(half - side), self.number(half - side)),
+            strides=(0, 0, 0, 1, 0, 0, 0, 0),
+            zeros=(1, 2),
+            multipliers=(3, -5),
+            target=half + self.number(half - side),
+            shift=1,
+            out_zero=0,
+            low=-128,
+            high=127,
+        )
 
 
 def stream(seed: int, count: int) -> tuple[AnyInstruction, ...]:
@@ -262,14 +311,22 @@ def test_a_race_shows_in_an_execution() -> None:
 @pytest.mark.parametrize(("first", "second"), [("write", "read"), ("read", "write"), ("write", "write")])
 def test_each_kind_of_hazard(first: str, second: str) -> None:
     """Read after write, write after read, write after write: one token each, and none when bytes only touch ends."""
+
     def access(kind: str, address: int, engine: Engine) -> AnyInstruction:
         away = 80 if engine == Engine.VECTOR else 0
         outside = Space.SRAM if engine == Engine.VECTOR else Space.DRAM
         places = ((outside, away), (Space.SRAM, address))
         (source_space, source), (target_space, target) = places if kind == "write" else reversed(places)
         strides = (0,) * 5 + (1,)
-        return isa.Copy(source_space=source_space, source=source, source_strides=strides, target_space=target_space,
-                        target=target, target_strides=strides, shape=(1,) * 5 + (8,))
+        return isa.Copy(
+            source_space=source_space,
+            source=source,
+            source_strides=strides,
+            target_space=target_space,
+            target=target,
+            target_strides=strides,
+            shape=(1,) * 5 + (8,),
+        )
 
     before = access(first, 8, Engine.DMA_IN)
     assert schedule([before, access(second, 15, Engine.VECTOR)])[1].waits[before.engine] == 1

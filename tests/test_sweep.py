@@ -70,10 +70,18 @@ def test_progress_counts_points(model: Path) -> None:
     assert any(step[0] == "calibrating" for step in seen)
 
 
-@pytest.mark.parametrize(("vary", "words"), [
-    ({"mac.rows": [0]}, "mac.rows"), ({"mac.rows": ["many"]}, "mac.rows"), ({"mac.height": [1]}, "mac.height"),
-    ({"mac": [1]}, "'mac'"), ({"mac.rows": []}, "0 points"), ({}, "missing"),
-    ({"mac.rows": [*range(1, 101)], "mac.cols": [*range(1, 101)]}, f"allowed 1 to {MAX_POINTS:,}")])
+@pytest.mark.parametrize(
+    ("vary", "words"),
+    [
+        ({"mac.rows": [0]}, "mac.rows"),
+        ({"mac.rows": ["many"]}, "mac.rows"),
+        ({"mac.height": [1]}, "mac.height"),
+        ({"mac": [1]}, "'mac'"),
+        ({"mac.rows": []}, "0 points"),
+        ({}, "missing"),
+        ({"mac.rows": [*range(1, 101)], "mac.cols": [*range(1, 101)]}, f"allowed 1 to {MAX_POINTS:,}"),
+    ],
+)
 def test_wrong_figures_are_found_before_the_work(vary: dict[str, list[Any]], words: str) -> None:
     """The model is not even read."""
     with pytest.raises((TargetError, ModelError), match=words):

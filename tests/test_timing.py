@@ -64,8 +64,13 @@ def random_net(rng: Rng) -> onnx.ModelProto:
                 at = add("Add", [at, add("Relu", [add("Conv", [at, constant(channels, channels, 1, 1)])])])
     pooled = add("Flatten", [add("GlobalAveragePool", [at])])
     nodes.append(helper.make_node("Softmax", [add("Gemm", [pooled, constant(channels, 10)])], ["y"], "head"))
-    graph = helper.make_graph(nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, source)],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])], list(weights.values()))
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, source)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])],
+        list(weights.values()),
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -82,19 +87,29 @@ def compiled_net(index: int, target: Target) -> Program:
 
 def random_machine(rng: Rng) -> Target:
     """Return a target with random rates, latencies, array and sizes: small memories, so that all paths are taken."""
+
     def rate(low: float, high: float) -> float:
         return float(2 ** rng.uniform(np.log2(low), np.log2(high)))
 
     base = load_target(str(rng.choice(["nna8", "nna8-tiny"])))
     found: dict[str, Any] = {
-        "clock_mhz": rate(10, 2000), "vector.lanes": int(rate(1, 64)), "vector.issue_cycles": int(rate(1, 64)) - 1,
-        "decoder.bytes_per_cycle": int(rate(1, 64)), "decoder.issue_cycles": int(rate(1, 64)) - 1,
-        "decoder.ahead": int(rng.integers(4)), "mac.issue_cycles": int(rate(1, 128)) - 1,
-        "mac.rows": int(rate(1, 64)), "mac.cols": int(rate(1, 64)), "mac.dataflow": str(rng.choice(DATAFLOWS)),
-        "mac.preload": bool(rng.integers(2)), "mac.depthwise": str(rng.choice(["columns", "single"])),
-        "mac.step": int(rng.integers(1, 5)), "mac.outputs": float(rng.choice([0, rate(0.5, 32)])),
+        "clock_mhz": rate(10, 2000),
+        "vector.lanes": int(rate(1, 64)),
+        "vector.issue_cycles": int(rate(1, 64)) - 1,
+        "decoder.bytes_per_cycle": int(rate(1, 64)),
+        "decoder.issue_cycles": int(rate(1, 64)) - 1,
+        "decoder.ahead": int(rng.integers(4)),
+        "mac.issue_cycles": int(rate(1, 128)) - 1,
+        "mac.rows": int(rate(1, 64)),
+        "mac.cols": int(rate(1, 64)),
+        "mac.dataflow": str(rng.choice(DATAFLOWS)),
+        "mac.preload": bool(rng.integers(2)),
+        "mac.depthwise": str(rng.choice(["columns", "single"])),
+        "mac.step": int(rng.integers(1, 5)),
+        "mac.outputs": float(rng.choice([0, rate(0.5, 32)])),
         "mac.accumulators": int(rng.choice([0, rate(256, 65536)])),
-        "memory.sram.bytes": int(rate(256, 32768)), "memory.weights.bytes": int(rate(1024, 32768)),
+        "memory.sram.bytes": int(rate(256, 32768)),
+        "memory.weights.bytes": int(rate(1024, 32768)),
         "memory_mode.shared_bus": bool(rng.integers(2)),
     }
     for name in base.memory:
@@ -105,16 +120,23 @@ def random_machine(rng: Rng) -> Target:
 
 
 def random_port(rng: Rng) -> dict[str, Any]:
-    return {"bytes_per_cycle": float(2 ** rng.uniform(-3, 7)), "latency": int(2 ** rng.uniform(0, 8)) - 1,
-            "burst": int(2 ** rng.integers(0, 8)), "outstanding": int(rng.integers(0, 5))}
+    return {
+        "bytes_per_cycle": float(2 ** rng.uniform(-3, 7)),
+        "latency": int(2 ** rng.uniform(0, 8)) - 1,
+        "burst": int(2 ** rng.integers(0, 8)),
+        "outstanding": int(rng.integers(0, 5)),
+    }
 
 
 def random_rates(rng: Rng, target: Target) -> dict[str, Any]:
     """Return what a what-if may change, at random."""
     other = random_machine(rng)
     rates: dict[str, Any] = {
-        "clock_mhz": other.clock_mhz, "vector.lanes": other.vector.lanes, "mac.issue_cycles": other.mac.issue_cycles,
-        "decoder.bytes_per_cycle": other.decoder.bytes_per_cycle}
+        "clock_mhz": other.clock_mhz,
+        "vector.lanes": other.vector.lanes,
+        "mac.issue_cycles": other.mac.issue_cycles,
+        "decoder.bytes_per_cycle": other.decoder.bytes_per_cycle,
+    }
     for name in target.memory:
         rates |= {f"memory.{name}.{figure}": value for figure, value in random_port(rng).items()}
     return rates
@@ -184,8 +206,9 @@ def test_compulsory_bytes_move(seed: int) -> None:
             machine = random_machine(rng)
     moved = moved_outside(program)
     need = dict.fromkeys(moved, 0)
-    need[program.constants_space.label] += sum({(i.source, i.source_bytes): i.source_bytes for i in program.instructions
-                                                if isinstance(i, isa.Load)}.values())
+    need[program.constants_space.label] += sum(
+        {(i.source, i.source_bytes): i.source_bytes for i in program.instructions if isinstance(i, isa.Load)}.values()
+    )
     for layer in program.layers:
         for tensor in map(program.tensor, (*layer.inputs, layer.output)):
             if tensor.space in OUTSIDE and not tensor.pieces:
@@ -300,8 +323,15 @@ def test_sizes_need_compiling(name: str) -> None:
 
 
 def test_sizes_are_found() -> None:
-    assert {"mac.rows", "mac.cols", "memory.sram.bytes", "memory.weights.bytes", "memory_mode.shared_bus",
-            "arithmetic.rounding", "decoder.ahead"} <= set(FIGURES)
+    assert {
+        "mac.rows",
+        "mac.cols",
+        "memory.sram.bytes",
+        "memory.weights.bytes",
+        "memory_mode.shared_bus",
+        "arithmetic.rounding",
+        "decoder.ahead",
+    } <= set(FIGURES)
     assert not {"clock_mhz", "vector.lanes", "memory.sram.bytes_per_cycle"} & set(FIGURES)
 
 
@@ -374,22 +404,25 @@ def latencies(index: int, machine: Target) -> list[tuple[int, int]]:
 def test_a_larger_scratchpad_is_never_slower(index: int, machine: str) -> None:
     """Of two programs compiled for machines that differ in the scratchpad only, the larger one's takes no longer."""
     found = latencies(index, load_target(machine))
-    rises = [(b[1] / a[1], a, b) for n, a in enumerate(found) for b in found[n + 1:] if b[1] > a[1]]
+    rises = [(b[1] / a[1], a, b) for n, a in enumerate(found) for b in found[n + 1 :] if b[1] > a[1]]
     assert not rises, max(rises)
 
 
-@pytest.mark.parametrize(("index", "machine", "weights", "smaller", "larger"), [
-    (6, "nna8", 10_424, 14_525, 17_561),
-    pytest.param(6, "nna8", 10_424, 24_194, 28_447, marks=pytest.mark.xfail(reason="4 % slower", strict=True)),
-    pytest.param(1, "nna8-tiny", 7_354, 31_080, 40_721, marks=pytest.mark.xfail(reason="3 % slower", strict=True)),
-])
-def test_where_a_larger_scratchpad_is_slower(
-    index: int, machine: str, weights: int, smaller: int, larger: int
-) -> None:
+@pytest.mark.parametrize(
+    ("index", "machine", "weights", "smaller", "larger"),
+    [
+        (6, "nna8", 10_424, 14_525, 17_561),
+        pytest.param(6, "nna8", 10_424, 24_194, 28_447, marks=pytest.mark.xfail(reason="4 % slower", strict=True)),
+        pytest.param(1, "nna8-tiny", 7_354, 31_080, 40_721, marks=pytest.mark.xfail(reason="3 % slower", strict=True)),
+    ],
+)
+def test_where_a_larger_scratchpad_is_slower(index: int, machine: str, weights: int, smaller: int, larger: int) -> None:
     """Where the planner still breaks the law: who mends a case takes its mark away."""
     base = with_settings(load_target(machine), {"memory.weights.bytes": weights})
-    before, after = (simulate(compiled_net(index, with_settings(base, {"memory.sram.bytes": size}))).cycles
-                     for size in (smaller, larger))
+    before, after = (
+        simulate(compiled_net(index, with_settings(base, {"memory.sram.bytes": size}))).cycles
+        for size in (smaller, larger)
+    )
     assert after <= before
 
 

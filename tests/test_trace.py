@@ -55,7 +55,8 @@ def test_one_event_per_instruction_that_never_overlap(program: Program, mhz: flo
     trace = json.loads(json.dumps(to_trace(timeline), allow_nan=False))
     tracks = complete(trace)
     assert sorted(e["args"]["index"] for events in tracks.values() for e in events) == [
-        *range(len(program.instructions))]
+        *range(len(program.instructions))
+    ]
     for events in tracks.values():
         spans = [(round(e["ts"] * 1e3), round((e["ts"] + e["dur"]) * 1e3)) for e in events]
         assert all(start <= end for start, end in spans) and all(a[1] <= b[0] for a, b in pairwise(spans))

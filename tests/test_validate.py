@@ -145,9 +145,24 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (FILL, {"count": HUGE}, "writes bytes"),
     (FILL, {"target": 1024 - 15}, "writes bytes 0x3f1 to 0x401 of sram"),
     (FILL, {"space": 2, "target": 100}, "where the constants lie"),
-    *((CONV, {name: 0}, "at least 1") for name in (
-        "in_h", "in_w", "in_c", "out_h", "out_w", "out_c", "kernel_h", "kernel_w", "stride_h", "stride_w",
-        "dilation_h", "dilation_w", "groups")),
+    *(
+        (CONV, {name: 0}, "at least 1")
+        for name in (
+            "in_h",
+            "in_w",
+            "in_c",
+            "out_h",
+            "out_w",
+            "out_c",
+            "kernel_h",
+            "kernel_w",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+            "groups",
+        )
+    ),
     (CONV, {"channels": 0}, "the slice ends within the channels"),
     (CONV, {"channel": 1}, "the slice ends within the channels (found channel 1, out_c 4, channels 4)"),
     (CONV, {"channel": HUGE}, "the slice ends within the channels"),
@@ -172,13 +187,29 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (CONV, {"out_h": HUGE, "out_w": HUGE}, "writes bytes"),
     (MAXIMUM, {"kind": 2}, "the kind is"),
     (MAXIMUM, {"count_pads": 2}, "count_pads is 0 or 1"),
-    *((kind, {name: 0}, "at least 1") for kind in (MAXIMUM, AVERAGE) for name in (
-        "in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
-        "dilation_h", "dilation_w")),
+    *(
+        (kind, {name: 0}, "at least 1")
+        for kind in (MAXIMUM, AVERAGE)
+        for name in (
+            "in_h",
+            "in_w",
+            "channels",
+            "out_h",
+            "out_w",
+            "kernel_h",
+            "kernel_w",
+            "stride_h",
+            "stride_w",
+            "dilation_h",
+            "dilation_w",
+        )
+    ),
     *((kind, {"multiplier": 1 << 31}, "multiplier is under 2**31") for kind in (MAXIMUM, AVERAGE, MUL, SOFTMAX)),
     *((kind, {"shift": 63}, "62") for kind in (MAXIMUM, AVERAGE, SUM, MUL, SOFTMAX)),
-    *((kind, {"low": 5, "high": 4}, "low is at most high (found low 5, high 4)")
-      for kind in (MAXIMUM, AVERAGE, SUM, MUL)),
+    *(
+        (kind, {"low": 5, "high": 4}, "low is at most high (found low 5, high 4)")
+        for kind in (MAXIMUM, AVERAGE, SUM, MUL)
+    ),
     (MAXIMUM, {"pad_top": 3}, "every window has a tap inside the stripe"),
     (MAXIMUM, {"pad_left": 3}, "every window has a tap inside the stripe"),
     (MAXIMUM, {"pad_top": -2}, "every window has a tap inside the stripe"),
@@ -305,14 +336,17 @@ def test_average_needs_its_product() -> None:
     refuse(changed(AVERAGE, **wide | {"kernel_h": 2**31 // 255 // 2 + 2}), "instruction 8 (Pool)", "2**62")
 
 
-@pytest.mark.parametrize(("at", "value", "words"), [
-    (19, 0x80, "instruction 6 (Conv): a multiplier is negative"),
-    (31, 0xFF, "instruction 6 (Conv): a multiplier is negative"),
-    (35, 63, "instruction 6 (Conv): a shift is outside of 0 to 62"),
-    (32, 0xFF, "instruction 6 (Conv): a shift is outside of 0 to 62"),
-    (1026, 0, "instruction 12 (Softmax): the table of exponentials"),
-    (2047, 0x80, "instruction 12 (Softmax): the table of exponentials"),
-])
+@pytest.mark.parametrize(
+    ("at", "value", "words"),
+    [
+        (19, 0x80, "instruction 6 (Conv): a multiplier is negative"),
+        (31, 0xFF, "instruction 6 (Conv): a multiplier is negative"),
+        (35, 63, "instruction 6 (Conv): a shift is outside of 0 to 62"),
+        (32, 0xFF, "instruction 6 (Conv): a shift is outside of 0 to 62"),
+        (1026, 0, "instruction 12 (Softmax): the table of exponentials"),
+        (2047, 0x80, "instruction 12 (Softmax): the table of exponentials"),
+    ],
+)
 def test_constants_are_looked_at(at: int, value: int, words: str) -> None:
     """Multipliers, shifts and exponentials are checked where an instruction will find them."""
     program = legal()
@@ -345,22 +379,34 @@ def test_problems_are_collected() -> None:
 def test_foreign_object_is_no_instruction() -> None:
     """A stream built by hand may hold anything."""
     odd: Any = "fill"
-    refuse(replace(legal(), instructions=(odd,), tensors=legal().tensors[:1], outputs=(), layers=(Layer("all", "Fill", ((0, 1),), ("x",), "x", 0, 0),),
-                   known_answer=KnownAnswer(0, {})), "instruction 0 (str): not an instruction")
+    refuse(
+        replace(
+            legal(),
+            instructions=(odd,),
+            tensors=legal().tensors[:1],
+            outputs=(),
+            layers=(Layer("all", "Fill", ((0, 1),), ("x",), "x", 0, 0),),
+            known_answer=KnownAnswer(0, {}),
+        ),
+        "instruction 0 (str): not an instruction",
+    )
 
 
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("limits", "words"), [
-    (Limits(work=4000), "instruction 10: more work than 4,000"),
-    (Limits(instructions=13), "14 instructions, allowed 13"),
-    (Limits(tensors=2), "3 tensors, allowed 2"),
-    (Limits(buffer_bytes=2047), "memory.weights: 2048 bytes used, allowed 0 to 2,047"),
-    (Limits(memory_bytes=6143), "memory.dram: 6144 bytes used, allowed 0 to 6,143"),
-    (Limits(rank=3), "tensor 'x': 4 axes, allowed 3"),
-    (Limits(name=6), "the program's name: 7 characters, allowed 6"),
-])
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(work=4000), "instruction 10: more work than 4,000"),
+        (Limits(instructions=13), "14 instructions, allowed 13"),
+        (Limits(tensors=2), "3 tensors, allowed 2"),
+        (Limits(buffer_bytes=2047), "memory.weights: 2048 bytes used, allowed 0 to 2,047"),
+        (Limits(memory_bytes=6143), "memory.dram: 6144 bytes used, allowed 0 to 6,143"),
+        (Limits(rank=3), "tensor 'x': 4 axes, allowed 3"),
+        (Limits(name=6), "the program's name: 7 characters, allowed 6"),
+    ],
+)
 def test_limits(limits: Limits, words: str) -> None:
     """Whoever runs foreign programs sets bounds on size and work."""
     refuse(legal(), words, limits=limits)
@@ -369,11 +415,30 @@ def test_limits(limits: Limits, words: str) -> None:
 def test_working_memory_is_limited() -> None:
     """A single output channel with very many taps would be packed 32 times wider."""
     code = legal().instructions
-    deep = altered(code[CONV], in_c=1000, in_h=1, in_w=1, out_h=1, out_w=1, out_c=1, pitch=1, kernel_h=1, kernel_w=1,
-                   source=0, target=1000, weights=1024, params=16)
-    program = replace(legal(), instructions=schedule((*code[:CONV], deep)), tensors=legal().tensors[:1], outputs=(),
-                      layers=(Layer("all", "Conv", ((0, CONV + 1),), ("x",), "x", 0, 0),),
-                      known_answer=KnownAnswer(0, {}))
+    deep = altered(
+        code[CONV],
+        in_c=1000,
+        in_h=1,
+        in_w=1,
+        out_h=1,
+        out_w=1,
+        out_c=1,
+        pitch=1,
+        kernel_h=1,
+        kernel_w=1,
+        source=0,
+        target=1000,
+        weights=1024,
+        params=16,
+    )
+    program = replace(
+        legal(),
+        instructions=schedule((*code[:CONV], deep)),
+        tensors=legal().tensors[:1],
+        outputs=(),
+        layers=(Layer("all", "Conv", ((0, CONV + 1),), ("x",), "x", 0, 0),),
+        known_answer=KnownAnswer(0, {}),
+    )
     validate(program, Limits(memory_bytes=64_000))
     refuse(program, "needs 64,000 bytes of working memory", limits=Limits(memory_bytes=63_999))
 
@@ -383,37 +448,40 @@ def test_working_memory_is_limited() -> None:
 USED = {Space.SRAM: 1024, Space.WEIGHTS: 2048, Space.DRAM: 6144}
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"used": {}}, "memory.sram: not in the program's memory map"),
-    ({"used": {Space.SRAM: 1024, Space.DRAM: 6144}}, "memory.weights: not in the program's memory map"),
-    ({"used": {Space.SRAM: 1024, Space.WEIGHTS: 2048}}, "memory.dram: not in the program's memory map"),
-    ({"used": USED | {Space.FLASH: 0}}, "memory.flash: used, but the target has none"),
-    ({"used": USED | {Space.SRAM: 524_289}}, "memory.sram: 524289 bytes used, allowed 0 to 524,288"),
-    ({"used": USED | {Space.SRAM: -1}}, "memory.sram: -1 bytes used"),
-    ({"used": USED | {Space.SRAM: 1024.0}}, "memory.sram: 1024.0 bytes used"),
-    ({"used": USED | {Space.DRAM: 2**28 + 1}}, "memory.dram"),
-    ({"used": USED | {Space.DRAM: 2047}}, "constants: 2,048 bytes, but only 2,047 used in memory.dram"),
-    ({"constants": np.zeros(10, np.int8)}, "one row of bytes"),
-    ({"constants": np.zeros((10, 10), np.uint8)}, "one row of bytes"),
-    ({"constants": b"abc"}, "one row of bytes"),
-    ({"constants": np.zeros(0, np.uint8)}, "constants end at 0x0"),
-    ({"lower_bound": -1}, "lower_bound"),
-    ({"lower_bound": 1025}, "lower_bound"),
-    ({"lower_bound": True}, "lower_bound"),
-    ({"name": "a\x1b[2Jb"}, r"program's name 'a\x1b[2Jb': a character in it cannot be printed"),
-    ({"name": 7}, "found 7, expected text"),
-    ({"name": "x" * 1025}, "1,025 characters, allowed 1,024"),
-    ({"calibration": "a\nb"}, "calibration"),
-    ({"inputs": ("x", "z")}, "input 'z': no such tensor"),
-    ({"outputs": ("z",)}, "output 'z': no such tensor"),
-    ({"inputs": (["x"],)}, "expected text"),
-    ({"inputs": ("y",)}, "input 'y': ready after instruction 13, expected -1"),
-    ({"inputs": ("x", "x")}, "inputs 'x' and 'x': they share bytes"),
-    ({"known_answer": KnownAnswer(-1, {})}, "seed -1"),
-    ({"known_answer": KnownAnswer(0, {"z": "0" * 64})}, "'z' is no output"),
-    ({"known_answer": KnownAnswer(0, {"y": "0" * 63})}, "64 hexadecimal digits"),
-    ({"known_answer": KnownAnswer(0, {"y": "G" * 64})}, "64 hexadecimal digits"),
-])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"used": {}}, "memory.sram: not in the program's memory map"),
+        ({"used": {Space.SRAM: 1024, Space.DRAM: 6144}}, "memory.weights: not in the program's memory map"),
+        ({"used": {Space.SRAM: 1024, Space.WEIGHTS: 2048}}, "memory.dram: not in the program's memory map"),
+        ({"used": USED | {Space.FLASH: 0}}, "memory.flash: used, but the target has none"),
+        ({"used": USED | {Space.SRAM: 524_289}}, "memory.sram: 524289 bytes used, allowed 0 to 524,288"),
+        ({"used": USED | {Space.SRAM: -1}}, "memory.sram: -1 bytes used"),
+        ({"used": USED | {Space.SRAM: 1024.0}}, "memory.sram: 1024.0 bytes used"),
+        ({"used": USED | {Space.DRAM: 2**28 + 1}}, "memory.dram"),
+        ({"used": USED | {Space.DRAM: 2047}}, "constants: 2,048 bytes, but only 2,047 used in memory.dram"),
+        ({"constants": np.zeros(10, np.int8)}, "one row of bytes"),
+        ({"constants": np.zeros((10, 10), np.uint8)}, "one row of bytes"),
+        ({"constants": b"abc"}, "one row of bytes"),
+        ({"constants": np.zeros(0, np.uint8)}, "constants end at 0x0"),
+        ({"lower_bound": -1}, "lower_bound"),
+        ({"lower_bound": 1025}, "lower_bound"),
+        ({"lower_bound": True}, "lower_bound"),
+        ({"name": "a\x1b[2Jb"}, r"program's name 'a\x1b[2Jb': a character in it cannot be printed"),
+        ({"name": 7}, "found 7, expected text"),
+        ({"name": "x" * 1025}, "1,025 characters, allowed 1,024"),
+        ({"calibration": "a\nb"}, "calibration"),
+        ({"inputs": ("x", "z")}, "input 'z': no such tensor"),
+        ({"outputs": ("z",)}, "output 'z': no such tensor"),
+        ({"inputs": (["x"],)}, "expected text"),
+        ({"inputs": ("y",)}, "input 'y': ready after instruction 13, expected -1"),
+        ({"inputs": ("x", "x")}, "inputs 'x' and 'x': they share bytes"),
+        ({"known_answer": KnownAnswer(-1, {})}, "seed -1"),
+        ({"known_answer": KnownAnswer(0, {"z": "0" * 64})}, "'z' is no output"),
+        ({"known_answer": KnownAnswer(0, {"y": "0" * 63})}, "64 hexadecimal digits"),
+        ({"known_answer": KnownAnswer(0, {"y": "G" * 64})}, "64 hexadecimal digits"),
+    ],
+)
 def test_broken_frame(values: dict[str, Any], words: str) -> None:
     """Memory map, constants, names, ports and the known answer."""
     refuse(replace(legal(), **values), "program ", words)
@@ -422,41 +490,44 @@ def test_broken_frame(values: dict[str, Any], words: str) -> None:
 QUANT = Quant(0.5, -5)
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"name": ""}, "layer 0: no tensor is called 'c'"),
-    ({"name": "y"}, "2 tensors have this name"),
-    ({"name": "a\nb"}, "cannot be printed"),
-    ({"name": "a\u202eb"}, "cannot be printed"),
-    ({"name": None}, "expected text"),
-    ({"address": 1024 - 63}, "bytes 0x3c1 to 0x401 of memory.sram, used 0x400"),
-    ({"address": -1}, "address -1"),
-    ({"address": 2**70}, "address"),
-    ({"space": Space.FLASH}, "of memory.flash, used 0x0"),
-    ({"ready": 14}, "ready after instruction 14, but there are 14"),
-    ({"ready": -2}, "ready after instruction -2"),
-    ({"ready": 1.0}, "ready after instruction 1.0"),
-    ({"type": TensorType((64,), "int3", QUANT)}, "unknown dtype 'int3'"),
-    ({"type": TensorType((64,), "int8", None)}, "without a quantization"),
-    ({"type": TensorType((0, 2**60), "int8", QUANT)}, "sides are at least 1"),
-    ({"type": TensorType((-1, -1), "int8", QUANT)}, "sides are at least 1"),
-    ({"type": TensorType((1,) * 9, "int8", QUANT)}, "9 axes, allowed 8"),
-    ({"type": TensorType((2**40,), "int8", QUANT)}, "used 0x400"),
-    ({"type": TensorType((241,), "int32")}, "used 0x400"),
-    ({"type": TensorType((64,), "int8", Quant(0.0))}, "scale 0.0 is not a positive float32"),
-    ({"type": TensorType((64,), "int8", Quant(float("nan")))}, "scale nan"),
-    ({"type": TensorType((64,), "int8", Quant(float("inf")))}, "scale inf"),
-    ({"type": TensorType((64,), "int8", Quant(1e-60))}, "scale 1e-60"),
-    ({"type": TensorType((64,), "int8", Quant(1e60))}, "scale 1e+60"),
-    ({"type": TensorType((64,), "int8", Quant(1.0, 128))}, "zero point 128"),
-    ({"origin": Origin("a\x07")}, "ONNX name"),
-    ({"origin": Origin("a", (("transpose", (0, 1, 2)),))}, "origin step 0: (0, 1, 2) is no permutation of 4 axes"),
-    ({"origin": Origin("a", (("transpose", (0, 1, 2, 2)),))}, "is no permutation of 4 axes"),
-    ({"origin": Origin("a", (("transpose", (0, -1, 2, 1)),))}, "is no permutation of 4 axes"),
-    ({"origin": Origin("a", (("reshape", (65,)),))}, "changes the number of elements"),
-    ({"origin": Origin("a", (("reshape", (-1, -64)),))}, "sides are at least 1"),
-    ({"origin": Origin("a", (("reshape", (64,)), ("transpose", (0, 1, 2, 3))))}, "origin step 1"),
-    ({"origin": Origin("a", (("flip", (0,)),))}, "unknown step 'flip'"),
-])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": ""}, "layer 0: no tensor is called 'c'"),
+        ({"name": "y"}, "2 tensors have this name"),
+        ({"name": "a\nb"}, "cannot be printed"),
+        ({"name": "a\u202eb"}, "cannot be printed"),
+        ({"name": None}, "expected text"),
+        ({"address": 1024 - 63}, "bytes 0x3c1 to 0x401 of memory.sram, used 0x400"),
+        ({"address": -1}, "address -1"),
+        ({"address": 2**70}, "address"),
+        ({"space": Space.FLASH}, "of memory.flash, used 0x0"),
+        ({"ready": 14}, "ready after instruction 14, but there are 14"),
+        ({"ready": -2}, "ready after instruction -2"),
+        ({"ready": 1.0}, "ready after instruction 1.0"),
+        ({"type": TensorType((64,), "int3", QUANT)}, "unknown dtype 'int3'"),
+        ({"type": TensorType((64,), "int8", None)}, "without a quantization"),
+        ({"type": TensorType((0, 2**60), "int8", QUANT)}, "sides are at least 1"),
+        ({"type": TensorType((-1, -1), "int8", QUANT)}, "sides are at least 1"),
+        ({"type": TensorType((1,) * 9, "int8", QUANT)}, "9 axes, allowed 8"),
+        ({"type": TensorType((2**40,), "int8", QUANT)}, "used 0x400"),
+        ({"type": TensorType((241,), "int32")}, "used 0x400"),
+        ({"type": TensorType((64,), "int8", Quant(0.0))}, "scale 0.0 is not a positive float32"),
+        ({"type": TensorType((64,), "int8", Quant(float("nan")))}, "scale nan"),
+        ({"type": TensorType((64,), "int8", Quant(float("inf")))}, "scale inf"),
+        ({"type": TensorType((64,), "int8", Quant(1e-60))}, "scale 1e-60"),
+        ({"type": TensorType((64,), "int8", Quant(1e60))}, "scale 1e+60"),
+        ({"type": TensorType((64,), "int8", Quant(1.0, 128))}, "zero point 128"),
+        ({"origin": Origin("a\x07")}, "ONNX name"),
+        ({"origin": Origin("a", (("transpose", (0, 1, 2)),))}, "origin step 0: (0, 1, 2) is no permutation of 4 axes"),
+        ({"origin": Origin("a", (("transpose", (0, 1, 2, 2)),))}, "is no permutation of 4 axes"),
+        ({"origin": Origin("a", (("transpose", (0, -1, 2, 1)),))}, "is no permutation of 4 axes"),
+        ({"origin": Origin("a", (("reshape", (65,)),))}, "changes the number of elements"),
+        ({"origin": Origin("a", (("reshape", (-1, -64)),))}, "sides are at least 1"),
+        ({"origin": Origin("a", (("reshape", (64,)), ("transpose", (0, 1, 2, 3))))}, "origin step 1"),
+        ({"origin": Origin("a", (("flip", (0,)),))}, "unknown step 'flip'"),
+    ],
+)
 def test_broken_tensor(values: dict[str, Any], words: str) -> None:
     """Name, type, home, time and the way back to ONNX."""
     program = legal()
@@ -476,22 +547,25 @@ def test_inputs_keep_apart() -> None:
     validate(replace(program, tensors=(x, apart, *others), inputs=("x", "x2")))
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"runs": ((-1, 14),)}, "layer 1: instructions -1 to 14"),
-    ({"runs": ((6, 14),)}, "instructions 6 to 14 are no range of its own among 14"),
-    ({"runs": ((14, 13),)}, "layer 1"),
-    ({"runs": ((7, 15),)}, "among 14"),
-    ({"runs": ((7, "14"),)}, "layer 1"),
-    ({"runs": ((7, 14), (7, 14))}, "layer 1"),
-    ({"inputs": ("c", "z")}, "no tensor is called 'z'"),
-    ({"inputs": (["c"],)}, "no tensor is called"),
-    ({"output": "z"}, "no tensor is called 'z'"),
-    ({"macs": -1}, "are not negative"),
-    ({"macs": 10**400}, "are not negative"),
-    ({"weight_bytes": 0.5}, "are not negative"),
-    ({"name": "a\0"}, "cannot be printed"),
-    ({"op": "\x9b"}, "cannot be printed"),
-])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"runs": ((-1, 14),)}, "layer 1: instructions -1 to 14"),
+        ({"runs": ((6, 14),)}, "instructions 6 to 14 are no range of its own among 14"),
+        ({"runs": ((14, 13),)}, "layer 1"),
+        ({"runs": ((7, 15),)}, "among 14"),
+        ({"runs": ((7, "14"),)}, "layer 1"),
+        ({"runs": ((7, 14), (7, 14))}, "layer 1"),
+        ({"inputs": ("c", "z")}, "no tensor is called 'z'"),
+        ({"inputs": (["c"],)}, "no tensor is called"),
+        ({"output": "z"}, "no tensor is called 'z'"),
+        ({"macs": -1}, "are not negative"),
+        ({"macs": 10**400}, "are not negative"),
+        ({"weight_bytes": 0.5}, "are not negative"),
+        ({"name": "a\0"}, "cannot be printed"),
+        ({"op": "\x9b"}, "cannot be printed"),
+    ],
+)
 def test_broken_layer(values: dict[str, Any], words: str) -> None:
     """Ranges in order and inside, tensors that exist, counts that are counts."""
     program = legal()
@@ -500,7 +574,10 @@ def test_broken_layer(values: dict[str, Any], words: str) -> None:
 
 def test_layers_share_the_instructions() -> None:
     """A layer may be empty or in several runs; every instruction belongs to one layer, or the accounts would lie."""
-    cascade = (Layer("a", "Conv", ((0, 3), (5, 9)), ("x",), "c", 0, 0), Layer("b", "Conv", ((3, 5), (9, 14)), ("c",), "y", 0, 0))
+    cascade = (
+        Layer("a", "Conv", ((0, 3), (5, 9)), ("x",), "c", 0, 0),
+        Layer("b", "Conv", ((3, 5), (9, 14)), ("c",), "y", 0, 0),
+    )
     validate(replace(legal(), layers=(*cascade, Layer("", "Reshape", (), (), "y", 0, 0))))
     refuse(replace(legal(), layers=cascade[:1]), "instruction 3 belongs to no layer")
 
@@ -530,8 +607,8 @@ class Guarded(Emulator):
         self.whole: dict[Space, Array] = {}
         for space, memory in self.memory.items():
             self.whole[space] = self.draw(memory.size + 2 * GUARD)
-            self.whole[space][GUARD:GUARD + memory.size] = memory
-            self.memory[space] = self.whole[space][GUARD:GUARD + memory.size]
+            self.whole[space][GUARD : GUARD + memory.size] = memory
+            self.memory[space] = self.whole[space][GUARD : GUARD + memory.size]
             self.signed[space] = self.memory[space].view(np.int8)
 
     def draw(self, size: int) -> Array:
@@ -543,7 +620,7 @@ class Guarded(Emulator):
             fresh = self.draw(whole.size)
             for r in kept:
                 if r.space == space:
-                    fresh[GUARD + r.start:GUARD + r.end] = whole[GUARD + r.start:GUARD + r.end]
+                    fresh[GUARD + r.start : GUARD + r.end] = whole[GUARD + r.start : GUARD + r.end]
             whole[:] = fresh
 
     def snapshot(self) -> dict[Space, Array]:
@@ -564,15 +641,19 @@ def run_guarded(program: Program, seed: int) -> None:
             check_bytes(instruction, space, before, (first, second))
 
 
-def check_bytes(i: AnyInstruction, space: Space, before: tuple[dict[Space, Array], dict[Space, Array]],
-                after: tuple[Guarded, Guarded]) -> None:
+def check_bytes(
+    i: AnyInstruction,
+    space: Space,
+    before: tuple[dict[Space, Array], dict[Space, Array]],
+    after: tuple[Guarded, Guarded],
+) -> None:
     """Only declared bytes change, and what they become depends on declared bytes alone."""
     (old_a, old_b), (a, b) = (before[n][space] for n in (0, 1)), (after[n].whole[space] for n in (0, 1))
     kept = (a == old_a) & (b == old_b)
     declared = np.zeros(a.size, np.bool_)
     for r in i.writes():
         if r.space == space:
-            declared[GUARD + r.start:GUARD + r.end] = True
+            declared[GUARD + r.start : GUARD + r.end] = True
     assert np.all(kept | declared), f"{i} writes undeclared bytes of {space.label}"
     assert np.all(kept | (a == b)), f"{i} depends on undeclared bytes"
 
@@ -633,8 +714,9 @@ def test_mutations_are_refused_or_harmless(program: Program, seed: int) -> None:
         return
     run_guarded(program, seed)
     rng = np.random.default_rng(seed)
-    inputs = {t.name: rng.integers(-128, 128, t.type.shape).astype(np.int8)
-              for t in map(program.tensor, program.inputs)}
+    inputs = {
+        t.name: rng.integers(-128, 128, t.type.shape).astype(np.int8) for t in map(program.tensor, program.inputs)
+    }
     assert set(Emulator(program).run(inputs)) == set(program.outputs)
     assert simulate(program).cycles >= 1
     assert all(line.isprintable() for line in disassemble(program))

@@ -52,7 +52,8 @@ def test_flash_traffic(name: str) -> None:
 def test_the_example_prints_the_same_figures() -> None:
     """The table of the example and the tests agree on what was published."""
     assert {name: (known.cycles, known.macs, known.bound) for name, known in PUBLISHED.items()} == {
-        name: (FVP[name], MACS[name], BOUND[name]) for name in FVP}
+        name: (FVP[name], MACS[name], BOUND[name]) for name in FVP
+    }
 
 
 def compiled(name: str, ahead: int) -> Timeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import nnac
-from nnac import compiler
+from nnac import compiler, report
 from nnac.account import WeightRow, blob_account, to_json, weight_account
+from nnac.cli import cli
 from nnac.codebooks import encode
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
@@ -37,6 +40,8 @@ from nnac.types import Array
 from nnac.validate import validate
 from nnac.weightplan import ASSIGNERS, GENERATORS, Choice, WeightPlan, parse_weights
 from tests.test_compiler import net
+from tests.test_models import path_of
+from tests.test_models import samples_of as samples_in
 
 DIGITS = Path(nnac.__file__).parent.parent / "examples" / "digits"
 DECODERS = ("fixed", "bitmap", "runs", "entropy")
@@ -48,7 +53,7 @@ Weights = dict[str, Array]
 # -- nets ----------------------------------------------------------------------------------------------------------
 
 
-def model_of(weights: Weights) -> onnx.ModelProto:
+def model_of(weights: Mapping[str, Any]) -> onnx.ModelProto:
     """Return two convolutions and a dense layer with these weights."""
     return net("""
         a = Conv <pads = [1, 1, 1, 1]> (x, w)
@@ -207,7 +212,7 @@ FORMS = {
         w = Mul (s, n)
         """,
 }
-FROZEN: dict[str, Array] = {
+FROZEN: dict[str, Any] = {
     "book": CODEBOOK, "index": INDICES, "depth": np.array(16), "ends": np.array([0, 1], np.float32),
     "column": CODEBOOK[:, None], "last": np.array([4]), "four": np.array(4), "eight": np.array(8),
     "c0": CODEBOOK[0], "c1": CODEBOOK[5], "c2": CODEBOOK[15], "uniform": np.linspace(-1, 1, 16, dtype=np.float32),
@@ -220,7 +225,7 @@ LOSS = {"mu-law": 40.0, "mu-law by Exp": 40.0}
 @pytest.mark.parametrize("form", FORMS)
 def test_frozen_quantizers_are_found(form: str) -> None:
     """What trainers export as chains of constants becomes a table of the same values."""
-    lines = f"{FORMS[form]}\nz = Conv (x, w)"
+    lines = f"{FORMS[form].strip()}\nz = Conv (x, w)"
     used = {name: array for name, array in FROZEN.items() if any(
         name in line.partition("(")[2].strip(" )").split(", ") for line in lines.splitlines())}
     model = nnac.compile(net(lines, {"x": (1, 8, 16, 16)}, "z", **used), "nna8", samples_of(), check=True)
@@ -230,9 +235,9 @@ def test_frozen_quantizers_are_found(form: str) -> None:
     assert row.encoded_bytes < 0.6 * row.raw_bytes
 
 
-INTEGERS = {"int4": (TensorProto.INT4, -8, 8), "uint4": (TensorProto.UINT4, 0, 16), "int8": (TensorProto.INT8, -60, 60),
-            "uint8": (TensorProto.UINT8, 64, 192)}
-SCALES: dict[str, tuple[tuple[int, ...], dict[str, int]]] = {
+INTEGERS = {"int4": (TensorProto.INT4, -8, 8), "uint4": (TensorProto.UINT4, 0, 16), "int8": (TensorProto.INT8, -12, 12),
+            "uint8": (TensorProto.UINT8, 64, 88)}
+SCALES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "tensor": ((), {}), "channel": ((32,), {"axis": 0}), "blocked": ((32, 2, 3, 3), {"axis": 1, "block_size": 4})}
 
 
@@ -246,7 +251,8 @@ def test_dequantized_integers_are_found(kind: str, scales: str, zero: bool) -> N
     rng = np.random.default_rng(2)
     values, points = rng.integers(low, high, (32, 8, 3, 3)), rng.integers(max(low, 0) + 1, max(low, 0) + 3, shape)
     scale = (rng.random(shape) * 0.05 + 0.01).astype(np.float32)
-    constants = [helper.make_tensor("q", code, values.shape, values.ravel().tolist()), numpy_helper.from_array(scale, "s")]
+    constants = [helper.make_tensor("q", code, values.shape, values.ravel().tolist())]
+    constants += [numpy_helper.from_array(scale, "s")]
     constants += [helper.make_tensor("z", code, shape, np.ravel(points).tolist())] if zero else []
     nodes = [helper.make_node("DequantizeLinear", ["q", "s", "z"][:2 + zero], ["w"], **attributes),
              helper.make_node("Conv", ["x", "w"], ["y"])]
@@ -258,10 +264,62 @@ def test_dequantized_integers_are_found(kind: str, scales: str, zero: bool) -> N
     if scales == "blocked":
         assert row.sqnr_db is not None and row.sqnr_db > 35
         return
-    if not (kind == "uint8" and not zero):  # without its zero point, up to 191 steps
-        assert row.sqnr_db is None and row.levels <= high - low
-    if kind.endswith("4"):
-        assert row.levels <= 16 + 2 * zero and row.encoded_bytes < 0.75 * row.raw_bytes
+    assert row.sqnr_db is None and row.levels <= high - low + zero and row.encoded_bytes < 0.75 * row.raw_bytes
+
+
+def qonnx_quant(x: Array, scale: Array, zero: float, limits: tuple[int, int], rounding: Any = np.rint) -> Array:
+    """Return what QONNX's Quant gives, in float32."""
+    integers = rounding(np.clip(x / scale + np.float32(zero), *map(np.float32, limits)))
+    return np.asarray((integers - np.float32(zero)) * scale, np.float32)
+
+
+def qonnx_model(op: str, domain: str, x: str = "v", attributes: Mapping[str, Any] | None = None,
+                **constants: Any) -> onnx.ModelProto:
+    """Return a convolution by quantized weights, or (`x` = "x") of a quantized input."""
+    inputs = [x, "scale", "zero", "width"] if op == "Quant" else [x, "scale"]
+    quantizer = helper.make_node(op, inputs, ["q"], domain=domain, **(attributes or {}))
+    conv = helper.make_node("Conv", ["x", "q"] if x == "v" else ["q", "v"], ["y"])
+    arrays = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in constants.items()]
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 16, 16])
+    graph = helper.make_graph([quantizer, conv], "g", [info],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 14, 14])], arrays)
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17),
+                                                                  helper.make_opsetid(domain, 1)])
+
+
+QUANTS: dict[str, tuple[dict[str, Any], float, tuple[int, int], Any]] = {
+    "signed": ({"signed": 1, "narrow": 0}, 0, (-8, 7), np.rint), "narrow": ({"narrow": 1}, 0, (-7, 7), np.rint),
+    "unsigned": ({"signed": 0}, 5, (0, 15), np.rint), "floor": ({"rounding_mode": "FLOOR"}, 0, (-8, 7), np.floor)}
+
+
+@pytest.mark.parametrize("domain", ["qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general"])
+@pytest.mark.parametrize("case", QUANTS)
+def test_qonnx_quantizers_of_weights_are_found(case: str, domain: str) -> None:
+    """The weights are those of QONNX's definition to the bit, a scale per channel, nothing lost."""
+    attributes, zero, limits, rounding = QUANTS[case]
+    v, scale = gaussian()["w"], (np.random.default_rng(1).random((32, 1, 1, 1)) * 0.02 + 0.01).astype(np.float32)
+    model = qonnx_model("Quant", domain, attributes=attributes, v=v, scale=scale, zero=zero, width=4)
+    (node,) = weighted_layers(graph := compiler.float_graph(prepare(model)))
+    found = np.moveaxis(graph.constants[node.inputs[WEIGHT]], -1, 1)
+    np.testing.assert_array_equal(found, qonnx_quant(v, scale, zero, limits, rounding))
+    (row,) = rows_of(nnac.compile(model, "nna8", samples_of(), check=True))
+    assert row.levels <= 16 and row.sqnr_db is None and row.encoded_bytes < 0.6 * row.raw_bytes
+
+
+def test_qonnx_binary_weights_are_found() -> None:
+    v = gaussian()["w"]
+    model = qonnx_model("BipolarQuant", "qonnx.custom_op.general", v=v, scale=0.05)
+    (row,) = rows_of(nnac.compile(model, "nna8", samples_of(), check=True))
+    assert (row.levels, row.bits, row.sqnr_db, row.zeros) == (2, 1, None, 0)
+    assert row.encoded_bytes < 0.14 * row.raw_bytes
+
+
+@pytest.mark.parametrize("changes", [{"x": "x"}, {"width": 40}, {"attributes": {"rounding_mode": "DICE"}}])
+def test_other_qonnx_quantizers_are_reported(changes: dict[str, Any]) -> None:
+    """On a computed value, of an unknown width or rounding."""
+    given = {"v": gaussian()["w"], "scale": 0.1, "zero": 0, "width": 4} | changes
+    with pytest.raises(ModelError, match=r"Quant.*not supported"):
+        nnac.compile(qonnx_model("Quant", "qonnx.custom_op.general", **given), "nna8", samples_of())
 
 
 # -- packers -------------------------------------------------------------------------------------------------------
@@ -485,6 +543,20 @@ def test_gptq_beats_nearest_on_every_layer(generator: str, bits: int) -> None:
         assert errors[1] < errors[0], node.name
 
 
+@pytest.mark.parametrize("name", ["arm_kws_ds_cnn_s", "ultraface_slim_320"])
+def test_gptq_beats_nearest_on_every_layer_of_real_networks(name: str, assets: Path) -> None:
+    prepared = prepare(path_of(assets, name))
+    graph = compiler.float_graph(prepared)
+    layers = weighted_layers(graph)
+    moments = second_moments(prepared, graph, samples_in(assets, name)[:12], [node.name for node in layers])
+    for node in layers:
+        weights, hessian = graph.constants[node.inputs[WEIGHT]], moments[node.name]
+        for bits in (5, 3):
+            near, fed = encode(weights, bits), encode(weights, bits, assigner="gptq", hessian=hessian)
+            errors = [_output_error(weights - one.dequantized(), hessian) for one in (near, fed)]
+            assert errors[1] < errors[0], (node.name, bits)
+
+
 def _output_error(error: Array, hessian: Array) -> float:
     flat = error.reshape(len(hessian), -1, hessian.shape[1]).astype(np.float64)
     return float(np.einsum("gok,gkl,gol->", flat, hessian, flat, optimize=True))
@@ -551,3 +623,64 @@ def test_a_hostile_record_of_an_encoding_is_refused() -> None:
         layers = tuple(wrong if one is layer else one for one in program.layers)
         with pytest.raises(ProgramError):
             loads(dumps(replace(program, layers=layers)))
+
+
+# -- screens -------------------------------------------------------------------------------------------------------
+
+
+def test_the_screen_tells_packing_from_skipping() -> None:
+    """Packing is fewer bytes, skipping is fewer cycles: a line each, where it happens."""
+    skipping = with_settings(load_target("nna8"), {"mac.zero_skip": "row_group"})
+    screens = []
+    for target, spec in ((skipping, 4), (load_target("nna8"), 4), (decoding(), None)):
+        model = compiled(pruned(0.75), target, spec, check=False)
+        text = report.text(report.screen(model.simulate(), 1, "m.nna"))
+        assert len(text.splitlines()) <= 24 and all(len(line) <= 80 for line in text.splitlines())
+        screens.append(text)
+    packed = r"\nweights  +21,376 bytes packed into [\d,]+ \(\d\.\d\d bits each\); constants [\d,]+\n"
+    assert [bool(re.search(packed, text)) for text in screens] == [True, True, False]
+    skipped = r"\nzeros  +the array skips \d\d% of its cycles: [\d,]+ of [\d,]+\n"
+    assert [bool(re.search(skipped, text)) for text in screens] == [True, False, False]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a model and its samples, and work there."""
+    onnx.save(model_of(gaussian()), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.stack([sample["x"] for sample in samples_of()]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments), prog_name="nnac")
+
+
+COMPILE = ("compile", "m.onnx", "--calibrate", "x.npz", "-o", "m.nna")
+
+
+def test_the_command_line_encodes_and_accounts(folder: Path) -> None:
+    """`compile --weights`, then `inspect --weights` as tables and as JSON."""
+    done = command(*COMPILE, "--weights", "5:lloyd_max:gptq", "--check")
+    assert done.exit_code == 0 and " packed into " in done.stdout
+    text = command("inspect", "m.nna", "--weights", "--json", "w.json")
+    assert text.exit_code == 0
+    lines = text.stdout.splitlines()
+    assert all(len(line) <= 80 and line.isprintable() for line in lines)
+    for words in ("weights of", "entropy", "SQNR", "with int8 weights", "float32 weights, bias", "others, bytes"):
+        assert words in text.stdout
+    data = json.loads((folder / "w.json").read_text())
+    assert [entry["name"] for entry in data["tensors"]] == ["a", "c", "y"]
+    assert {"name", "shape", "raw_bytes", "encoded_bytes", "entropy_bits", "packer"} <= set(data["tensors"][0])
+    assert sum(data["blob"].values()) == data["blob_bytes"] == (folder / "m.nna").stat().st_size
+    alone = command("inspect", "m.nna", "--weights", "--json", "-")
+    assert json.loads(alone.stdout) == data
+
+
+def test_wrong_uses_of_the_command_line(folder: Path) -> None:
+    for spec, words in (("9", "found 9, allowed 1 to 8"), ("auto:100", "the smallest"), ("no.toml", "cannot be read")):
+        failed = command(*COMPILE, "--weights", spec)
+        assert failed.exit_code == 1 and words in failed.stderr and "Traceback" not in failed.stderr
+    assert not (folder / "m.nna").exists()
+    assert command(*COMPILE).exit_code == 0
+    assert command("inspect", "m.nna", "--json", "w.json").exit_code == 2

@@ -99,9 +99,16 @@ def by_onnxruntime(case: Case, samples: list[Sample], optimize: bool) -> Run:
         ready, quantized = (str(Path(folder) / name) for name in ("ready.onnx", "quantized.onnx"))
         onnx.save(per_channel_model(case.model), ready)
         quant_pre_process(ready, ready, auto_merge=True)
-        quantize_static(ready, quantized, Reader(samples), quant_format=QuantFormat.QDQ, per_channel=True,
-                        activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-                        calibrate_method=CalibrationMethod.MinMax)
+        quantize_static(
+            ready,
+            quantized,
+            Reader(samples),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
         model = onnx.load(quantized)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     return session(model.SerializeToString(), optimize)
@@ -133,8 +140,10 @@ def report(case: Case, method: str, held_out: bool) -> None:
     columns.append(sqnr(truth, by_nnac(case, learn, method), score))
     for name in columns[0]:
         on, off, ours = (column[name] for column in columns)
-        print(f"{case.name:20} {name:20} {len(learn):5} {len(score):5} {on:10.2f} {off:10.2f} {ours:8.2f} "
-              f"{ours - max(on, off):+8.2f}")
+        print(
+            f"{case.name:20} {name:20} {len(learn):5} {len(score):5} {on:10.2f} {off:10.2f} {ours:8.2f} "
+            f"{ours - max(on, off):+8.2f}"
+        )
 
 
 def main() -> None:
@@ -148,10 +157,13 @@ def main() -> None:
     if arguments.assets is None:
         raise NnacError("name the folder with `models` and `data`: --assets, or NNAC_ASSETS")
     where = "held-out samples" if arguments.held_out else "the calibration samples"
-    print(f"output SQNR in dB on {where}; nnac: nna8, {arguments.method}; onnxruntime {onnxruntime.__version__}: "
-          f"quantize_static, QDQ, MinMax, its optimizer on and off\n")
-    print(f"{'model':20} {'output':20} {'learn':>5} {'score':>5} {'ort, on':>10} {'ort, off':>10} {'nnac':>8} "
-          f"{'gain':>8}")
+    print(
+        f"output SQNR in dB on {where}; nnac: nna8, {arguments.method}; onnxruntime {onnxruntime.__version__}: "
+        f"quantize_static, QDQ, MinMax, its optimizer on and off\n"
+    )
+    print(
+        f"{'model':20} {'output':20} {'learn':>5} {'score':>5} {'ort, on':>10} {'ort, off':>10} {'nnac':>8} {'gain':>8}"
+    )
     for case in (kws(arguments.assets), faces(arguments.assets)):
         report(case, arguments.method, arguments.held_out)
 

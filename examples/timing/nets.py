@@ -51,8 +51,9 @@ class Net:
         total = [max((o - 1) * s + k - side, 0) for o, s, k, side in zip(outs, strides, kernel, sides, strict=True)]
         pads = [t // 2 for t in total] + [t - t // 2 for t in total]
         inputs = (self.at, self.constant((channels, self.shape[1] // groups, *kernel)), self.constant((channels,)))
-        return self.add("Conv", inputs, (1, channels, *outs), kernel_shape=kernel, strides=strides, pads=pads,
-                        group=groups)
+        return self.add(
+            "Conv", inputs, (1, channels, *outs), kernel_shape=kernel, strides=strides, pads=pads, group=groups
+        )
 
     def relu6(self) -> str:
         """Append a clip to [0, 6]."""
@@ -135,5 +136,7 @@ def _bottleneck(net: Net, expansion: int, channels: int, stride: int) -> None:
 
 
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "wav2letter": wav2letter, "ds_cnn_large": ds_cnn_large, "mobilenet_v2": mobilenet_v2,
+    "wav2letter": wav2letter,
+    "ds_cnn_large": ds_cnn_large,
+    "mobilenet_v2": mobilenet_v2,
 }

@@ -55,8 +55,11 @@ def measure(name: str, target: str = TARGET) -> Timeline:
 
 def published_macs(program: Program) -> int:
     """Return the work as Vela counts it: a tap of an average is a MAC, and an element of a softmax two."""
-    pools = (i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w for i in program.instructions
-             if isinstance(i, isa.Pool))
+    pools = (
+        i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w
+        for i in program.instructions
+        if isinstance(i, isa.Pool)
+    )
     softmax = (2 * i.rows * i.length for i in program.instructions if isinstance(i, isa.Softmax))
     return program.macs + sum(pools) + sum(softmax)
 
@@ -68,13 +71,27 @@ def megabytes(timeline: Timeline, *memories: str) -> float:
 
 def rows() -> Iterator[tuple[str, ...]]:
     """Yield the table, its head first."""
-    yield ("model", "MACs", "FVP cycles", "nnac", "error", "Vela 5.2", "error", "flash MB FVP / nnac",
-           "SRAM MB FVP / nnac")
+    yield (
+        "model",
+        "MACs",
+        "FVP cycles",
+        "nnac",
+        "error",
+        "Vela 5.2",
+        "error",
+        "flash MB FVP / nnac",
+        "SRAM MB FVP / nnac",
+    )
     for name, known in PUBLISHED.items():
         timeline = measure(name)
         yield (
-            name, f"{published_macs(timeline.program):,}", f"{known.cycles:,}", f"{timeline.cycles:,}",
-            f"{timeline.cycles / known.cycles - 1:+.1%}", f"{known.vela:,}", f"{known.vela / known.cycles - 1:+.1%}",
+            name,
+            f"{published_macs(timeline.program):,}",
+            f"{known.cycles:,}",
+            f"{timeline.cycles:,}",
+            f"{timeline.cycles / known.cycles - 1:+.1%}",
+            f"{known.vela:,}",
+            f"{known.vela / known.cycles - 1:+.1%}",
             f"{known.flash:.2f} / {megabytes(timeline, 'flash'):.2f}",
             f"{known.sram:.2f} / {megabytes(timeline, 'sram', 'weights'):.2f}",
         )
@@ -85,8 +102,11 @@ def main() -> None:
     table = list(rows())
     widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
     for row in table:
-        print("  ".join(cell.ljust(w) if c == 0 else cell.rjust(w)
-                        for c, (cell, w) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                cell.ljust(w) if c == 0 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
 
 
 if __name__ == "__main__":

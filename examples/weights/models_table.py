@@ -127,11 +127,11 @@ def pruned_model(share: float) -> onnx.ModelProto:
 
 
 def by_density(net: Network) -> Table:
-    """Return per layer: cycles of the dense array, of the skipping one by share of zeros, and the break-even density."""
+    """Return per layer: cycles of the array dense and by share of zeros that it skips, and the break-even density."""
     skipping = with_settings(load_target("nna8"), {"mac.zero_skip": "row_group"})
     found = [layer_cycles(nnac.compile(pruned_model(share), skipping, net.samples).program) for share in PRUNED]
     heads = (f"{share:.0%} zeros" for share in PRUNED)
-    table = Table("layer", "dense\ncycles", *heads, "break-even\ndensity", title="digits on nna8 with zero_skip = row_group")
+    table = Table("layer", "dense\ncycles", *heads, "break-even\ndensity", title="digits on nna8, zeros skipped")
     for name, (dense, _, conv) in found[0].items():
         even = break_even(conv, skipping.mac)
         table.add_row(name, f"{dense:,}", *(f"{layers[name][1]:,}" for layers in found),

@@ -71,20 +71,23 @@ class Builder:
             name = self._views[key]
         return name
 
-    def put(self, use: Use, op: Op, inputs: Sequence[str], steps: Steps = AS_IS, output: int = 0,
-            suffix: str = "view") -> None:
+    def put(
+        self, use: Use, op: Op, inputs: Sequence[str], steps: Steps = AS_IS, output: int = 0, suffix: str = "view"
+    ) -> None:
         """Add `op`, whose result is ONNX output `output` of `use` seen through `steps`, and the steps back."""
         name, shape = use.outputs[output], use.out(output)
         back = views.invert(steps, shape)
-        result = self.emit(use, op, inputs, f"{name}.{suffix}" if back else name, Origin(name, back),
-                           views.apply(steps, shape))
+        result = self.emit(
+            use, op, inputs, f"{name}.{suffix}" if back else name, Origin(name, back), views.apply(steps, shape)
+        )
         for i, step in enumerate(back):
-            rest = back[i + 1:]
+            rest = back[i + 1 :]
             target = self._fresh(f"{name}.view") if rest else name
             result = self._move(result, step, target, Origin(name, rest))
 
-    def emit(self, use: Use, op: Op, inputs: Sequence[str], name: str, origin: Origin | None,
-             expected: Shape | None = None) -> str:
+    def emit(
+        self, use: Use, op: Op, inputs: Sequence[str], name: str, origin: Origin | None, expected: Shape | None = None
+    ) -> str:
         """Add `op` under the node's name after checking its constraints; return the name of its result.
 
         Raises:
@@ -94,8 +97,10 @@ class Builder:
         check(op, shapes)
         shape = op.infer(shapes)
         if expected is not None and shape != expected:
-            raise Refused(f"the output shape is {list(expected)} after shape inference but {list(shape)} by the "
-                          f"rules of {op.name}")
+            raise Refused(
+                f"the output shape is {list(expected)} after shape inference but {list(shape)} by the "
+                f"rules of {op.name}"
+            )
         name = name if origin is not None and name == origin.name else self._fresh(name)
         node = use.name if use.name not in self.draft.nodes else self._fresh_node(use.name)
         self.draft.add_node(node, op, inputs, Value(name, TensorType(shape), origin))

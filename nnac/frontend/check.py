@@ -33,8 +33,13 @@ _FATAL: dict[str, tuple[tuple[Callable[[onnx.NodeProto], bool], str], ...]] = {
 def check_structure(model: onnx.ModelProto, limits: Limits) -> None:
     """Raise ModelError for counts, names, versions, tensor sizes and wiring that a sound model does not have."""
     _check_counts(model, limits)
-    for problems in (_name_problems(model, limits), _version_problems(model), _tensor_problems(model, limits),
-                     _wiring_problems(model), _node_problems(model)):
+    for problems in (
+        _name_problems(model, limits),
+        _version_problems(model),
+        _tensor_problems(model, limits),
+        _wiring_problems(model),
+        _node_problems(model),
+    ):
         report(problems)
 
 
@@ -182,12 +187,15 @@ def _wiring_problems(model: onnx.ModelProto) -> Iterator[str]:
     for node in graph.node:
         for name in (*node.input, *_captured(node)):
             if name not in known and name in made:
-                yield (f"{label(node)} reads {name!r} before {label(made[name])} makes it: "
-                       "the graph has a cycle, or its nodes are not in order")
+                yield (
+                    f"{label(node)} reads {name!r} before {label(made[name])} makes it: "
+                    "the graph has a cycle, or its nodes are not in order"
+                )
             elif name not in known:
                 yield f"{label(node)} reads {name!r}, which nothing makes"
-        yield from (f"{label(node)} makes {name!r}, which exists already"
-                    for name in node.output if name and name in known)
+        yield from (
+            f"{label(node)} makes {name!r}, which exists already" for name in node.output if name and name in known
+        )
         known.update(node.output)
     yield from (f"graph output {i.name!r} is made by nothing" for i in graph.output if i.name not in known)
     if not graph.output:
@@ -216,8 +224,9 @@ def _node_problems(model: onnx.ModelProto) -> Iterator[str]:
     """Yield what ONNX's checker says of each node of the standard operators; others are reported by the import."""
     context = onnx.checker.C.CheckerContext()
     context.ir_version = model.ir_version
-    context.opset_imports = {entry.domain if entry.domain not in DOMAINS else "": entry.version
-                             for entry in model.opset_import}
+    context.opset_imports = {
+        entry.domain if entry.domain not in DOMAINS else "": entry.version for entry in model.opset_import
+    }
     version = context.opset_imports[""]
     for node in nodes(model):
         yield from (f"{label(node)}: {sentence}" for holds, sentence in _FATAL.get(node.op_type, ()) if not holds(node))

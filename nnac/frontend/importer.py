@@ -14,8 +14,9 @@ from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph
 
-TABLE: dict[str, Row] = dict(sorted(
-    {**rows_window.ROWS, **rows_dense.ROWS, **rows_elementwise.ROWS, **rows_move.ROWS}.items()))
+TABLE: dict[str, Row] = dict(
+    sorted({**rows_window.ROWS, **rows_dense.ROWS, **rows_elementwise.ROWS, **rows_move.ROWS}.items())
+)
 
 _SHOWN = 4
 
@@ -72,8 +73,9 @@ def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
 
 def _readable(use: Use) -> bool:
     """Tell whether all inputs have a fixed shape and, if computed, are float32; if not, that is reported elsewhere."""
-    return all(name in use.tensors.constants or use.tensors.dtypes.get(name) == "float32"
-               for name in use.inputs if name)
+    return all(
+        name in use.tensors.constants or use.tensors.dtypes.get(name) == "float32" for name in use.inputs if name
+    )
 
 
 def _problems(use: Use, row: Row) -> Iterator[str]:
@@ -109,8 +111,11 @@ def _type_problems(use: Use) -> Iterator[str]:
 
 def _interface_problems(graph: onnx.GraphProto, tensors: Tensors) -> list[str]:
     """Return what is wrong with the inputs and outputs of the whole graph."""
-    problems = [f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; only float32 is supported"
-                for info in graph.input if tensors.dtypes.get(info.name) != "float32"]
+    problems = [
+        f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; only float32 is supported"
+        for info in graph.input
+        if tensors.dtypes.get(info.name) != "float32"
+    ]
     inputs = {info.name for info in graph.input}
     for info in graph.output:
         if info.name in inputs or info.name in tensors.constants:

@@ -42,8 +42,9 @@ def _addend(b: Builder, use: Use) -> str:
         return b.value(use.inputs[2])
     if c is not None:
         return b.constant(f"{use.name}.addend", real(c) * beta)
-    return b.emit(use, Activation("affine", (float(beta), 0.0)), [b.value(use.inputs[2])],
-                  f"{use.outputs[0]}.addend", None)
+    return b.emit(
+        use, Activation("affine", (float(beta), 0.0)), [b.value(use.inputs[2])], f"{use.outputs[0]}.addend", None
+    )
 
 
 def _operands(b: Builder, use: Use, x: str, weights: Array, bias: Array | None, source: int = 1) -> list[str]:
@@ -101,11 +102,25 @@ def _single_matrix(use: Use) -> bool:
 
 
 ROWS = {
-    "Gemm": Row(gemm, (Dense, Sum), ("alpha", "beta", "transA", "transB"), (
-        Rule(lambda u: len(u.inputs) >= 2 and u.constant(1) is not None and u.constant(0) is None,
-             "B is a constant and A is computed"),
-        Rule(lambda u: len(u.shape()) == 2, "A is a matrix"))),
-    "MatMul": Row(matmul, (Dense,), (), (
-        Rule(_one_constant, "one of the matrices is a constant (a product of two computed ones is not supported)"),
-        Rule(_single_matrix, "the constant is one matrix, not a batch of them"))),
+    "Gemm": Row(
+        gemm,
+        (Dense, Sum),
+        ("alpha", "beta", "transA", "transB"),
+        (
+            Rule(
+                lambda u: len(u.inputs) >= 2 and u.constant(1) is not None and u.constant(0) is None,
+                "B is a constant and A is computed",
+            ),
+            Rule(lambda u: len(u.shape()) == 2, "A is a matrix"),
+        ),
+    ),
+    "MatMul": Row(
+        matmul,
+        (Dense,),
+        (),
+        (
+            Rule(_one_constant, "one of the matrices is a constant (a product of two computed ones is not supported)"),
+            Rule(_single_matrix, "the constant is one matrix, not a batch of them"),
+        ),
+    ),
 }

@@ -153,10 +153,17 @@ ROWS = {
     "Add": Row(add, (Sum, Activation, Conv), (), _PAIR, Mul.constraints),
     "Sub": Row(sub, (Sum, Activation, Conv), (), _PAIR, Mul.constraints),
     "Mul": Row(mul, (Mul, Activation, Conv), (), _PAIR, Mul.constraints),
-    "Div": Row(div, (Mul, Activation, Conv), (), (
-        *_PAIR,
-        Rule(lambda u: u.constant(1) is not None and u.constant(0) is None, "the divisor is a constant"),
-        Rule(lambda u: bool(u.array(1).all()), "the divisor has no zero")), Mul.constraints),
+    "Div": Row(
+        div,
+        (Mul, Activation, Conv),
+        (),
+        (
+            *_PAIR,
+            Rule(lambda u: u.constant(1) is not None and u.constant(0) is None, "the divisor is a constant"),
+            Rule(lambda u: bool(u.array(1).all()), "the divisor has no zero"),
+        ),
+        Mul.constraints,
+    ),
     "Sum": Row(sum_, (Sum, Activation, Conv, Reshape), limits=Sum.constraints),
     "Neg": Row(neg, (Activation,)),
     "Relu": Row(function("relu"), (Activation,)),
@@ -165,9 +172,15 @@ ROWS = {
     "Tanh": Row(function("tanh"), (Activation,)),
     "HardSigmoid": Row(function("hard_sigmoid", alpha=0.2, beta=0.5), (Activation,), ("alpha", "beta")),
     "HardSwish": Row(function("hard_swish"), (Activation,)),
-    "Clip": Row(clip, (Activation,), ("min", "max"), (
-        Rule(lambda u: u.fixed(1) and u.fixed(2), "min and max are constants"),)),
+    "Clip": Row(
+        clip, (Activation,), ("min", "max"), (Rule(lambda u: u.fixed(1) and u.fixed(2), "min and max are constants"),)
+    ),
     "PRelu": Row(prelu, (Activation,), (), (Rule(lambda u: u.constant(1) is not None, SLOPES),)),
-    "Softmax": Row(softmax, (Softmax,), ("axis",), (
-        Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),), Softmax.constraints),
+    "Softmax": Row(
+        softmax,
+        (Softmax,),
+        ("axis",),
+        (Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),),
+        Softmax.constraints,
+    ),
 }

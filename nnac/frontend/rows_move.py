@@ -101,19 +101,45 @@ ROWS = {
     "Flatten": Row(reshape, (Reshape,), ("axis",)),
     "Squeeze": Row(reshape, (Reshape,), ("axes",), (Rule(lambda u: u.fixed(1), "axes are constants"),)),
     "Unsqueeze": Row(reshape, (Reshape,), ("axes",), (Rule(lambda u: u.fixed(1), "axes are constants"),)),
-    "Dropout": Row(reshape, (Reshape,), ("ratio", "seed", "is_test"), (
-        Rule(_inference_dropout, "inference only: training_mode is a constant false"),
-        Rule(lambda u: u.unused(1), "the mask is not used"))),
-    "Cast": Row(reshape, (Reshape,), ("to", "saturate", "round_mode"), (
-        Rule(lambda u: u.get("to") == 1, "float32 to float32 only (to = 1)"),)),
+    "Dropout": Row(
+        reshape,
+        (Reshape,),
+        ("ratio", "seed", "is_test"),
+        (
+            Rule(_inference_dropout, "inference only: training_mode is a constant false"),
+            Rule(lambda u: u.unused(1), "the mask is not used"),
+        ),
+    ),
+    "Cast": Row(
+        reshape,
+        (Reshape,),
+        ("to", "saturate", "round_mode"),
+        (Rule(lambda u: u.get("to") == 1, "float32 to float32 only (to = 1)"),),
+    ),
     "Transpose": Row(transpose, (Transpose,), ("perm",), limits=Transpose.constraints),
     "Concat": Row(concat, (Concat,), ("axis",), limits=Concat.constraints),
-    "Split": Row(split, (Slice,), ("axis", "split", "num_outputs"), (
-        Rule(lambda u: u.fixed(1), "the sizes are constants"),), Slice.constraints),
-    "Slice": Row(slice_, (Slice,), ("starts", "ends", "axes", "steps"), (
-        Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3, 4)), "starts, ends, axes and steps are constants"),),
-        Slice.constraints),
-    "Pad": Row(pad, (Pad,), ("mode", "pads", "value"), (
-        Rule(lambda u: u.get("mode", "constant") == "constant", "the mode is constant"),
-        Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3)), "pads, value and axes are constants")), Pad.constraints),
+    "Split": Row(
+        split,
+        (Slice,),
+        ("axis", "split", "num_outputs"),
+        (Rule(lambda u: u.fixed(1), "the sizes are constants"),),
+        Slice.constraints,
+    ),
+    "Slice": Row(
+        slice_,
+        (Slice,),
+        ("starts", "ends", "axes", "steps"),
+        (Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3, 4)), "starts, ends, axes and steps are constants"),),
+        Slice.constraints,
+    ),
+    "Pad": Row(
+        pad,
+        (Pad,),
+        ("mode", "pads", "value"),
+        (
+            Rule(lambda u: u.get("mode", "constant") == "constant", "the mode is constant"),
+            Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3)), "pads, value and axes are constants"),
+        ),
+        Pad.constraints,
+    ),
 }

@@ -22,8 +22,10 @@ AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 SPATIAL = Rule(lambda u: len(u.shape()) in (3, 4), "the input is 1-D or 2-D (rank 3 or 4 in ONNX)")
 AUTO_PAD = Rule(lambda u: u.get("auto_pad", "NOTSET") in AUTO_PADS, f"auto_pad is one of {', '.join(AUTO_PADS)}")
-ONE_PADDING = Rule(lambda u: u.get("auto_pad", "NOTSET") in ("NOTSET", "") or not any(u.get("pads", ())),
-                   "pads are given only with auto_pad NOTSET")
+ONE_PADDING = Rule(
+    lambda u: u.get("auto_pad", "NOTSET") in ("NOTSET", "") or not any(u.get("pads", ())),
+    "pads are given only with auto_pad NOTSET",
+)
 NO_NEGATIVE_PADS = Rule(lambda u: all(p >= 0 for p in u.get("pads", ())), "pads are not negative")
 CEIL_WINDOW = "with ceil_mode the last window starts before the input ends (onnxruntime drops it, ONNX does not)"
 WINDOW_RULES = (SPATIAL, AUTO_PAD, ONE_PADDING, NO_NEGATIVE_PADS)
@@ -58,10 +60,11 @@ def window(use: Use, kernel: Shape) -> Window:
         last = [(out - 1) * s for out, s in zip(use.out()[2:], strides, strict=True)]
         if any(start >= size + b for start, size, b in zip(last, spatial, before, strict=True)):
             raise Refused(CEIL_WINDOW)
-        grown = [max(start + r - size - b, a)
-                 for start, r, size, b, a in zip(last, reach, spatial, before, after, strict=True)]
-    return Window(_pair(kernel, 1), _pair(strides, 1), _pair(dilations, 1),
-                  _quad(before, after), _quad(before, grown))
+        grown = [
+            max(start + r - size - b, a)
+            for start, r, size, b, a in zip(last, reach, spatial, before, after, strict=True)
+        ]
+    return Window(_pair(kernel, 1), _pair(strides, 1), _pair(dilations, 1), _quad(before, after), _quad(before, grown))
 
 
 def _padding(use: Use, reach: list[int], strides: Shape) -> tuple[list[int], list[int]]:
@@ -71,7 +74,7 @@ def _padding(use: Use, reach: list[int], strides: Shape) -> tuple[list[int], lis
         return [0] * len(spatial), [0] * len(spatial)
     if mode in ("NOTSET", ""):
         pads = list(use.ints("pads", (0,) * 2 * len(spatial)))
-        return pads[:len(spatial)], pads[len(spatial):]
+        return pads[: len(spatial)], pads[len(spatial) :]
     total = [max((-(-size // s) - 1) * s + r - size, 0) for size, s, r in zip(spatial, strides, reach, strict=True)]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return (small, large) if mode == "SAME_UPPER" else (large, small)
@@ -99,18 +102,22 @@ def conv(b: Builder, use: Use) -> None:
     if bias.shape != (len(weights),):
         raise Refused("the bias has one value per output channel")
     op = Conv(found.strides, found.pads, found.dilations, use.get("group", 1))
-    names = [b.view(use.inputs[0], views.channels_last(use.shape()), "nhwc"),
-             b.constant(f"{use.inputs[1]}.ohwi", weights.transpose(0, 2, 3, 1)),
-             b.constant(use.inputs[2] if use.given(2) else f"{use.name}.bias", bias)]
+    names = [
+        b.view(use.inputs[0], views.channels_last(use.shape()), "nhwc"),
+        b.constant(f"{use.inputs[1]}.ohwi", weights.transpose(0, 2, 3, 1)),
+        b.constant(use.inputs[2] if use.given(2) else f"{use.name}.bias", bias),
+    ]
     b.put(use, op, names, views.channels_last(use.out()), suffix="nhwc")
 
 
 def depthwise(b: Builder, use: Use, scale: Array, shift: Array, source: str | None = None) -> None:
     """Add scale * x + shift per channel (axis 1) as a depthwise 1x1 convolution."""
     channels = len(scale)
-    names = [b.view(source or use.inputs[0], views.channels_last(use.out()), "nhwc"),
-             b.constant(f"{use.name}.scale", scale.reshape(channels, 1, 1, 1)),
-             b.constant(f"{use.name}.shift", shift)]
+    names = [
+        b.view(source or use.inputs[0], views.channels_last(use.out()), "nhwc"),
+        b.constant(f"{use.name}.scale", scale.reshape(channels, 1, 1, 1)),
+        b.constant(f"{use.name}.shift", shift),
+    ]
     b.put(use, Conv(groups=channels), names, views.channels_last(use.out()), suffix="nhwc")
 
 
@@ -188,7 +195,7 @@ def _reduction(shape: Shape, axes: Shape) -> tuple[Steps, Pair, Shape]:
     """Return the view, the kernel and the pooled shape: neighbouring axes need no transpose."""
     reduced = prod(shape[a] for a in axes)
     if axes == tuple(range(axes[0], axes[0] + len(axes))):
-        lead, tail = prod(shape[:axes[0]]), prod(shape[axes[-1] + 1:])
+        lead, tail = prod(shape[: axes[0]]), prod(shape[axes[-1] + 1 :])
         return views.reshape(shape, (lead, reduced, 1, tail)), (reduced, 1), (lead, 1, 1, tail)
     kept = tuple(a for a in range(len(shape)) if a not in axes)
     steps = views.transpose((*axes, *kept))
@@ -200,25 +207,50 @@ def _reduction(shape: Shape, axes: Shape) -> tuple[Steps, Pair, Shape]:
 _POOL = ("auto_pad", "kernel_shape", "strides", "pads", "ceil_mode", "dilations")
 
 ROWS = {
-    "Conv": Row(conv, (Conv,), ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"), (
-        *WINDOW_RULES,
-        Rule(lambda u: u.given(1) and u.fixed(1) and u.fixed(2), "weights and bias are constants")), Conv.constraints),
+    "Conv": Row(
+        conv,
+        (Conv,),
+        ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"),
+        (*WINDOW_RULES, Rule(lambda u: u.given(1) and u.fixed(1) and u.fixed(2), "weights and bias are constants")),
+        Conv.constraints,
+    ),
     "BatchNormalization": Row(
-        batch_normalization, (Conv,), ("epsilon", "momentum", "spatial", "training_mode", "is_test"), (
+        batch_normalization,
+        (Conv,),
+        ("epsilon", "momentum", "spatial", "training_mode", "is_test"),
+        (
             Rule(lambda u: 2 <= len(u.shape()) <= 4, "the input has rank 2, 3 or 4"),
-            Rule(lambda u: all(u.given(i) and u.fixed(i) for i in range(1, 5)),
-                 "scale, bias, mean and variance are constants"),
+            Rule(
+                lambda u: all(u.given(i) and u.fixed(i) for i in range(1, 5)),
+                "scale, bias, mean and variance are constants",
+            ),
             Rule(lambda u: u.get("training_mode", 0) == 0 and u.unused(1), "inference only: training_mode is 0"),
-            Rule(lambda u: u.get("spatial", 1) == 1, "spatial is 1"))),
-    "MaxPool": Row(max_pool, (MaxPool,), (*_POOL, "storage_order"), (
-        *WINDOW_RULES,
-        Rule(lambda u: u.unused(1), "the output Indices is not used"),
-        Rule(lambda u: u.get("storage_order", 0) == 0, "storage_order is 0")), MaxPool.constraints),
-    "AveragePool": Row(average_pool, (AveragePool,), (*_POOL, "count_include_pad"), WINDOW_RULES,
-                       AveragePool.constraints),
+            Rule(lambda u: u.get("spatial", 1) == 1, "spatial is 1"),
+        ),
+    ),
+    "MaxPool": Row(
+        max_pool,
+        (MaxPool,),
+        (*_POOL, "storage_order"),
+        (
+            *WINDOW_RULES,
+            Rule(lambda u: u.unused(1), "the output Indices is not used"),
+            Rule(lambda u: u.get("storage_order", 0) == 0, "storage_order is 0"),
+        ),
+        MaxPool.constraints,
+    ),
+    "AveragePool": Row(
+        average_pool, (AveragePool,), (*_POOL, "count_include_pad"), WINDOW_RULES, AveragePool.constraints
+    ),
     "GlobalMaxPool": Row(global_max_pool, (MaxPool,), (), (SPATIAL,)),
     "GlobalAveragePool": Row(global_average_pool, (AveragePool,), (), (SPATIAL,)),
-    "ReduceMean": Row(reduce_mean, (AveragePool,), ("axes", "keepdims", "noop_with_empty_axes"), (
-        Rule(lambda u: u.fixed(1), "axes are constants"),
-        Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"))),
+    "ReduceMean": Row(
+        reduce_mean,
+        (AveragePool,),
+        ("axes", "keepdims", "noop_with_empty_axes"),
+        (
+            Rule(lambda u: u.fixed(1), "axes are constants"),
+            Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),
+        ),
+    ),
 }

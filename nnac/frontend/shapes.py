@@ -59,8 +59,9 @@ def _agrees(info: onnx.ValueInfoProto, shape: Shape) -> bool:
     if not info.type.tensor_type.HasField("shape"):
         return True
     dims = info.type.tensor_type.shape.dim
-    return len(dims) == len(shape) and all(d.dim_value in (0, -1, s) or d.dim_value < 0
-                                           for d, s in zip(dims, shape, strict=True))
+    return len(dims) == len(shape) and all(
+        d.dim_value in (0, -1, s) or d.dim_value < 0 for d, s in zip(dims, shape, strict=True)
+    )
 
 
 def _symbols(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, int]:
@@ -87,8 +88,10 @@ def _open_problem(info: onnx.ValueInfoProto, known: Mapping[str, int]) -> str:
     dims = info.type.tensor_type.shape.dim
     example = _listed(tuple(d.dim_value if d.dim_value > 0 else known.get(d.dim_param, 1) for d in dims))
     example = example or "1,3,224,224"
-    return (f"graph input {info.name!r} has the open shape {_declared(info)}; a compiled model has fixed shapes: "
-            f"give one, for example --shape {info.name}={example}")
+    return (
+        f"graph input {info.name!r} has the open shape {_declared(info)}; a compiled model has fixed shapes: "
+        f"give one, for example --shape {info.name}={example}"
+    )
 
 
 def _declared(info: onnx.ValueInfoProto) -> str:

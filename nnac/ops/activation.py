@@ -49,10 +49,14 @@ class Activation(Op):
     name: ClassVar[str] = "Activation"
     operands: ClassVar[int | None] = 1
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        Constraint(lambda op, s: op.kind in FUNCTIONS or op.kind == "prelu",
-                   f"the function is one of {', '.join(FUNCTIONS)}, prelu"),
-        Constraint(lambda op, s: op.kind != "prelu" or len(s) == 2 and prod(s[1]) in (1, s[0][-1]),
-                   "PRelu has one slope, or one per channel"),
+        Constraint(
+            lambda op, s: op.kind in FUNCTIONS or op.kind == "prelu",
+            f"the function is one of {', '.join(FUNCTIONS)}, prelu",
+        ),
+        Constraint(
+            lambda op, s: op.kind != "prelu" or (len(s) == 2 and prod(s[1]) in (1, s[0][-1])),
+            "PRelu has one slope, or one per channel",
+        ),
     )
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -86,8 +90,13 @@ class Activation(Op):
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         rows, _ = self.rows(bound)
         count = (step.output.hi - step.output.lo) * (bound.output.elements // rows)
-        yield isa.Lookup(source=step.inputs[0].address, target=step.output.address, count=count,
-                         table=step.params, tables=len(self.tables(bound)))
+        yield isa.Lookup(
+            source=step.inputs[0].address,
+            target=step.output.address,
+            count=count,
+            table=step.params,
+            tables=len(self.tables(bound)),
+        )
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:

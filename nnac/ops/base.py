@@ -183,7 +183,7 @@ class Op:
         return tuple(1 if rows is None else total for rows in wanted)
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
-        """Return the constants in blocks of at most `limit` bytes, cut at multiples of `granule` channels if possible."""
+        """Return the constants in blocks of at most `limit` bytes, cut at `granule` channels if possible."""
         return []
 
     def lower(self, bound: Bound, step: Step) -> Iterator[AnyInstruction]:

@@ -75,11 +75,15 @@ class Conv(Op):
     operands: ClassVar[int | None] = 1
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) == 4 and len(s[1]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
-        Constraint(lambda op, s: 1 <= op.groups <= s[1][0] and s[1][0] % op.groups == 0
-                   and s[1][3] * op.groups == s[0][3], "group divides input and output channels"),
+        Constraint(
+            lambda op, s: 1 <= op.groups <= s[1][0] and s[1][0] % op.groups == 0 and s[1][3] * op.groups == s[0][3],
+            "group divides input and output channels",
+        ),
         Constraint(lambda op, s: all(1 <= v <= 65535 for v in s[1][1:3]), "kernel sides are 1 to 65535"),
-        Constraint(lambda op, s: all(1 <= v <= 65535 for v in (*op.strides, *op.dilations)),
-                   "strides and dilations are 1 to 65535"),
+        Constraint(
+            lambda op, s: all(1 <= v <= 65535 for v in (*op.strides, *op.dilations)),
+            "strides and dilations are 1 to 65535",
+        ),
         Constraint(lambda op, s: all(0 <= v <= PAD_LIMIT for v in op.pads), f"pads are 0 to {PAD_LIMIT}"),
         Constraint(lambda op, s: min(op.infer(s)) >= 1, "the kernel fits into the padded input"),
     )
@@ -87,8 +91,12 @@ class Conv(Op):
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         (n, h, w, _), (o, kh, kw, _) = shapes[INPUT], shapes[WEIGHT]
         top, left, bottom, right = self.pads
-        return (n, window_out(h, kh, self.strides[0], self.dilations[0], top, bottom),
-                window_out(w, kw, self.strides[1], self.dilations[1], left, right), o)
+        return (
+            n,
+            window_out(h, kh, self.strides[0], self.dilations[0], top, bottom),
+            window_out(w, kw, self.strides[1], self.dilations[1], left, right),
+            o,
+        )
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         x, w, bias = inputs[INPUT].astype(np.int64), inputs[WEIGHT], inputs[BIAS]
@@ -104,8 +112,13 @@ class Conv(Op):
         for i in range(kernel[0]):
             for j in range(kernel[1]):
                 i0, j0 = i * self.dilations[0], j * self.dilations[1]
-                taps.append(x[:, i0: i0 + (out[1] - 1) * self.strides[0] + 1: self.strides[0],
-                              j0: j0 + (out[2] - 1) * self.strides[1] + 1: self.strides[1]])
+                taps.append(
+                    x[
+                        :,
+                        i0 : i0 + (out[1] - 1) * self.strides[0] + 1 : self.strides[0],
+                        j0 : j0 + (out[2] - 1) * self.strides[1] + 1 : self.strides[1],
+                    ]
+                )
         return np.stack(taps, axis=3)
 
     def work(self, bound: Bound) -> Work:
@@ -139,14 +152,32 @@ class Conv(Op):
         first_window = (target.lo % out_h) * self.strides[0] - self.pads[0]
         low, high = clamp_limits(self.clamp, bound.quant)
         yield isa.Conv(
-            source=source.address, in_h=source.hi - source.lo, in_w=in_w, in_c=in_c,
-            target=target.address + step.block.lo, out_h=target.hi - target.lo, out_w=out_w,
-            out_c=step.block.hi - step.block.lo, pitch=out_c, channel=step.block.lo, channels=out_c,
-            kernel_h=kernel_h, kernel_w=kernel_w, stride_h=self.strides[0], stride_w=self.strides[1],
-            dilation_h=self.dilations[0], dilation_w=self.dilations[1],
-            pad_top=source.lo % in_h - first_window, pad_left=self.pads[1], groups=self.groups,
-            weights=step.weights, params=step.params,
-            in_zero=bound.input_quant(INPUT).zero_point, out_zero=bound.quant.zero_point, low=low, high=high,
+            source=source.address,
+            in_h=source.hi - source.lo,
+            in_w=in_w,
+            in_c=in_c,
+            target=target.address + step.block.lo,
+            out_h=target.hi - target.lo,
+            out_w=out_w,
+            out_c=step.block.hi - step.block.lo,
+            pitch=out_c,
+            channel=step.block.lo,
+            channels=out_c,
+            kernel_h=kernel_h,
+            kernel_w=kernel_w,
+            stride_h=self.strides[0],
+            stride_w=self.strides[1],
+            dilation_h=self.dilations[0],
+            dilation_w=self.dilations[1],
+            pad_top=source.lo % in_h - first_window,
+            pad_left=self.pads[1],
+            groups=self.groups,
+            weights=step.weights,
+            params=step.params,
+            in_zero=bound.input_quant(INPUT).zero_point,
+            out_zero=bound.quant.zero_point,
+            low=low,
+            high=high,
         )
 
     @classmethod
@@ -172,8 +203,10 @@ class Dense(Op):
     layout: ClassVar[str] = "features last"
     operands: ClassVar[int | None] = 1
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        Constraint(lambda op, s: len(s[0]) >= 1 and len(s[1]) == 2 and s[0][-1] == s[1][1],
-                   "the weights are a constant matrix that matches the last axis of the input"),
+        Constraint(
+            lambda op, s: len(s[0]) >= 1 and len(s[1]) == 2 and s[0][-1] == s[1][1],
+            "the weights are a constant matrix that matches the last axis of the input",
+        ),
     )
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -200,12 +233,32 @@ class Dense(Op):
         low, high = clamp_limits(self.clamp, bound.quant)
         rows = step.output.hi - step.output.lo
         yield isa.Conv(
-            source=step.inputs[0].address, in_h=rows, in_w=1, in_c=in_c,
-            target=step.output.address + step.block.lo, out_h=rows, out_w=1,
-            out_c=step.block.hi - step.block.lo, pitch=out_c, channel=step.block.lo, channels=out_c,
-            kernel_h=1, kernel_w=1, stride_h=1, stride_w=1, dilation_h=1, dilation_w=1, pad_top=0, pad_left=0, groups=1,
-            weights=step.weights, params=step.params,
-            in_zero=bound.input_quant(INPUT).zero_point, out_zero=bound.quant.zero_point, low=low, high=high,
+            source=step.inputs[0].address,
+            in_h=rows,
+            in_w=1,
+            in_c=in_c,
+            target=step.output.address + step.block.lo,
+            out_h=rows,
+            out_w=1,
+            out_c=step.block.hi - step.block.lo,
+            pitch=out_c,
+            channel=step.block.lo,
+            channels=out_c,
+            kernel_h=1,
+            kernel_w=1,
+            stride_h=1,
+            stride_w=1,
+            dilation_h=1,
+            dilation_w=1,
+            pad_top=0,
+            pad_left=0,
+            groups=1,
+            weights=step.weights,
+            params=step.params,
+            in_zero=bound.input_quant(INPUT).zero_point,
+            out_zero=bound.quant.zero_point,
+            low=low,
+            high=high,
         )
 
     @classmethod
@@ -229,8 +282,8 @@ def _grouped_product(patches: Array, w: Array, groups: int) -> Array:
         return np.asarray(np.einsum("...tc,ct->...c", patches, w.reshape(channels, taps).astype(np.int64)))
     parts = []
     for g in range(groups):
-        part = patches[..., g * depth:(g + 1) * depth].reshape(*lead, taps * depth)
-        parts.append(_product(part, w[g * out:(g + 1) * out].reshape(out, -1)))
+        part = patches[..., g * depth : (g + 1) * depth].reshape(*lead, taps * depth)
+        parts.append(_product(part, w[g * out : (g + 1) * out].reshape(out, -1)))
     return np.concatenate(parts, axis=-1)
 
 
@@ -248,8 +301,9 @@ def finish(bound: Bound, acc: Array, clamp: tuple[float, float]) -> Array:
     law, (multiplier, shift) = bound.law, multipliers(bound)
     low, high = clamp_limits(clamp, bound.quant)
     acc = exact.narrow(acc, law.accumulator_bits, law.wraps)
-    out = exact.requantize(acc, multiplier.astype(np.int64), shift.astype(np.int64), bound.quant.zero_point,
-                           law.mode, low, high)
+    out = exact.requantize(
+        acc, multiplier.astype(np.int64), shift.astype(np.int64), bound.quant.zero_point, law.mode, low, high
+    )
     return np.asarray(out).astype(np.int8)
 
 

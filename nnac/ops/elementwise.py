@@ -29,8 +29,10 @@ class _Elementwise(Op):
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: 2 <= len(s) <= MAX_OPERANDS, f"2 to {MAX_OPERANDS} operands"),
         Constraint(lambda op, s: broadcasts(s), "the shapes broadcast against each other (numpy's rule)"),
-        Constraint(lambda op, s: not broadcasts(s) or len(loop_nest(s)) <= isa.LOOPS,
-                   f"the broadcast needs at most {isa.LOOPS} nested loops"),
+        Constraint(
+            lambda op, s: not broadcasts(s) or len(loop_nest(s)) <= isa.LOOPS,
+            f"the broadcast needs at most {isa.LOOPS} nested loops",
+        ),
     )
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -44,7 +46,7 @@ class _Elementwise(Op):
         return fits.index(False) - 1 if False in fits else len(out)
 
     def rows(self, bound: Bound) -> tuple[int, int]:
-        count = prod(bound.output.shape[:self._cut(bound)])
+        count = prod(bound.output.shape[: self._cut(bound)])
         return count, count
 
     def input_rows(self, bound: Bound, rows: Rows) -> tuple[Rows | None, ...]:
@@ -61,8 +63,12 @@ class _Elementwise(Op):
         loops = loop_nest([stripe, *locals_])
         fill = isa.LOOPS - len(loops)
         strides = [(0,) * fill + tuple(steps[i + 1] for _, steps in loops) for i in range(len(shapes))]
-        return {"shape": (1,) * fill + tuple(side for side, _ in loops), "target": step.output.address,
-                "sources": tuple(slab.address for slab in step.inputs), "strides": sum(strides, ())}
+        return {
+            "shape": (1,) * fill + tuple(side for side, _ in loops),
+            "target": step.output.address,
+            "sources": tuple(slab.address for slab in step.inputs),
+            "strides": sum(strides, ()),
+        }
 
     @classmethod
     def _random(cls, rng: np.random.Generator, count: int) -> tuple[TensorType, ...]:
@@ -106,8 +112,15 @@ class Sum(_Elementwise):
         ratios, shift = self._ratios(bound)
         low, high = clamp_limits(self.clamp, bound.quant)
         zeros = tuple(bound.input_quant(i).zero_point for i in range(len(bound.inputs)))
-        yield isa.Sum(**self.nest(bound, step), zeros=zeros, multipliers=ratios, shift=shift,
-                      out_zero=bound.quant.zero_point, low=low, high=high)
+        yield isa.Sum(
+            **self.nest(bound, step),
+            zeros=zeros,
+            multipliers=ratios,
+            shift=shift,
+            out_zero=bound.quant.zero_point,
+            low=low,
+            high=high,
+        )
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
@@ -123,7 +136,9 @@ class Mul(_Elementwise):
 
     name: ClassVar[str] = "Mul"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        *_Elementwise.constraints[1:], Constraint(lambda op, s: len(s) == 2, "two operands"))
+        *_Elementwise.constraints[1:],
+        Constraint(lambda op, s: len(s) == 2, "two operands"),
+    )
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
         ratio = bound.input_quant(0).scale * bound.input_quant(1).scale / bound.quant.scale
@@ -139,8 +154,15 @@ class Mul(_Elementwise):
         multiplier, shift = self._ratio(bound)
         low, high = clamp_limits(self.clamp, bound.quant)
         zeros = tuple(bound.input_quant(i).zero_point for i in (0, 1))
-        yield isa.Mul(**self.nest(bound, step), zeros=zeros, multiplier=multiplier, shift=shift,
-                      out_zero=bound.quant.zero_point, low=low, high=high)
+        yield isa.Mul(
+            **self.nest(bound, step),
+            zeros=zeros,
+            multiplier=multiplier,
+            shift=shift,
+            out_zero=bound.quant.zero_point,
+            low=low,
+            high=high,
+        )
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:

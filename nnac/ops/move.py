@@ -99,9 +99,13 @@ class Slice(Move):
     name: ClassVar[str] = "Slice"
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) <= isa.AXES, f"at most {isa.AXES} axes"),
-        Constraint(lambda op, s: all(n >= 1 and 0 <= a < side and 0 <= a + (n - 1) * step < side
-                                     for a, step, n, side in zip(op.starts, op.steps, op.sizes, s[0], strict=True)),
-                   "the slice is not empty and lies inside the tensor"),
+        Constraint(
+            lambda op, s: all(
+                n >= 1 and 0 <= a < side and 0 <= a + (n - 1) * step < side
+                for a, step, n, side in zip(op.starts, op.steps, op.sizes, s[0], strict=True)
+            ),
+            "the slice is not empty and lies inside the tensor",
+        ),
     )
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -135,14 +139,18 @@ class Concat(Move):
     name: ClassVar[str] = "Concat"
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) <= isa.AXES, f"at most {isa.AXES} axes"),
-        Constraint(lambda op, s: 0 <= op.axis < len(s[0]) and all(
-            t[:op.axis] + t[op.axis + 1:] == s[0][:op.axis] + s[0][op.axis + 1:] for t in s),
-            "all operands have the same shape but for the axis"),
+        Constraint(
+            lambda op, s: (
+                0 <= op.axis < len(s[0])
+                and all(t[: op.axis] + t[op.axis + 1 :] == s[0][: op.axis] + s[0][op.axis + 1 :] for t in s)
+            ),
+            "all operands have the same shape but for the axis",
+        ),
     )
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         first = shapes[0]
-        return (*first[:self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1:])
+        return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         return np.concatenate(list(inputs), axis=self.axis)
@@ -158,7 +166,7 @@ class Concat(Move):
         x = _random(rng)
         axis = int(rng.integers(len(x.shape)))
         sides = [int(v) for v in rng.integers(1, 5, int(rng.integers(1, 4)))]
-        types = tuple(replace(x, shape=(*x.shape[:axis], side, *x.shape[axis + 1:])) for side in sides)
+        types = tuple(replace(x, shape=(*x.shape[:axis], side, *x.shape[axis + 1 :])) for side in sides)
         op = cls(axis)
         return Sample(op, types, replace(x, shape=op.infer([t.shape for t in types])), {})
 
@@ -204,7 +212,7 @@ class Pad(Move):
 
 def dense_strides(shape: Shape) -> tuple[int, ...]:
     """Return byte strides of a dense int8 tensor."""
-    return tuple(prod(shape[i + 1:]) for i in range(len(shape)))
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def copy(source: Home, source_strides: Shape, target: Home, target_strides: Shape, shape: Shape) -> isa.Copy:
@@ -219,8 +227,12 @@ def copy(source: Home, source_strides: Shape, target: Home, target_strides: Shap
             axes.append((side, s, t))
     axes = [(1, 0, 0)] * (isa.AXES - len(axes)) + axes
     return isa.Copy(
-        source_space=source[0], source=source[1], source_strides=tuple(s for _, s, _ in axes),
-        target_space=target[0], target=target[1], target_strides=tuple(t for _, _, t in axes),
+        source_space=source[0],
+        source=source[1],
+        source_strides=tuple(s for _, s, _ in axes),
+        target_space=target[0],
+        target=target[1],
+        target_strides=tuple(t for _, _, t in axes),
         shape=tuple(side for side, _, _ in axes),
     )
 

@@ -44,19 +44,29 @@ class _Pool(Op):
     layout: ClassVar[str] = "NHWC"
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
-        Constraint(lambda op, s: all(1 <= v <= PAD_LIMIT for v in (*op.kernel, *op.strides, *op.dilations)),
-                   f"kernel, strides and dilations are 1 to {PAD_LIMIT}"),
-        Constraint(lambda op, s: all(0 <= op.pads[i] <= op.dilations[i % 2] * (op.kernel[i % 2] - 1) for i in (0, 1))
-                   and all(0 <= p <= PAD_LIMIT for p in op.pads),
-                   "top and left pads are smaller than the kernel, so that each window has a real tap"),
+        Constraint(
+            lambda op, s: all(1 <= v <= PAD_LIMIT for v in (*op.kernel, *op.strides, *op.dilations)),
+            f"kernel, strides and dilations are 1 to {PAD_LIMIT}",
+        ),
+        Constraint(
+            lambda op, s: (
+                all(0 <= op.pads[i] <= op.dilations[i % 2] * (op.kernel[i % 2] - 1) for i in (0, 1))
+                and all(0 <= p <= PAD_LIMIT for p in op.pads)
+            ),
+            "top and left pads are smaller than the kernel, so that each window has a real tap",
+        ),
         Constraint(lambda op, s: min(op.infer(s)) >= 1, "the kernel fits into the padded input"),
     )
 
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         n, h, w, c = shapes[0]
         top, left, bottom, right = self.pads
-        return (n, window_out(h, self.kernel[0], self.strides[0], self.dilations[0], top, bottom),
-                window_out(w, self.kernel[1], self.strides[1], self.dilations[1], left, right), c)
+        return (
+            n,
+            window_out(h, self.kernel[0], self.strides[0], self.dilations[0], top, bottom),
+            window_out(w, self.kernel[1], self.strides[1], self.dilations[1], left, right),
+            c,
+        )
 
     def windows(self, x: Array, out: Shape, fill: int) -> Array:
         """Return (N, OH, OW, C, taps) windows of `x` with padding `fill`."""
@@ -64,8 +74,13 @@ class _Pool(Op):
         need = [(out[1 + i] - 1) * self.strides[i] + self.dilations[i] * (self.kernel[i] - 1) + 1 for i in (0, 1)]
         grown = [(top, max(need[0] - top - x.shape[1], 0)), (left, max(need[1] - left - x.shape[2], 0))]
         x = np.pad(x, ((0, 0), *grown, (0, 0)), constant_values=fill)
-        taps = [x[:, i * self.dilations[0]:, j * self.dilations[1]:][:, ::self.strides[0], ::self.strides[1]]
-                [:, :out[1], :out[2]] for i in range(self.kernel[0]) for j in range(self.kernel[1])]
+        taps = [
+            x[:, i * self.dilations[0] :, j * self.dilations[1] :][:, :: self.strides[0], :: self.strides[1]][
+                :, : out[1], : out[2]
+            ]
+            for i in range(self.kernel[0])
+            for j in range(self.kernel[1])
+        ]
         return np.stack(taps, axis=-1)
 
     def work(self, bound: Bound) -> Work:
@@ -95,14 +110,31 @@ class _Pool(Op):
         first_window = (target.lo % out_h) * self.strides[0] - self.pads[0]
         low, high = clamp_limits(self.clamp, bound.quant)
         return isa.Pool(
-            kind=kind, source=source.address, in_h=source.hi - source.lo, in_w=in_w, channels=channels,
-            target=target.address, out_h=target.hi - target.lo, out_w=out_w,
-            kernel_h=self.kernel[0], kernel_w=self.kernel[1], stride_h=self.strides[0], stride_w=self.strides[1],
-            dilation_h=self.dilations[0], dilation_w=self.dilations[1],
-            pad_top=source.lo % in_h - first_window, pad_left=self.pads[1], count_pads=int(any(counted)),
-            padded_h=in_h + counted[2] - first_window, padded_w=in_w + counted[3] + self.pads[1],
-            in_zero=bound.input_quant(0).zero_point, out_zero=bound.quant.zero_point,
-            multiplier=ratio[0], shift=ratio[1], low=low, high=high,
+            kind=kind,
+            source=source.address,
+            in_h=source.hi - source.lo,
+            in_w=in_w,
+            channels=channels,
+            target=target.address,
+            out_h=target.hi - target.lo,
+            out_w=out_w,
+            kernel_h=self.kernel[0],
+            kernel_w=self.kernel[1],
+            stride_h=self.strides[0],
+            stride_w=self.strides[1],
+            dilation_h=self.dilations[0],
+            dilation_w=self.dilations[1],
+            pad_top=source.lo % in_h - first_window,
+            pad_left=self.pads[1],
+            count_pads=int(any(counted)),
+            padded_h=in_h + counted[2] - first_window,
+            padded_w=in_w + counted[3] + self.pads[1],
+            in_zero=bound.input_quant(0).zero_point,
+            out_zero=bound.quant.zero_point,
+            multiplier=ratio[0],
+            shift=ratio[1],
+            low=low,
+            high=high,
         )
 
 
@@ -140,7 +172,9 @@ class AveragePool(_Pool):
 
     name: ClassVar[str] = "AveragePool"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        *_Pool.constraints, Constraint(lambda op, s: op.dilations == (1, 1), "an average is not dilated"))
+        *_Pool.constraints,
+        Constraint(lambda op, s: op.dilations == (1, 1), "an average is not dilated"),
+    )
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
         return encode_ratio(bound.input_quant(0).scale / bound.quant.scale, bound.law.power_of_two_scales)
@@ -150,16 +184,20 @@ class AveragePool(_Pool):
         total = self.windows(x, bound.output.shape, 0).sum(axis=-1)
         multiplier, shift = self._ratio(bound)
         low, high = clamp_limits(self.clamp, bound.quant)
-        out = exact.average(total, self._counts(bound), multiplier, shift, bound.quant.zero_point,
-                            bound.law.mode, low, high)
+        out = exact.average(
+            total, self._counts(bound), multiplier, shift, bound.quant.zero_point, bound.law.mode, low, high
+        )
         return np.asarray(out).astype(np.int8)
 
     def _counts(self, bound: Bound) -> Array:
         sides = []
         for axis in (0, 1):
             size, out = bound.inputs[0].shape[1 + axis], bound.output.shape[1 + axis]
-            taps = (np.arange(out)[:, None] * self.strides[axis] - self.pads[axis]
-                    + np.arange(self.kernel[axis]) * self.dilations[axis])
+            taps = (
+                np.arange(out)[:, None] * self.strides[axis]
+                - self.pads[axis]
+                + np.arange(self.kernel[axis]) * self.dilations[axis]
+            )
             inside = (taps >= -self.counted[axis]) & (taps < size + self.counted[axis + 2])
             sides.append(inside.sum(axis=1))
         return np.asarray(sides[0][:, None] * sides[1])[None, :, :, None]

@@ -38,8 +38,9 @@ class Softmax(Op):
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         table = np.array(softmax_table(bound.input_quant(0).scale), dtype=np.int64)
-        out = exact.softmax(inputs[0].astype(np.int64), table, *self._ratio(bound), bound.quant.zero_point,
-                            bound.law.mode)
+        out = exact.softmax(
+            inputs[0].astype(np.int64), table, *self._ratio(bound), bound.quant.zero_point, bound.law.mode
+        )
         return np.asarray(out).astype(np.int8)
 
     def rows(self, bound: Bound) -> tuple[int, int]:
@@ -52,9 +53,16 @@ class Softmax(Op):
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         multiplier, shift = self._ratio(bound)
-        yield isa.Softmax(source=step.inputs[0].address, target=step.output.address,
-                          rows=step.output.hi - step.output.lo, length=bound.output.shape[-1], table=step.params,
-                          multiplier=multiplier, shift=shift, out_zero=bound.quant.zero_point)
+        yield isa.Softmax(
+            source=step.inputs[0].address,
+            target=step.output.address,
+            rows=step.output.hi - step.output.lo,
+            length=bound.output.shape[-1],
+            table=step.params,
+            multiplier=multiplier,
+            shift=shift,
+            out_zero=bound.quant.zero_point,
+        )
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
