@@ -39,10 +39,10 @@ def brute_force(x: Array, k: int, weights: Array, zero: bool) -> float:
     """Return the least error over all ways to cut the sorted values into k runs, one of them at 0 if `zero`."""
     order = np.argsort(x)
     x, weights, best = x[order], weights[order], inf
-    for cuts in combinations(range(x.size + 1), k - 1):
+    for cuts in combinations(range(x.size + 1), min(k - 1, x.size + 1)):
         runs = [slice(a, b) for a, b in zip((0, *cuts), (*cuts, x.size), strict=True)]
         means = [np.average(x[r], weights=weights[r]) if weights[r].sum() > 0 else 0.0 for r in runs]
-        pins = range(k) if zero else [-1]
+        pins = range(len(runs)) if zero else [-1]
         best = min(
             best,
             *(

@@ -269,7 +269,8 @@ def test_dequantized_integers_are_found(kind: str, scales: str, zero: bool) -> N
 
 def qonnx_quant(x: Array, scale: Array, zero: float, limits: tuple[int, int], rounding: Any = np.rint) -> Array:
     """Return what QONNX's Quant gives, in float32."""
-    integers = rounding(np.clip(x / scale + np.float32(zero), *map(np.float32, limits)))
+    low, high = map(np.float32, limits)
+    integers = rounding(np.clip(x / scale + np.float32(zero), low, high))
     return np.asarray((integers - np.float32(zero)) * scale, np.float32)
 
 
@@ -317,7 +318,7 @@ def test_qonnx_binary_weights_are_found() -> None:
 @pytest.mark.parametrize("changes", [{"x": "x"}, {"width": 40}, {"attributes": {"rounding_mode": "DICE"}}])
 def test_other_qonnx_quantizers_are_reported(changes: dict[str, Any]) -> None:
     """On a computed value, of an unknown width or rounding."""
-    given = {"v": gaussian()["w"], "scale": 0.1, "zero": 0, "width": 4} | changes
+    given: dict[str, Any] = {"v": gaussian()["w"], "scale": 0.1, "zero": 0, "width": 4} | changes
     with pytest.raises(ModelError, match=r"Quant.*not supported"):
         nnac.compile(qonnx_model("Quant", "qonnx.custom_op.general", **given), "nna8", samples_of())
 
