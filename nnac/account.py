@@ -119,12 +119,12 @@ def to_json(program: Program, blob_bytes: int) -> dict[str, Any]:
     """Return the account as a dict for JSON: `tensors`, one entry per layer with weights, and totals in bytes."""
     rows = weight_account(program)
     blob, raw = blob_account(program, rows, blob_bytes), sum(row.raw_bytes for row in rows)
+    parts = {name.replace(", ", "_").replace(" ", "_"): nbytes for name, nbytes in blob.parts().items()}
     encoded = sum(row.encoded_bytes for row in rows)
     return {
         "model": program.name, "target": program.target.name, "tensors": [_row_json(row) for row in rows],
         "raw_bytes": raw, "encoded_bytes": encoded, "bits_per_weight": 8 * encoded / raw if raw else None,
-        "blob_bytes": blob.blob, "blob": {name.replace(", ", "_").replace(" ", "_"): n for name, n in blob.parts().items()},
-        "blob_bytes_all_int8": blob.all_int8, "float32_bytes": blob.float32,
+        "blob_bytes": blob.blob, "blob": parts, "blob_bytes_all_int8": blob.all_int8, "float32_bytes": blob.float32,
     }
 
 

@@ -27,17 +27,14 @@ from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
-from nnac.passes.emit import Packings, emit
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
-from nnac.passes.place import place
 from nnac.passes.quantize import quantize
-from nnac.passes.tile import tile
-from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy
 from nnac.program import KnownAnswer, Program
+from nnac.search import best_program
 from nnac.targets import Target, load_target
 from nnac.timing import latency, simulate
 from nnac.types import Array
@@ -236,77 +233,6 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
     orders |= {f"adversarial order {seed}": adversarial_order(program.instructions, seed) for seed in range(2)}
     for name, turns in orders.items():
         _same(f"execution in {name}", expected, Emulator(program).run(probe, order=turns))
-
-
-def best_program(
-    graph: Graph, machine: Target, note: str, answer: KnownAnswer, sqnr: Mapping[str, float] | None = None
-) -> Program:
-    """Return the fastest program by the timing model, of those that the strategies give.
-
-    Raises:
-        CapacityError: no strategy fits (the first one's reason).
-    """
-    programs: dict[Strategy, Program] = {}
-    cycles: dict[Strategy, int] = {}
-    packings: Packings = {}
-
-    def attempt(strategy: Strategy) -> Plan | CapacityError:
-        found = _attempt(graph, machine, strategy)
-        if isinstance(found, Plan):
-            programs[strategy] = emit(found, note, answer, packings, sqnr)
-            cycles[strategy] = latency(programs[strategy])
-        return found
-
-    def patient() -> bool:
-        return sum(len(program.instructions) for program in programs.values()) < PATIENCE
-
-    def fastest(count: int) -> list[Strategy]:
-        return sorted(cycles, key=lambda s: cycles[s])[:count]
-
-    def try_all(strategies: Iterable[Strategy]) -> None:
-        for strategy in strategies:
-            if strategy not in programs and patient():
-                attempt(strategy)
-
-    first = attempt(STRATEGIES[0])
-    spills = isinstance(first, CapacityError) or first.tiling.spills
-    if spills:
-        for strategy in STRATEGIES[1:]:
-            attempt(strategy)
-        try_all([replace(s, stripes=n) for s in fastest(2) for n in STRIPES])
-    if not programs:
-        assert isinstance(first, CapacityError)
-        raise first
-    try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
-    if spills:
-        less = [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]
-        try_all(less)
-        try_all([replace(s, share=1.0, used=s.share) for s in less])
-        try_all([replace(s, stripes=n) for s in fastest(1) for n in STRIPES])
-        try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
-    return programs[fastest(1)[0]]
-
-
-def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | CapacityError:
-    try:
-        return plan(graph, machine, strategy)
-    except CapacityError as error:
-        return error
-
-
-def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
-    """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
-    size = machine.memory["sram"].bytes
-    budget = int(size * strategy.used)
-    for _ in range(ATTEMPTS):
-        candidate = place(tile(graph, machine, budget, strategy))
-        excess = candidate.used[Space.SRAM] - size
-        if excess <= 0:
-            return candidate
-        budget -= max(excess // 2, size // 64)
-    raise CapacityError(
-        "scratchpad after placement", candidate.used[Space.SRAM], size, advice="use a machine with a larger memory.sram"
-    )
 
 
 def _calibrate(

@@ -31,7 +31,7 @@ FLOORS = (
     ),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
-    ("nnac.compare", "nnac.compiled", "nnac.account"),
+    ("nnac.compare", "nnac.compiled", "nnac.account", "nnac.search"),
     ("nnac.compiler",),
     ("nnac.sweep",),
     ("nnac.report",),

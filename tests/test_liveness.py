@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import liveness
-from nnac.compiler import best_program
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError
 from nnac.isa import Space
@@ -22,6 +21,7 @@ from nnac.passes.quantize import quantize
 from nnac.passes.tile import tile
 from nnac.plan import Strategy
 from nnac.program import Program
+from nnac.search import best_program
 from nnac.targets import load_target
 from tests.graphs import random_inputs, with_memory
 from tests.test_schedule import SEEDS, network

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from nnac import isa
-from nnac.compiler import best_program, lower, measured_graph
+from nnac.compiler import lower, measured_graph
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
 from nnac.isa import Engine, Space
 from nnac.program import KnownAnswer, Program
+from nnac.search import best_program
 from nnac.targets import Memory, Target, load_target, with_settings
 from nnac.targets.machine import DATAFLOWS
 from nnac.timing import BOUND, OUTSIDE, PORT, is_resident, ports_of, simulate, transfer_cycles, what_if

@@ -315,6 +315,15 @@ def test_qonnx_binary_weights_are_found() -> None:
     assert row.encoded_bytes < 0.14 * row.raw_bytes
 
 
+def test_a_qonnx_quantizer_of_computed_constants_is_found() -> None:
+    v = gaussian()["w"]
+    model = qonnx_model("Quant", "qonnx.custom_op.general", v=v, n=-v, scale=1 / 32, zero=0, width=1)
+    model.graph.node.insert(0, helper.make_node("Neg", ["n"], ["m"]))
+    model.graph.node[1].input[0] = "m"
+    (row,) = rows_of(nnac.compile(model, "nna8", samples_of(), check=True))
+    assert (row.levels, row.sqnr_db) == (2, None)
+
+
 @pytest.mark.parametrize("changes", [{"x": "x"}, {"width": 40}, {"attributes": {"rounding_mode": "DICE"}}])
 def test_other_qonnx_quantizers_are_reported(changes: dict[str, Any]) -> None:
     """On a computed value, of an unknown width or rounding."""

@@ -12,7 +12,7 @@ from nnac.frontend.check import DOMAINS, check_structure, report
 from nnac.frontend.fold import fold
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
-from nnac.frontend.qonnx import spell_out_weights
+from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
 from nnac.frontend.walk import nodes, stem
 
@@ -45,13 +45,15 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits) -> onn
     embed_external_data(model, source, limits)
     check_structure(model, limits)
     _normalize_domains(model)
-    drop_constant_inputs(model.graph)
-    spell_out_weights(model)
     _name_nodes(model.graph)
+    drop_constant_inputs(model.graph)
+    fold_quantizers(model)
     fix_inputs(model.graph, shapes, limits)
     forget_inferred(model.graph)
     model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
     model = fold(model, limits)
+    if fold_quantizers(model):  # of constants that had to be computed first
+        model = fold(model, limits)
     forget_inferred(model.graph)
     report(_number_problems(model.graph))
     return infer(model, limits)

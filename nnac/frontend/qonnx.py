@@ -1,15 +1,16 @@
-"""QONNX: quantizers of constant weights (`Quant`, `BipolarQuant`) spelled out in standard operators, which are folded.
+"""QONNX: quantizers of constant weights (`Quant`, `BipolarQuant`) are computed.
 
 Rules:
 
-1. a node of one of the domains, all of whose inputs are constants, becomes the chain that QONNX defines: divide by the
-   scale, add the zero point, clip to the width, round, and back; its output keeps its name;
-2. a node on a computed value stays, and the import reports it; so does one with an unknown width or rounding.
+1. a node of one of the domains, all of whose inputs are stored, becomes its value: clip x / scale + zero point to the
+   width, round, and back, in float32 as QONNX defines it; one signed bit is the sign;
+2. scale and zero point fit into the shape of x;
+3. a node on a computed value stays, and the import reports it; so does one of an unknown width or rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
@@ -18,94 +19,76 @@ from onnx import helper, numpy_helper
 from nnac.types import Array
 
 DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
-ROUNDINGS = {"ROUND": "Round", "CEIL": "Ceil", "FLOOR": "Floor"}
-OPSET = 11
-"""`Round` exists from here."""
+ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "ROUND": np.rint, "HALF_EVEN": np.rint, "CEIL": np.ceil, "FLOOR": np.floor, "DOWN": np.trunc}
 
 
-def spell_out_weights(model: onnx.ModelProto) -> None:
-    """Replace quantizers of constants in the main graph, in place."""
-    opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 1)
-    if opset < OPSET or not any(node.domain in DOMAINS for node in model.graph.node):
-        return
-    values = dict(_stored(model.graph))
-    constant, nodes = {*values}, list[onnx.NodeProto]()
+def fold_quantizers(model: onnx.ModelProto) -> bool:
+    """Replace quantizers of stored tensors in the main graph by their values, in place; tell if there were any."""
+    if not any(node.domain in DOMAINS for node in model.graph.node):
+        return False
+    stored = {tensor.name: tensor for tensor in model.graph.initializer} | _constants(model.graph)
+    kept, folded = [], dict[str, Array]()
     for node in model.graph.node:
-        if all(name in constant for name in node.input if name) and not _holds_graph(node):
-            constant.update(node.output)
-            nodes += _chain(model.graph, node, values) or [node]
+        value = _value(node, stored)
+        if value is None:
+            kept.append(node)
         else:
-            nodes.append(node)
+            folded[node.output[0]] = value
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in folded.items())
+    return bool(folded)
 
 
-def _stored(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Yield what is constant as it stands, by name."""
-    yield from ((tensor.name, tensor) for tensor in graph.initializer)
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain == "":
-            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value" and a.HasField("t"))
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    return {node.output[0]: a.t for node in graph.node if node.op_type == "Constant" and node.domain == ""
+            for a in node.attribute if a.name == "value" and a.HasField("t")}
 
 
-def _holds_graph(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
-
-
-def _chain(graph: onnx.GraphProto, node: onnx.NodeProto, values: dict[str, onnx.TensorProto]
-           ) -> list[onnx.NodeProto] | None:
-    """Return the standard nodes of a quantizer, or None where it is none or not known."""
-    if node.domain in DOMAINS and node.op_type == "Quant" and len(node.input) == 4:
-        width = _number(values.get(node.input[3]))
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        rounding = ROUNDINGS.get(attributes.get("rounding_mode", b"ROUND").decode())
-        if width is not None and rounding is not None:
-            low, high = _limits(width, bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0)))
-            return _quantizer(graph, node, low, high, rounding)
-    if node.domain in DOMAINS and node.op_type == "BipolarQuant" and len(node.input) == 2:
-        return _bipolar(graph, node)
+def _value(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
+    """Return what a quantizer of stored tensors gives, or None for any other node."""
+    if node.domain not in DOMAINS or len(node.output) != 1 or any(name not in stored for name in node.input):
+        return None
+    inputs = [numpy_helper.to_array(stored[name]) for name in node.input]
+    if any(array.dtype != np.float32 for array in inputs[:3]) or not _fits(inputs[:3]):
+        return None
+    with np.errstate(all="ignore"):
+        match node.op_type, inputs:
+            case ("Quant" | "IntQuant"), [x, scale, zero, width]:
+                return _quantized(node, x, scale, zero, width)
+            case "BipolarQuant", [x, scale]:
+                return _float32(np.where(x >= 0, 1, -1) * scale)
     return None
 
 
-def _number(tensor: onnx.TensorProto | None) -> int | None:
-    """Return the whole number that a tensor of one entry holds, from 1 to 32."""
-    if tensor is None:
+def _fits(inputs: list[Array]) -> bool:
+    """Tell whether the first input's shape takes in all others."""
+    try:
+        return np.broadcast_shapes(*(array.shape for array in inputs)) == inputs[0].shape
+    except ValueError:
+        return False
+
+
+def _quantized(node: onnx.NodeProto, x: Array, scale: Array, zero: Array, width: Array) -> Array | None:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    rounding = ROUNDINGS.get(attributes.get("rounding_mode", b"ROUND").decode().upper())
+    bits = int(width.ravel()[0]) if width.size == 1 and width.ravel()[0] in range(1, 33) else None
+    if rounding is None or bits is None:
         return None
-    array = numpy_helper.to_array(tensor).ravel()
-    return int(array[0]) if array.size == 1 and array[0] in range(1, 33) else None
+    signed, steps = bool(attributes.get("signed", 1)), x / scale + zero
+    if signed and bits == 1:
+        return _float32((np.where(steps >= 0, 1, -1) - zero) * scale)
+    low, high = _limits(bits, signed, bool(attributes.get("narrow", 0)))
+    return _float32((rounding(np.clip(steps, np.float32(low), np.float32(high))) - zero) * scale)
 
 
-def _limits(width: int, signed: bool, narrow: bool) -> tuple[float, float]:
+def _limits(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
     """Return the smallest and the largest integer of a width; `narrow` leaves one out."""
     if signed:
-        return float(-(2 ** (width - 1)) + narrow), float(2 ** (width - 1) - 1)
-    return 0.0, float(2**width - 1 - narrow)
+        return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
+    return 0, 2**bits - 1 - narrow
 
 
-def _quantizer(graph: onnx.GraphProto, node: onnx.NodeProto, low: float, high: float, rounding: str
-               ) -> list[onnx.NodeProto]:
-    x, scale, zero, _ = node.input
-    step = [f"{node.output[0]}/quant{i}" for i in range(6)]
-    limits = [_constant(graph, node, name, np.float32(value)) for name, value in (("low", low), ("high", high))]
-    return [
-        helper.make_node("Div", [x, scale], [step[0]]), helper.make_node("Add", [step[0], zero], [step[1]]),
-        helper.make_node("Max", [step[1], limits[0]], [step[2]]),
-        helper.make_node("Min", [step[2], limits[1]], [step[3]]),
-        helper.make_node(rounding, [step[3]], [step[4]]), helper.make_node("Sub", [step[4], zero], [step[5]]),
-        helper.make_node("Mul", [step[5], scale], [node.output[0]], node.name)]
-
-
-def _bipolar(graph: onnx.GraphProto, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return 1 for zero and above, else -1, times the scale."""
-    x, scale = node.input
-    step = [f"{node.output[0]}/quant{i}" for i in range(2)]
-    zero, one, minus = (_constant(graph, node, name, np.float32(value))
-                        for name, value in (("zero", 0), ("one", 1), ("minus", -1)))
-    return [helper.make_node("Less", [x, zero], [step[0]]), helper.make_node("Where", [step[0], minus, one], [step[1]]),
-            helper.make_node("Mul", [step[1], scale], [node.output[0]], node.name)]
-
-
-def _constant(graph: onnx.GraphProto, node: onnx.NodeProto, name: str, value: Array | np.float32) -> str:
-    """Add a float32 constant and return its name."""
-    graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{node.output[0]}/{name}"))
-    return graph.initializer[-1].name
+def _float32(array: Array) -> Array:
+    return np.ascontiguousarray(array, np.float32)
