@@ -92,9 +92,15 @@ class BlobBytes:
 
     def parts(self) -> dict[str, int]:
         """Return the parts that add up to the file."""
-        return {"weights": self.weights, "weight tables": self.weight_tables, "bias, multipliers": self.params,
-                "function tables": self.functions, "other constants": self.operands,
-                "instructions": self.instructions, "metadata": self.metadata}
+        return {
+            "weights": self.weights,
+            "weight tables": self.weight_tables,
+            "bias, multipliers": self.params,
+            "function tables": self.functions,
+            "other constants": self.operands,
+            "instructions": self.instructions,
+            "metadata": self.metadata,
+        }
 
 
 def weight_account(program: Program) -> list[WeightRow]:
@@ -110,9 +116,17 @@ def blob_account(program: Program, rows: Sequence[WeightRow], blob_bytes: int) -
     stream, constants = len(isa.encode(program.instructions)), int(program.constants.size)
     raw, channels = sum(row.raw_bytes for row in rows), sum(row.shape[0] for row in rows)
     return BlobBytes(
-        blob_bytes, weights, tables, sizes["params"], sizes["functions"],
-        constants - weights - tables - sizes["params"] - sizes["functions"], stream, blob_bytes - stream - constants,
-        blob_bytes - weights - tables + raw, 4 * (raw + channels))
+        blob_bytes,
+        weights,
+        tables,
+        sizes["params"],
+        sizes["functions"],
+        constants - weights - tables - sizes["params"] - sizes["functions"],
+        stream,
+        blob_bytes - stream - constants,
+        blob_bytes - weights - tables + raw,
+        4 * (raw + channels),
+    )
 
 
 def to_json(program: Program, blob_bytes: int) -> dict[str, Any]:
@@ -122,18 +136,35 @@ def to_json(program: Program, blob_bytes: int) -> dict[str, Any]:
     parts = {name.replace(", ", "_").replace(" ", "_"): nbytes for name, nbytes in blob.parts().items()}
     encoded = sum(row.encoded_bytes for row in rows)
     return {
-        "model": program.name, "target": program.target.name, "tensors": [_row_json(row) for row in rows],
-        "raw_bytes": raw, "encoded_bytes": encoded, "bits_per_weight": 8 * encoded / raw if raw else None,
-        "blob_bytes": blob.blob, "blob": parts, "blob_bytes_all_int8": blob.all_int8, "float32_bytes": blob.float32,
+        "model": program.name,
+        "target": program.target.name,
+        "tensors": [_row_json(row) for row in rows],
+        "raw_bytes": raw,
+        "encoded_bytes": encoded,
+        "bits_per_weight": 8 * encoded / raw if raw else None,
+        "blob_bytes": blob.blob,
+        "blob": parts,
+        "blob_bytes_all_int8": blob.all_int8,
+        "float32_bytes": blob.float32,
     }
 
 
 def _row_json(row: WeightRow) -> dict[str, Any]:
     return {
-        "name": row.name, "op": row.op, "shape": list(row.shape), "raw_bytes": row.raw_bytes,
-        "encoded_bytes": row.encoded_bytes, "table_bytes": row.table_bytes, "bits": row.bits, "levels": row.levels,
-        "entropy_bits": row.entropy_bits, "bits_per_weight": row.bits_per_weight, "packer": row.packer,
-        "runners_up": dict(row.runners_up), "sparsity": row.zeros, "sqnr_db": row.sqnr_db,
+        "name": row.name,
+        "op": row.op,
+        "shape": list(row.shape),
+        "raw_bytes": row.raw_bytes,
+        "encoded_bytes": row.encoded_bytes,
+        "table_bytes": row.table_bytes,
+        "bits": row.bits,
+        "levels": row.levels,
+        "entropy_bits": row.entropy_bits,
+        "bits_per_weight": row.bits_per_weight,
+        "packer": row.packer,
+        "runners_up": dict(row.runners_up),
+        "sparsity": row.zeros,
+        "sqnr_db": row.sqnr_db,
     }
 
 
@@ -170,18 +201,26 @@ def _row(program: Program, place: int, blocks: Blocks, image: Array) -> WeightRo
     tables = {load.table: load.table_bytes for load in loads if load.table_bytes}
     packer, encoding = PACKERS[loads[0].packer], layer.encoding
     return WeightRow(
-        layer.name, layer.op, (weights.size // max(1, isa.volume(tap)), *tap), weights.size,
-        sum(load.source_bytes for load in loads), sum(tables.values()), len(np.unique(weights)),
-        float((weights == 0).mean()), entropy_bits(weights), packer,
+        layer.name,
+        layer.op,
+        (weights.size // max(1, isa.volume(tap)), *tap),
+        weights.size,
+        sum(load.source_bytes for load in loads),
+        sum(tables.values()),
+        len(np.unique(weights)),
+        float((weights == 0).mean()),
+        entropy_bits(weights),
+        packer,
         tuple(pair for pair in encoding.sizes if pair[0] != packer) if encoding else (),
-        encoding.sqnr_db if encoding else None)
+        encoding.sqnr_db if encoding else None,
+    )
 
 
 def _decoded(load: Load, image: Array) -> Array:
     """Return the int8 weights of one block."""
     out = np.empty(load.target_bytes, np.int8)
-    table = image[load.table:load.table + load.table_bytes].tobytes()
-    unpack(load.packer, table, np.ascontiguousarray(image[load.source:load.source + load.source_bytes]), out)
+    table = image[load.table : load.table + load.table_bytes].tobytes()
+    unpack(load.packer, table, np.ascontiguousarray(image[load.source : load.source + load.source_bytes]), out)
     return out
 
 

@@ -56,12 +56,28 @@ def main() -> None:
 # -- parameters ----------------------------------------------------------------------------------------------------
 
 
-_target = click.option("--target", default="nna8", show_default=True, metavar="NAME|TOML",
-                       help="Machine: a name of `nnac targets`, or a .toml file.")
-_shape = click.option("--shape", "shapes", type=named_shape, multiple=True, metavar="NAME=1,3,224,224",
-                      help="Full shape of an input with open dimensions; may be repeated.")
-_input = click.option("--input", "source", required=True, metavar="NPZ",
-                      help="Input arrays by name, each of the input's shape or with a leading axis of samples.")
+_target = click.option(
+    "--target",
+    default="nna8",
+    show_default=True,
+    metavar="NAME|TOML",
+    help="Machine: a name of `nnac targets`, or a .toml file.",
+)
+_shape = click.option(
+    "--shape",
+    "shapes",
+    type=named_shape,
+    multiple=True,
+    metavar="NAME=1,3,224,224",
+    help="Full shape of an input with open dimensions; may be repeated.",
+)
+_input = click.option(
+    "--input",
+    "source",
+    required=True,
+    metavar="NPZ",
+    help="Input arrays by name, each of the input's shape or with a leading axis of samples.",
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,24 +93,47 @@ def cli() -> None:
 @click.argument("model")
 @click.option("-o", "--output", metavar="NNA", help="Where to write the program; default: the model's name, here.")
 @_target
-@click.option("--calibrate", metavar="NPZ|FOLDER|random", help="Samples: one array per input, first axis = samples; "
-              "`random` for timing studies only.")
-@click.option("--method", default="minmax", show_default=True, metavar="minmax|percentile|mse",
-              help="How ranges come from the samples.")
+@click.option(
+    "--calibrate",
+    metavar="NPZ|FOLDER|random",
+    help="Samples: one array per input, first axis = samples; `random` for timing studies only.",
+)
+@click.option(
+    "--method",
+    default="minmax",
+    show_default=True,
+    metavar="minmax|percentile|mse",
+    help="How ranges come from the samples.",
+)
 @_shape
-@click.option("--weights", metavar="SPEC", help="Bits below eight: 5, 4:lloyd_max:gptq, auto:BYTES, auto:30dB, or a "
-              ".toml file with rules per layer.")
+@click.option(
+    "--weights",
+    metavar="SPEC",
+    help="Bits below eight: 5, 4:lloyd_max:gptq, auto:BYTES, auto:30dB, or a .toml file with rules per layer.",
+)
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
 @click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
 @click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
 @click.option("--max-cycles", type=amount, metavar="N", help="Budget: cycles of one inference.")
-def compile(model: str, output: str | None, target: str, calibrate: str | None, method: str,
-            shapes: tuple[tuple[str, Shape], ...], weights: str | None, check: bool, max_sram: int | None,
-            max_flash: int | None, max_cycles: int | None) -> None:
+def compile(
+    model: str,
+    output: str | None,
+    target: str,
+    calibrate: str | None,
+    method: str,
+    shapes: tuple[tuple[str, Shape], ...],
+    weights: str | None,
+    check: bool,
+    max_sram: int | None,
+    max_flash: int | None,
+    max_cycles: int | None,
+) -> None:
     """Compile an ONNX MODEL into a program (.nna) for a machine."""
     if calibrate is None:
-        raise ModelError("no calibration: pass --calibrate samples.npz (one array per input, first axis = samples) or "
-                         "a folder of such files; or --calibrate random, for shape and timing studies only")
+        raise ModelError(
+            "no calibration: pass --calibrate samples.npz (one array per input, first axis = samples) or "
+            "a folder of such files; or --calibrate random, for shape and timing studies only"
+        )
     path = writable(output or f"{Path(model).stem}.nna", model)
     from nnac import compiler
     from nnac.program import dumps, write_file
@@ -103,8 +142,17 @@ def compile(model: str, output: str | None, target: str, calibrate: str | None, 
         announce_kernels()
     budgets = compiler.Budgets(max_sram, max_flash, max_cycles)
     with progress_bar() as progress:
-        compiled = compiler.compile(model, target, calibrate, method=method, shapes=dict(shapes), weights=weights,
-                                    check=check, budgets=budgets, progress=progress)
+        compiled = compiler.compile(
+            model,
+            target,
+            calibrate,
+            method=method,
+            shapes=dict(shapes),
+            weights=weights,
+            check=check,
+            budgets=budgets,
+            progress=progress,
+        )
     blob = dumps(compiled.program)
     write_file(path, blob)
     _screen(compiled.simulate(), len(blob), path)
@@ -160,8 +208,9 @@ def _inputs(program: Program) -> dict[str, Shape]:
     return {tensor.onnx_name: onnx_shape(tensor) for tensor in map(program.tensor, program.inputs)}
 
 
-def _run(model: CompiledModel, samples: Iterable[Mapping[str, Array]], single: bool, raw: bool,
-         progress: Advance | None) -> dict[str, Array]:
+def _run(
+    model: CompiledModel, samples: Iterable[Mapping[str, Array]], single: bool, raw: bool, progress: Advance | None
+) -> dict[str, Array]:
     """Return the outputs, stacked unless there is a single sample without a sample axis."""
     import numpy as np
 
@@ -231,8 +280,14 @@ def _npz(found: Mapping[str, Array]) -> bytes:
 @_shape
 @click.option("--all", "everything", is_flag=True, help=f"All layers, not only the {SHOWN_LAYERS} worst.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit code 1 if an output is below.")
-def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape], ...], everything: bool,
-         min_sqnr: float | None) -> None:
+def diff(
+    model: str,
+    program: str,
+    source: str,
+    shapes: tuple[tuple[str, Shape], ...],
+    everything: bool,
+    min_sqnr: float | None,
+) -> None:
     """Compare a PROGRAM (.nna) with its float MODEL.
 
     Per layer: signal-to-quantization-noise ratio alone and with all errors before it, largest difference in steps of
@@ -248,8 +303,11 @@ def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape],
     with progress_bar() as progress:
         result = compiler.diff(model, blob, samples, dict(shapes) or None, progress)
     show(comparison(result, None if everything else SHOWN_LAYERS))
-    far = [f"output {name!r}: {sqnr:.1f} dB" for name, sqnr in result.outputs().items()
-           if min_sqnr is not None and not sqnr >= min_sqnr]
+    far = [
+        f"output {name!r}: {sqnr:.1f} dB"
+        for name, sqnr in result.outputs().items()
+        if min_sqnr is not None and not sqnr >= min_sqnr
+    ]
     raise_all(NnacError, f"below --min-sqnr {min_sqnr}:", far)
 
 
@@ -258,15 +316,27 @@ def diff(model: str, program: str, source: str, shapes: tuple[tuple[str, Shape],
 
 @cli.command()
 @click.argument("program")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE",
-              help="What if: another rate or latency of the machine (memory.dram.bytes_per_cycle=2); may be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What if: another rate or latency of the machine (memory.dram.bytes_per_cycle=2); may be repeated.",
+)
 @click.option("--warm", is_flag=True, help="Time an inference after the first: weights that stay are not loaded again.")
 @click.option("--layers", is_flag=True, help="All layers with their bytes, not only the worst.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the report as JSON (- for stdout, then nothing else).")
 @click.option("--trace", "trace_path", metavar="FILE", help="Write the timeline in Chrome's trace format (Perfetto).")
 @click.option("--explain", is_flag=True, help="Print the contract of the timing model.")
-def simulate(program: str, settings: tuple[str, ...], warm: bool, layers: bool, json_path: str | None,
-             trace_path: str | None, explain: bool) -> None:
+def simulate(
+    program: str,
+    settings: tuple[str, ...],
+    warm: bool,
+    layers: bool,
+    json_path: str | None,
+    trace_path: str | None,
+    explain: bool,
+) -> None:
     """Time a PROGRAM (.nna) and say what bounds it."""
     paths = {path: writable(path, program) for path in (json_path, trace_path) if path not in (None, "-")}
     from nnac import report, timing, trace
@@ -315,11 +385,13 @@ def _write_json(path: Path | None, data: Mapping[str, Any], indent: int | None =
 @click.option("--tensors", is_flag=True, help="List all tensors with their addresses.")
 @click.option("--memory", is_flag=True, help="Show what is alive in the scratchpad per layer, and at the peak.")
 @click.option("--weights", is_flag=True, help="Show what each layer's weights take, against entropy, int8 and float32.")
-@click.option("--json", "json_path", metavar="FILE", help="With --weights: write them as JSON (- for stdout, then "
-              "nothing else).")
+@click.option(
+    "--json", "json_path", metavar="FILE", help="With --weights: write them as JSON (- for stdout, then nothing else)."
+)
 @click.option("--selftest", is_flag=True, help="Run the known answer; exit code 1 if an output differs.")
-def inspect(program: str, disasm: bool, tensors: bool, memory: bool, weights: bool, json_path: str | None,
-            selftest: bool) -> None:
+def inspect(
+    program: str, disasm: bool, tensors: bool, memory: bool, weights: bool, json_path: str | None, selftest: bool
+) -> None:
     """Show what is in a PROGRAM (.nna)."""
     if json_path is not None and not weights:
         raise click.UsageError("--json belongs to --weights")
@@ -335,8 +407,13 @@ def inspect(program: str, disasm: bool, tensors: bool, memory: bool, weights: bo
         _write_json(path, account.to_json(blob, len(data)), indent=1)
     if json_path == "-":
         return
-    show(report.header(blob, len(data), hashlib.sha256(data).hexdigest()), "", report.interface(blob), "",
-          report.memory_map(blob))
+    show(
+        report.header(blob, len(data), hashlib.sha256(data).hexdigest()),
+        "",
+        report.interface(blob),
+        "",
+        report.memory_map(blob),
+    )
     if tensors:
         show("", report.tensors(blob))
     if memory:
@@ -373,8 +450,11 @@ def _selftest(program: Program) -> None:
     announce_kernels()
     answer, shapes = program.known_answer, {name: program.tensor(name).type.shape for name in program.inputs}
     outputs = Emulator(program).run(seeded(shapes, answer.seed))
-    wrong = [f"output {name!r}" for name in outputs
-             if hashlib.sha256(outputs[name].tobytes()).hexdigest() != answer.digests.get(name)]
+    wrong = [
+        f"output {name!r}"
+        for name in outputs
+        if hashlib.sha256(outputs[name].tobytes()).hexdigest() != answer.digests.get(name)
+    ]
     raise_all(ProgramError, "the known answer does not come out; the blob, or the emulator here, is wrong:", wrong)
     click.echo(f"\nselftest: {len(outputs)} of {len(outputs)} outputs bit for bit as the reference gave them")
 
@@ -384,17 +464,40 @@ def _selftest(program: Program) -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--vary", "variants", multiple=True, required=True, metavar="NAME=V,V",
-              help="Values of a figure of the machine (mac.rows=16,32,64); repeat to combine figures.")
+@click.option(
+    "--vary",
+    "variants",
+    multiple=True,
+    required=True,
+    metavar="NAME=V,V",
+    help="Values of a figure of the machine (mac.rows=16,32,64); repeat to combine figures.",
+)
 @_target
-@click.option("--calibrate", default="random", show_default=True, metavar="NPZ|FOLDER|random",
-              help="Samples, as for `nnac compile`; `random` is enough for time and memory.")
-@click.option("--method", default="minmax", show_default=True, metavar="minmax|percentile|mse",
-              help="How ranges come from the samples.")
+@click.option(
+    "--calibrate",
+    default="random",
+    show_default=True,
+    metavar="NPZ|FOLDER|random",
+    help="Samples, as for `nnac compile`; `random` is enough for time and memory.",
+)
+@click.option(
+    "--method",
+    default="minmax",
+    show_default=True,
+    metavar="minmax|percentile|mse",
+    help="How ranges come from the samples.",
+)
 @_shape
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the table as CSV (- for stdout, then nothing else).")
-def sweep(model: str, variants: tuple[str, ...], target: str, calibrate: str, method: str,
-          shapes: tuple[tuple[str, Shape], ...], csv_path: str | None) -> None:
+def sweep(
+    model: str,
+    variants: tuple[str, ...],
+    target: str,
+    calibrate: str,
+    method: str,
+    shapes: tuple[tuple[str, Shape], ...],
+    csv_path: str | None,
+) -> None:
     """Compile an ONNX MODEL for many machines that differ in some figures, and compare them."""
     path = writable(csv_path, model) if csv_path not in (None, "-") else None
     vary = variations(variants)
@@ -478,8 +581,10 @@ def _digits() -> Path:
     folder = Path(nnac.__file__).parent.parent / "examples" / "digits"
     missing = [name for name in DIGITS if not (folder / name).exists()]
     if missing:
-        raise NnacError(f"the demo needs {', '.join(missing)} in {str(folder)!r}: it runs from a clone of the "
-                        "repository (`pip install -e .` there), not from an installed package alone")
+        raise NnacError(
+            f"the demo needs {', '.join(missing)} in {str(folder)!r}: it runs from a clone of the "
+            "repository (`pip install -e .` there), not from an installed package alone"
+        )
     return folder
 
 

@@ -46,9 +46,14 @@ BUFFER = {"sram": "scratchpad", "weights": "weight buffer"}
 """Memories whose name would be taken for what they hold, or says little."""
 SHORT = 20
 """Characters of a target's figure that stands in its own column."""
-MEANINGS = {"MAC": "the array computes", "weights": "they are loaded", "vector": "the vector unit computes",
-            "activations": "they are moved", "issue": "instructions are started",
-            "port": "the bytes of one memory take longest"}
+MEANINGS = {
+    "MAC": "the array computes",
+    "weights": "they are loaded",
+    "vector": "the vector unit computes",
+    "activations": "they are moved",
+    "issue": "instructions are started",
+    "port": "the bytes of one memory take longest",
+}
 """What it means when a `timing.BOUND` bounds."""
 
 
@@ -60,8 +65,15 @@ def printable(text: object) -> str:
 def text(*parts: RenderableType, width: int | None = None) -> str:
     """Return what the parts look like: on a terminal of `width` columns, or (None) plain and 80 columns wide."""
     file, terminal = StringIO(), width is not None
-    console = Console(file=file, width=width or PLAIN_WIDTH, force_terminal=terminal, markup=False, highlight=False,
-                      emoji=False, color_system="auto" if terminal else None)
+    console = Console(
+        file=file,
+        width=width or PLAIN_WIDTH,
+        force_terminal=terminal,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        color_system="auto" if terminal else None,
+    )
     for part in parts:
         console.print(part)
     lines = file.getvalue().split("\n")
@@ -175,8 +187,9 @@ def bound(by: str) -> str:
 
 def busy(timeline: Timeline) -> str:
     """Return the share of the time that each engine is occupied, the busiest first; idle ones are left out."""
-    shares = sorted(((cycles / timeline.cycles, engine.label) for engine, cycles in timeline.busy.items() if cycles),
-                    reverse=True)
+    shares = sorted(
+        ((cycles / timeline.cycles, engine.label) for engine, cycles in timeline.busy.items() if cycles), reverse=True
+    )
     return ", ".join(f"{label} {share:.0%}" for share, label in shares) or "nothing"
 
 
@@ -214,8 +227,14 @@ def layers(timeline: Timeline, limit: int) -> Table:
 
 
 def _layer(row: LayerTime, cycles: int) -> tuple[Cell, ...]:
-    return (_name(row.layer.name), _name(row.layer.op), f"{row.critical:,}", f"{row.critical / cycles:.1%}", row.bound,
-            f"{row.utilisation:.1%}")
+    return (
+        _name(row.layer.name),
+        _name(row.layer.op),
+        f"{row.critical:,}",
+        f"{row.critical / cycles:.1%}",
+        row.bound,
+        f"{row.utilisation:.1%}",
+    )
 
 
 def all_layers(timeline: Timeline) -> Group:
@@ -266,14 +285,21 @@ def header(program: Program, blob_bytes: int, digest: str) -> Table:
     instructions = len(isa.encode(program.instructions))
     rest = blob_bytes - instructions - program.constants.size
     outputs = ", ".join(program.tensor(name).onnx_name for name in program.known_answer.digests)
-    return facts({
-        "model": program.name, "format": FORMAT, "target": machine(program.target),
-        "calibration": calibration(program), "digest": digest,
-        "blob": Text(f"{blob_bytes:,} bytes: instructions {instructions:,}, constants {program.constants.size:,}, "
-                     f"metadata {rest:,}"),
-        "program": f"{len(program.instructions):,} instructions, {len(program.layers):,} layers, {program.macs:,} MACs",
-        "known answer": f"seed {program.known_answer.seed}; {outputs}",
-    })
+    return facts(
+        {
+            "model": program.name,
+            "format": FORMAT,
+            "target": machine(program.target),
+            "calibration": calibration(program),
+            "digest": digest,
+            "blob": Text(
+                f"{blob_bytes:,} bytes: instructions {instructions:,}, constants {program.constants.size:,}, "
+                f"metadata {rest:,}"
+            ),
+            "program": f"{len(program.instructions):,} instructions, {len(program.layers):,} layers, {program.macs:,} MACs",
+            "known answer": f"seed {program.known_answer.seed}; {outputs}",
+        }
+    )
 
 
 def interface(program: Program) -> Table:
@@ -317,19 +343,31 @@ def scratchpad(program: Program) -> Group:
     table = _table("layer", "op", ">alive", ">of scratchpad", ">tensors")
     for moment in found:
         ops = dict.fromkeys(program.layers[place].op for place in moment.layers)
-        table.add_row(_name(_layers_of(program, moment)), _name(", ".join(ops)), f"{moment.nbytes:,}",
-                      f"{moment.nbytes / size:.1%}", str(len(moment.alive)))
+        table.add_row(
+            _name(_layers_of(program, moment)),
+            _name(", ".join(ops)),
+            f"{moment.nbytes:,}",
+            f"{moment.nbytes / size:.1%}",
+            str(len(moment.alive)),
+        )
     most = liveness.peak(found)
-    note = (f"alive at the peak: {most.nbytes:,} bytes; placed {program.used.get(Space.SRAM, 0):,}, lower bound "
-            f"{program.lower_bound:,}")
+    note = (
+        f"alive at the peak: {most.nbytes:,} bytes; placed {program.used.get(Space.SRAM, 0):,}, lower bound "
+        f"{program.lower_bound:,}"
+    )
     return Group(table, Text(), Text(note), _alive(program, found, most))
 
 
 def _alive(program: Program, found: Sequence[Moment], moment: Moment) -> Table:
     table, names = _table("tensor", "<as", ">bytes", "<address", "from", "to"), _names(program)
     for resident in moment.alive:
-        table.add_row(_name(names.get(resident.name, resident.name)), resident.kind, f"{resident.nbytes:,}",
-                      f"{resident.buffers[0].start:#x}", *_life(program, found, resident))
+        table.add_row(
+            _name(names.get(resident.name, resident.name)),
+            resident.kind,
+            f"{resident.nbytes:,}",
+            f"{resident.buffers[0].start:#x}",
+            *_life(program, found, resident),
+        )
     return table
 
 
@@ -355,9 +393,17 @@ def weights(rows: Sequence[WeightRow], blob: BlobBytes) -> Group:
     table = _table("weights of", "<shape", ">int8", ">blob", ">index", ">bits each", ">entropy", ">zeros", ">SQNR")
     packers = _table("layer", ">levels", ">table", "<packer", "~others, bytes")
     for row in rows:
-        table.add_row(_name(row.name), _shape(row.shape), f"{row.raw_bytes:,}", f"{row.encoded_bytes:,}", str(row.bits),
-                      f"{row.bits_per_weight:.2f}", f"{row.entropy_bits:.2f}", f"{row.zeros:.0%}",
-                      "exact" if row.sqnr_db is None else _decibel(row.sqnr_db))
+        table.add_row(
+            _name(row.name),
+            _shape(row.shape),
+            f"{row.raw_bytes:,}",
+            f"{row.encoded_bytes:,}",
+            str(row.bits),
+            f"{row.bits_per_weight:.2f}",
+            f"{row.entropy_bits:.2f}",
+            f"{row.zeros:.0%}",
+            "exact" if row.sqnr_db is None else _decibel(row.sqnr_db),
+        )
         others = ", ".join(f"{name} {size:,}" for name, size in row.runners_up)
         packers.add_row(_name(row.name), str(row.levels), f"{row.table_bytes:,}", row.packer, others)
     raw, packed = sum(row.raw_bytes for row in rows), sum(row.encoded_bytes for row in rows)
@@ -400,8 +446,10 @@ def comparison(result: Comparison, limit: int | None = None) -> Group:
     """Return outputs, then the layers with the largest error of their own first, all or at most `limit`."""
     rows = result.worst()[:limit]
     shown = f"; {len(rows)} of {len(result.rows)} rows" if len(rows) < len(result.rows) else ""
-    note = Text(f"SQNR in dB over {_count(result.samples, 'sample')}{shown}.\n"
-                "local: the layer alone, its inputs taken from float.")
+    note = Text(
+        f"SQNR in dB over {_count(result.samples, 'sample')}{shown}.\n"
+        "local: the layer alone, its inputs taken from float."
+    )
     return Group(_outputs(result), Text(), _rows(rows), Text(), note)
 
 
@@ -415,8 +463,15 @@ def _outputs(result: Comparison) -> Table:
 def _rows(rows: Sequence[Row]) -> Table:
     table = _table("worst layers", "op", ">local", ">SQNR", ">max steps", ">saturated", ">share")
     for row in rows:
-        table.add_row(_name(row.layer or row.tensor), _name(row.op), _decibel(row.local_sqnr), _decibel(row.sqnr),
-                      f"{row.max_steps:.1f}", f"{row.saturated:,}", f"{row.saturated / max(1, row.elements):.2%}")
+        table.add_row(
+            _name(row.layer or row.tensor),
+            _name(row.op),
+            _decibel(row.local_sqnr),
+            _decibel(row.sqnr),
+            f"{row.max_steps:.1f}",
+            f"{row.saturated:,}",
+            f"{row.saturated / max(1, row.elements):.2%}",
+        )
     return table
 
 
@@ -430,13 +485,24 @@ def _decibel(value: float) -> str:
 def points(found: Sequence[Point]) -> Group:
     """Return the points of a sweep, one line each, and below them why some do not fit."""
     figures = list(found[0].settings) if found else []
-    table = _table(*(f">{_stacked(name)}" for name in figures), ">cycles", ">ms", ">DRAM, flash\nbytes",
-                   ">scratchpad\npeak", ">MACs", ">on-chip\nKiB")
+    table = _table(
+        *(f">{_stacked(name)}" for name in figures),
+        ">cycles",
+        ">ms",
+        ">DRAM, flash\nbytes",
+        ">scratchpad\npeak",
+        ">MACs",
+        ">on-chip\nKiB",
+    )
     for point in found:
-        reached = ("does not fit", "", "", "") if point.problem else (
-            f"{point.cycles:,}", _short(point.milliseconds), f"{point.outside_bytes:,}", f"{point.sram_used:,}")
-        table.add_row(*map(_value, point.settings.values()), *reached, f"{point.macs:,}",
-                      f"{point.on_chip_bytes / 1024:,.4g}")
+        reached = (
+            ("does not fit", "", "", "")
+            if point.problem
+            else (f"{point.cycles:,}", _short(point.milliseconds), f"{point.outside_bytes:,}", f"{point.sram_used:,}")
+        )
+        table.add_row(
+            *map(_value, point.settings.values()), *reached, f"{point.macs:,}", f"{point.on_chip_bytes / 1024:,.4g}"
+        )
     problems = [_name(f"{_settings(point)}: {point.problem}") for point in found if point.problem]
     return Group(table, *((Text(), *problems) if problems else ()))
 
@@ -497,22 +563,39 @@ def to_json(timeline: Timeline, blob_bytes: int, changes: Changes | None = None)
     program, sizes, moments = timeline.program, timeline.program.target.memory, liveness.moments(timeline.program)
     alive = {place: moment.nbytes for moment in moments for place in moment.layers}
     return {
-        "schema": SCHEMA, "nnac": __version__, "model": program.name, "calibration": program.calibration,
-        "target": {"name": program.target.name, "digest": target_digest(program.target),
-                   "clock_mhz": program.target.clock_mhz},
+        "schema": SCHEMA,
+        "nnac": __version__,
+        "model": program.name,
+        "calibration": program.calibration,
+        "target": {
+            "name": program.target.name,
+            "digest": target_digest(program.target),
+            "clock_mhz": program.target.clock_mhz,
+        },
         "changed": {name: {"compiled": old, "now": new} for name, (old, new) in (changes or {}).items()},
-        "cycles": timeline.cycles, "milliseconds": timeline.milliseconds,
-        "inferences_per_second": timeline.inferences_per_second, "bound": timeline.bound,
-        "warm": timeline.warm, "weights_stay": timing.is_resident(program),
-        "macs": program.macs, "utilisation": timeline.utilisation, "instructions": len(program.instructions),
+        "cycles": timeline.cycles,
+        "milliseconds": timeline.milliseconds,
+        "inferences_per_second": timeline.inferences_per_second,
+        "bound": timeline.bound,
+        "warm": timeline.warm,
+        "weights_stay": timing.is_resident(program),
+        "macs": program.macs,
+        "utilisation": timeline.utilisation,
+        "instructions": len(program.instructions),
         "weight_bytes": sum(layer.weight_bytes for layer in program.layers),
-        "constants_bytes": int(program.constants.size), "blob_bytes": blob_bytes,
-        "memory": {space.label: {"used": program.used.get(space, 0), "available": sizes[space.label].bytes}
-                   for space in Space if space.label in sizes},
-        "scratchpad_lower_bound": program.lower_bound, "scratchpad_peak": _peak_json(program, liveness.peak(moments)),
+        "constants_bytes": int(program.constants.size),
+        "blob_bytes": blob_bytes,
+        "memory": {
+            space.label: {"used": program.used.get(space, 0), "available": sizes[space.label].bytes}
+            for space in Space
+            if space.label in sizes
+        },
+        "scratchpad_lower_bound": program.lower_bound,
+        "scratchpad_peak": _peak_json(program, liveness.peak(moments)),
         "busy": {engine.label: cycles for engine, cycles in timeline.busy.items()},
         "traffic": by_memory(timeline.traffic),
-        "energy_pj": dict(timeline.energy), "energy_from": _energy_json(program),
+        "energy_pj": dict(timeline.energy),
+        "energy_from": _energy_json(program),
         "layers": [_layer_json(row, timeline.cycles, alive[n]) for n, row in enumerate(timeline.layers)],
         "contract": contract(),
     }
@@ -525,9 +608,14 @@ def contract() -> str:
 
 def _peak_json(program: Program, moment: Moment) -> dict[str, Any]:
     names = _names(program)
-    return {"bytes": moment.nbytes, "layers": [program.layers[place].name for place in moment.layers],
-            "alive": [{"tensor": names.get(r.name, r.name), "as": r.kind, "bytes": r.nbytes,
-                       "address": r.buffers[0].start} for r in moment.alive]}
+    return {
+        "bytes": moment.nbytes,
+        "layers": [program.layers[place].name for place in moment.layers],
+        "alive": [
+            {"tensor": names.get(r.name, r.name), "as": r.kind, "bytes": r.nbytes, "address": r.buffers[0].start}
+            for r in moment.alive
+        ],
+    }
 
 
 def _energy_json(program: Program) -> dict[str, str] | None:
@@ -536,9 +624,20 @@ def _energy_json(program: Program) -> dict[str, str] | None:
 
 
 def _layer_json(row: LayerTime, cycles: int, alive: int) -> dict[str, Any]:
-    return {"name": row.layer.name, "op": row.layer.op, "start": row.start, "end": row.end, "critical": row.critical,
-            "share": row.critical / cycles, "bound": row.bound, "utilisation": row.utilisation, "macs": row.layer.macs,
-            "weight_bytes": row.layer.weight_bytes, "traffic": by_memory(row.traffic), "scratchpad_alive": alive}
+    return {
+        "name": row.layer.name,
+        "op": row.layer.op,
+        "start": row.start,
+        "end": row.end,
+        "critical": row.critical,
+        "share": row.critical / cycles,
+        "bound": row.bound,
+        "utilisation": row.utilisation,
+        "macs": row.layer.macs,
+        "weight_bytes": row.layer.weight_bytes,
+        "traffic": by_memory(row.traffic),
+        "scratchpad_alive": alive,
+    }
 
 
 # -- parts ---------------------------------------------------------------------------------------------------------
@@ -550,8 +649,11 @@ def _table(*titles: str) -> Table:
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in titles:
-        table.add_column(title.lstrip("<>~"), justify="right" if title.startswith(">") else "left",
-                         no_wrap=title.startswith(("<", ">")))
+        table.add_column(
+            title.lstrip("<>~"),
+            justify="right" if title.startswith(">") else "left",
+            no_wrap=title.startswith(("<", ">")),
+        )
     return table
 
 

@@ -50,16 +50,21 @@ def small_model(layer: str = "conv", batch: int | str = 1) -> onnx.ModelProto:
     """Return conv, relu, global average pool, dense, softmax."""
     rng = np.random.default_rng(3)
     weights = {"w": rng.normal(size=(8, 3, 3, 3)), "b": rng.normal(size=8), "v": rng.normal(size=(8, 4))}
-    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], layer, pads=[1, 1, 1, 1]),
-             helper.make_node("Relu", ["c"], ["r"], "relu"),
-             helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
-             helper.make_node("Flatten", ["p"], ["f"], "flatten"),
-             helper.make_node("Gemm", ["f", "v"], ["g"], "dense"),
-             helper.make_node("Softmax", ["g"], ["y"], "softmax")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], layer, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "v"], ["g"], "dense"),
+        helper.make_node("Softmax", ["g"], ["y"], "softmax"),
+    ]
     graph = helper.make_graph(
-        nodes, "small", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 12, 10])],
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 12, 10])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()])
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -104,6 +109,7 @@ def here(assets_of_cli: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Nnac:
     """Return a function that runs a command in this process."""
+
     def call(*arguments: str) -> Result:
         capsys.readouterr()
         code = 0
@@ -119,8 +125,13 @@ def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Nnac:
 def spawn(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start a command in a process of its own, both streams in pipes."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    return subprocess.Popen([*COMMAND, *arguments], env=environment, text=True, stdin=subprocess.DEVNULL,
-                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options})
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> Result:
@@ -133,11 +144,18 @@ def finish(process: subprocess.Popen[str]) -> Result:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compile", "--help"], ["--version"], ["frob"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = ("import sys\nfrom nnac.cli import main\nsys.argv[1:] = " + repr(arguments) + "\n"
-            "try:\n    main()\nexcept SystemExit:\n    pass\n"
-            "print(*{name.partition('.')[0] for name in sys.modules})")
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys\nfrom nnac.cli import main\nsys.argv[1:] = " + repr(arguments) + "\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert not set(found.stdout.splitlines()[-1].split()) & set(HEAVY)
 
 
@@ -182,10 +200,14 @@ def test_a_fault_of_nnac_says_so_and_where_the_traceback_is(run: Nnac, monkeypat
     assert "Traceback" in run(*COMPILE).err
 
 
-@pytest.mark.parametrize("error, text", [
-    (OSError(errno.ENOSPC, "No space left on device"), "nnac: error: No space left on device\n"),
-    (PermissionError(errno.EACCES, "Permission denied", "f"), "nnac: error: 'f': Permission denied\n"),
-    (MemoryError(), "nnac: error: out of memory\n")])
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "nnac: error: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), "nnac: error: 'f': Permission denied\n"),
+        (MemoryError(), "nnac: error: out of memory\n"),
+    ],
+)
 def test_errors_of_the_system_are_one_line(
     run: Nnac, monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
 ) -> None:
@@ -213,8 +235,18 @@ def test_output_survives_a_poor_terminal(here: Path) -> None:
 
 
 def test_compile_answers_on_one_plain_screen(here: Path) -> None:
-    result = finish(spawn("compile", "m.onnx", "--calibrate", "x.npz", "-o", "out/y.nna", cwd=here,
-                          env={"FORCE_COLOR": "1", "COLUMNS": "300"}))
+    result = finish(
+        spawn(
+            "compile",
+            "m.onnx",
+            "--calibrate",
+            "x.npz",
+            "-o",
+            "out/y.nna",
+            cwd=here,
+            env={"FORCE_COLOR": "1", "COLUMNS": "300"},
+        )
+    )
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     assert len(lines) <= 24 and all(len(line) <= 80 and line.isprintable() for line in lines)
@@ -244,9 +276,27 @@ def test_random_calibration_is_marked_everywhere(run: Nnac) -> None:
 
 
 def test_compile_options_reach_the_compiler(run: Nnac, here: Path) -> None:
-    result = run("compile", "dynamic.onnx", "--calibrate", "x.npz", "-o", "out/d.nna", "--shape", "x=1,3,12,10",
-                 "--method", "mse", "--target", "nna8-tiny", "--check", "--max-sram", "128K", "--max-flash", "1m",
-                 "--max-cycles", "1000000")
+    result = run(
+        "compile",
+        "dynamic.onnx",
+        "--calibrate",
+        "x.npz",
+        "-o",
+        "out/d.nna",
+        "--shape",
+        "x=1,3,12,10",
+        "--method",
+        "mse",
+        "--target",
+        "nna8-tiny",
+        "--check",
+        "--max-sram",
+        "128K",
+        "--max-flash",
+        "1m",
+        "--max-cycles",
+        "1000000",
+    )
     assert (result.code, result.err) == (0, "")
     program = load(here / "out/d.nna")
     assert (program.target.name, program.calibration) == ("nna8-tiny", "mse, 8 samples")
@@ -311,9 +361,12 @@ def test_run_gives_equal_bytes_twice(run: Nnac, here: Path) -> None:
 
 def test_cold_kernels_are_announced(run: Nnac, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "is_cold", lambda: True)
-    for command in (("run", "m.nna", "--input", "x.npz"), ("inspect", "m.nna", "--selftest"),
-                    ("diff", "m.onnx", "m.nna", "--input", "x.npz"),
-                    (*COMPILE, "--check")):
+    for command in (
+        ("run", "m.nna", "--input", "x.npz"),
+        ("inspect", "m.nna", "--selftest"),
+        ("diff", "m.onnx", "m.nna", "--input", "x.npz"),
+        (*COMPILE, "--check"),
+    ):
         result = run(*command)
         assert result.code == 0 and str(kernels.cache_folder()) in result.err
         assert result.err.count("compiling kernels for this machine (first use, cached in ") == 1
@@ -348,8 +401,16 @@ def test_simulate_explains_its_contract(run: Nnac) -> None:
 
 def test_simulate_asks_what_if(run: Nnac, here: Path) -> None:
     """Changed figures stand on the screen and in the JSON, and the time is that of the changed machine."""
-    result = run("simulate", "m.nna", "--set", "memory.dram.bytes_per_cycle=0.5", "--set", "clock_mhz=800",
-                 "--json", "out/r.json")
+    result = run(
+        "simulate",
+        "m.nna",
+        "--set",
+        "memory.dram.bytes_per_cycle=0.5",
+        "--set",
+        "clock_mhz=800",
+        "--json",
+        "out/r.json",
+    )
     assert (result.code, result.err) == (0, "") and len(result.out.splitlines()) <= 24
     assert "changed      clock_mhz 500 -> 800; memory.dram.bytes_per_cycle 4 -> 0.5\n" in result.out
     data = json.loads((here / "out/r.json").read_text())
@@ -395,8 +456,16 @@ def test_sweep_prints_a_table_and_writes_csv(run: Nnac, here: Path) -> None:
 
 
 def test_sweep_takes_shapes_and_targets(run: Nnac) -> None:
-    result = run("sweep", "dynamic.onnx", "--shape", "x=1,3,12,10", "--target", "nna8-tiny", "--vary",
-                 "mac.dataflow=weight_stationary,output_stationary")
+    result = run(
+        "sweep",
+        "dynamic.onnx",
+        "--shape",
+        "x=1,3,12,10",
+        "--target",
+        "nna8-tiny",
+        "--vary",
+        "mac.dataflow=weight_stationary,output_stationary",
+    )
     assert result.code == 0 and "output_stationary" in result.out and "mac." in result.out
 
 
@@ -552,8 +621,9 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("arguments, code, words", ERRORS, ids=lambda value: " ".join(value) if (
-    isinstance(value, list)) else str(value))
+@pytest.mark.parametrize(
+    "arguments, code, words", ERRORS, ids=lambda value: " ".join(value) if (isinstance(value, list)) else str(value)
+)
 def test_errors_name_the_cause_and_leave_nothing(
     run: Nnac, here: Path, arguments: Sequence[str], code: int, words: Sequence[str]
 ) -> None:
@@ -588,9 +658,13 @@ def test_there_is_no_progress_bar_in_a_pipe(here: Path) -> None:
         assert (result.code, result.err) == (0, "") and "\r" not in result.out and "\x1b" not in result.out
 
 
-@pytest.mark.parametrize("command, shown", [
-    (["compile", "m.onnx", "--calibrate", "x.npz", "-o", "out/o.nna"], b"calibrating"),
-    (["sweep", "m.onnx", "--vary", "mac.rows=8,16,32"], b"sweeping")])
+@pytest.mark.parametrize(
+    "command, shown",
+    [
+        (["compile", "m.onnx", "--calibrate", "x.npz", "-o", "out/o.nna"], b"calibrating"),
+        (["sweep", "m.onnx", "--vary", "mac.rows=8,16,32"], b"sweeping"),
+    ],
+)
 def test_there_is_a_progress_bar_on_a_terminal(here: Path, command: Sequence[str], shown: bytes) -> None:
     leader, follower = pty.openpty()
     process = spawn(*command, cwd=here, stderr=follower, env={"TERM": "xterm-256color"})

@@ -41,10 +41,19 @@ def is_plain(text: str) -> bool:
 # -- text ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("raw, shown", [
-    ("plain é 日本", "plain é 日本"), ("\x1b[31m", r"\x1b[31m"), ("\x00\x7f\x9b", r"\x00\x7f\x9b"),
-    ("a\nb\r\t", r"a\nb\r\t"), ("\u202e\u2066\u200b", r"\u202e\u2066\u200b"), ("\ud800", r"\ud800"),
-    ("[bold]", "[bold]"), (3, "3")])
+@pytest.mark.parametrize(
+    "raw, shown",
+    [
+        ("plain é 日本", "plain é 日本"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x00\x7f\x9b", r"\x00\x7f\x9b"),
+        ("a\nb\r\t", r"a\nb\r\t"),
+        ("\u202e\u2066\u200b", r"\u202e\u2066\u200b"),
+        ("\ud800", r"\ud800"),
+        ("[bold]", "[bold]"),
+        (3, "3"),
+    ],
+)
 def test_printable_escapes_what_is_invisible(raw: object, shown: str) -> None:
     assert report.printable(raw) == shown
 
@@ -68,8 +77,14 @@ def test_the_answer_fits_one_screen(timeline: Timeline) -> None:
     assert len(text.splitlines()) <= 24
     for what in ("model", "target", "calibration", "latency", "bound by", "scratchpad", "weights", "work", "traffic"):
         assert f"\n{what}" in f"\n{text}"
-    for figure in (f"{timeline.cycles:,} cycles", "12,345 bytes: small.nna", f"{timeline.program.macs:,} MACs",
-                   "random: timing only", "524,288 bytes", f"lower bound {timeline.program.lower_bound:,}"):
+    for figure in (
+        f"{timeline.cycles:,} cycles",
+        "12,345 bytes: small.nna",
+        f"{timeline.program.macs:,} MACs",
+        "random: timing only",
+        "524,288 bytes",
+        f"lower bound {timeline.program.lower_bound:,}",
+    ):
         assert figure in text
 
 
@@ -198,8 +213,9 @@ def test_arrays_show_range() -> None:
 
 
 def rows(count: int) -> tuple[Row, ...]:
-    return tuple(Row(f"layer{i}", "Conv", f"t{i}", 30.0 - i, 40.0 - i, 1.5, i, 100, i == count - 1)
-                 for i in range(count))
+    return tuple(
+        Row(f"layer{i}", "Conv", f"t{i}", 30.0 - i, 40.0 - i, 1.5, i, 100, i == count - 1) for i in range(count)
+    )
 
 
 def test_comparison_lists_worst_first_and_says_what_it_left_out() -> None:
@@ -218,8 +234,10 @@ def test_comparison_lists_worst_first_and_says_what_it_left_out() -> None:
 def test_points_of_a_sweep() -> None:
     """One line per point, one line below per point that does not fit."""
     settings = [{"mac.rows": rows, "memory.sram.bytes": size} for rows in (8, 16) for size in (1024, 65536)]
-    found = [Point(s, 12_345, 0.25, 777, 512, 64, 2048, "needs 9 of 3 bytes: a[b]" if i == 2 else "")
-             for i, s in enumerate(settings)]
+    found = [
+        Point(s, 12_345, 0.25, 777, 512, 64, 2048, "needs 9 of 3 bytes: a[b]" if i == 2 else "")
+        for i, s in enumerate(settings)
+    ]
     text = report.text(report.points(found))
     assert is_plain(text) and text.count("12,345") == 3 and text.count("does not fit") == 1
     assert "\nmac.rows=16, memory.sram.bytes=1024: needs 9 of 3 bytes: a[b]" in text
@@ -269,8 +287,10 @@ def test_json_says_what_was_asked(program: Program) -> None:
     """What-ifs and warm inferences are marked; the energy's source and what is alive at the peak are there."""
     machine = what_if(program, {"clock_mhz": 800, "memory.dram.bytes_per_cycle": 2})
     data = report.to_json(simulate(program, machine, warm=True), 1, report.changed(program.target, machine))
-    assert data["changed"] == {"clock_mhz": {"compiled": 500.0, "now": 800.0},
-                               "memory.dram.bytes_per_cycle": {"compiled": 4, "now": 2}}
+    assert data["changed"] == {
+        "clock_mhz": {"compiled": 500.0, "now": 800.0},
+        "memory.dram.bytes_per_cycle": {"compiled": 4, "now": 2},
+    }
     assert (data["warm"], data["weights_stay"], data["target"]["clock_mhz"]) == (True, True, 800.0)
     assert "Horowitz" in data["energy_from"]["source"] and "45 nm" in data["energy_from"]["node"]
     peak = data["scratchpad_peak"]
@@ -290,12 +310,48 @@ def test_schema_does_not_change_unseen(timeline: Timeline) -> None:
     """Whoever changes these sets raises `report.SCHEMA` if an entry went or means something else."""
     data = report.to_json(timeline, 0)
     assert set(data) == {
-        "schema", "nnac", "model", "calibration", "target", "cycles", "milliseconds", "inferences_per_second", "bound",
-        "macs", "utilisation", "instructions", "weight_bytes", "constants_bytes", "blob_bytes", "memory",
-        "scratchpad_lower_bound", "busy", "traffic", "energy_pj", "layers", "contract", "changed", "warm",
-        "weights_stay", "scratchpad_peak", "energy_from"}
-    assert set(data["layers"][0]) == {"name", "op", "start", "end", "critical", "share", "bound", "utilisation", "macs",
-                                      "weight_bytes", "traffic", "scratchpad_alive"}
+        "schema",
+        "nnac",
+        "model",
+        "calibration",
+        "target",
+        "cycles",
+        "milliseconds",
+        "inferences_per_second",
+        "bound",
+        "macs",
+        "utilisation",
+        "instructions",
+        "weight_bytes",
+        "constants_bytes",
+        "blob_bytes",
+        "memory",
+        "scratchpad_lower_bound",
+        "busy",
+        "traffic",
+        "energy_pj",
+        "layers",
+        "contract",
+        "changed",
+        "warm",
+        "weights_stay",
+        "scratchpad_peak",
+        "energy_from",
+    }
+    assert set(data["layers"][0]) == {
+        "name",
+        "op",
+        "start",
+        "end",
+        "critical",
+        "share",
+        "bound",
+        "utilisation",
+        "macs",
+        "weight_bytes",
+        "traffic",
+        "scratchpad_alive",
+    }
     assert set(data["scratchpad_peak"]) == {"bytes", "layers", "alive"}
     assert set(data["scratchpad_peak"]["alive"][0]) == {"tensor", "as", "bytes", "address"}
 

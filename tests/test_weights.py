@@ -55,7 +55,8 @@ Weights = dict[str, Array]
 
 def model_of(weights: Mapping[str, Any]) -> onnx.ModelProto:
     """Return two convolutions and a dense layer with these weights."""
-    return net("""
+    return net(
+        """
         a = Conv <pads = [1, 1, 1, 1]> (x, w)
         b = Relu (a)
         c = Conv <pads = [1, 1, 1, 1]> (b, v)
@@ -63,15 +64,20 @@ def model_of(weights: Mapping[str, Any]) -> onnx.ModelProto:
         e = GlobalAveragePool (d)
         f = Flatten (e)
         y = Gemm <transB = 1> (f, u)
-        """, {"x": (1, 8, 16, 16)}, **weights)
+        """,
+        {"x": (1, 8, 16, 16)},
+        **weights,
+    )
 
 
 def samples_of(count: int = 3) -> list[dict[str, Array]]:
     """Return inputs whose channels share factors, as real features do."""
     rng = np.random.default_rng(1)
     mix = rng.normal(size=(8, 3))
-    return [{"x": np.einsum("ij,jhw->ihw", mix, rng.normal(size=(3, 16, 16)))[None].astype(np.float32)}
-            for _ in range(count)]
+    return [
+        {"x": np.einsum("ij,jhw->ihw", mix, rng.normal(size=(3, 16, 16)))[None].astype(np.float32)}
+        for _ in range(count)
+    ]
 
 
 def clustered(values: int) -> dict[str, Array]:
@@ -213,10 +219,22 @@ FORMS = {
         """,
 }
 FROZEN: dict[str, Any] = {
-    "book": CODEBOOK, "index": INDICES, "depth": np.array(16), "ends": np.array([0, 1], np.float32),
-    "column": CODEBOOK[:, None], "last": np.array([4]), "four": np.array(4), "eight": np.array(8),
-    "c0": CODEBOOK[0], "c1": CODEBOOK[5], "c2": CODEBOOK[15], "uniform": np.linspace(-1, 1, 16, dtype=np.float32),
-    "base": np.float32(6), "log": np.log(np.float32(6)), "one": np.float32(1), "scale": np.float32(0.05),
+    "book": CODEBOOK,
+    "index": INDICES,
+    "depth": np.array(16),
+    "ends": np.array([0, 1], np.float32),
+    "column": CODEBOOK[:, None],
+    "last": np.array([4]),
+    "four": np.array(4),
+    "eight": np.array(8),
+    "c0": CODEBOOK[0],
+    "c1": CODEBOOK[5],
+    "c2": CODEBOOK[15],
+    "uniform": np.linspace(-1, 1, 16, dtype=np.float32),
+    "base": np.float32(6),
+    "log": np.log(np.float32(6)),
+    "one": np.float32(1),
+    "scale": np.float32(0.05),
 }
 LOSS = {"mu-law": 40.0, "mu-law by Exp": 40.0}
 """Companded levels lie on no grid: dB that their int8 form keeps at least. All others lose nothing."""
@@ -226,8 +244,11 @@ LOSS = {"mu-law": 40.0, "mu-law by Exp": 40.0}
 def test_frozen_quantizers_are_found(form: str) -> None:
     """What trainers export as chains of constants becomes a table of the same values."""
     lines = f"{FORMS[form].strip()}\nz = Conv (x, w)"
-    used = {name: array for name, array in FROZEN.items() if any(
-        name in line.partition("(")[2].strip(" )").split(", ") for line in lines.splitlines())}
+    used = {
+        name: array
+        for name, array in FROZEN.items()
+        if any(name in line.partition("(")[2].strip(" )").split(", ") for line in lines.splitlines())
+    }
     model = nnac.compile(net(lines, {"x": (1, 8, 16, 16)}, "z", **used), "nna8", samples_of(), check=True)
     (row,) = rows_of(model)
     assert row.shape == (32, 3, 3, 8) and row.levels == (3 if form == "where" else 16)
@@ -235,10 +256,17 @@ def test_frozen_quantizers_are_found(form: str) -> None:
     assert row.encoded_bytes < 0.6 * row.raw_bytes
 
 
-INTEGERS = {"int4": (TensorProto.INT4, -8, 8), "uint4": (TensorProto.UINT4, 0, 16), "int8": (TensorProto.INT8, -12, 12),
-            "uint8": (TensorProto.UINT8, 64, 88)}
+INTEGERS = {
+    "int4": (TensorProto.INT4, -8, 8),
+    "uint4": (TensorProto.UINT4, 0, 16),
+    "int8": (TensorProto.INT8, -12, 12),
+    "uint8": (TensorProto.UINT8, 64, 88),
+}
 SCALES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "tensor": ((), {}), "channel": ((32,), {"axis": 0}), "blocked": ((32, 2, 3, 3), {"axis": 1, "block_size": 4})}
+    "tensor": ((), {}),
+    "channel": ((32,), {"axis": 0}),
+    "blocked": ((32, 2, 3, 3), {"axis": 1, "block_size": 4}),
+}
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -254,10 +282,17 @@ def test_dequantized_integers_are_found(kind: str, scales: str, zero: bool) -> N
     constants = [helper.make_tensor("q", code, values.shape, values.ravel().tolist())]
     constants += [numpy_helper.from_array(scale, "s")]
     constants += [helper.make_tensor("z", code, shape, np.ravel(points).tolist())] if zero else []
-    nodes = [helper.make_node("DequantizeLinear", ["q", "s", "z"][:2 + zero], ["w"], **attributes),
-             helper.make_node("Conv", ["x", "w"], ["y"])]
-    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 16, 16])],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], constants)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s", "z"][: 2 + zero], ["w"], **attributes),
+        helper.make_node("Conv", ["x", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        constants,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (row,) = rows_of(nnac.compile(model, "nna8", samples_of(), check=True))
     assert row.shape == (32, 3, 3, 8)
@@ -274,23 +309,29 @@ def qonnx_quant(x: Array, scale: Array, zero: float, limits: tuple[int, int], ro
     return np.asarray((integers - np.float32(zero)) * scale, np.float32)
 
 
-def qonnx_model(op: str, domain: str, x: str = "v", attributes: Mapping[str, Any] | None = None,
-                **constants: Any) -> onnx.ModelProto:
+def qonnx_model(
+    op: str, domain: str, x: str = "v", attributes: Mapping[str, Any] | None = None, **constants: Any
+) -> onnx.ModelProto:
     """Return a convolution by quantized weights, or (`x` = "x") of a quantized input."""
     inputs = [x, "scale", "zero", "width"] if op == "Quant" else [x, "scale"]
     quantizer = helper.make_node(op, inputs, ["q"], domain=domain, **(attributes or {}))
     conv = helper.make_node("Conv", ["x", "q"] if x == "v" else ["q", "v"], ["y"])
     arrays = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in constants.items()]
     info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8, 16, 16])
-    graph = helper.make_graph([quantizer, conv], "g", [info],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 14, 14])], arrays)
-    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17),
-                                                                  helper.make_opsetid(domain, 1)])
+    graph = helper.make_graph(
+        [quantizer, conv], "g", [info], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 14, 14])], arrays
+    )
+    return helper.make_model(
+        graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
+    )
 
 
 QUANTS: dict[str, tuple[dict[str, Any], float, tuple[int, int], Any]] = {
-    "signed": ({"signed": 1, "narrow": 0}, 0, (-8, 7), np.rint), "narrow": ({"narrow": 1}, 0, (-7, 7), np.rint),
-    "unsigned": ({"signed": 0}, 5, (0, 15), np.rint), "floor": ({"rounding_mode": "FLOOR"}, 0, (-8, 7), np.floor)}
+    "signed": ({"signed": 1, "narrow": 0}, 0, (-8, 7), np.rint),
+    "narrow": ({"narrow": 1}, 0, (-7, 7), np.rint),
+    "unsigned": ({"signed": 0}, 5, (0, 15), np.rint),
+    "floor": ({"rounding_mode": "FLOOR"}, 0, (-8, 7), np.floor),
+}
 
 
 @pytest.mark.parametrize("domain", ["qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general"])
@@ -414,7 +455,8 @@ def test_the_account_adds_up(spec: int | None) -> None:
     blob = blob_account(program, rows, size)
     assert sum(blob.parts().values()) == blob.blob == size and all(part >= 0 for part in blob.parts().values())
     assert blob.all_int8 >= blob.blob and json.loads(json.dumps(to_json(program, size)))["raw_bytes"] == sum(
-        row.raw_bytes for row in rows)
+        row.raw_bytes for row in rows
+    )
 
 
 def test_shapes_in_the_account() -> None:
@@ -441,11 +483,16 @@ def test_groups_of_channels_have_a_table_each(tmp_path: Path) -> None:
 
 
 RULES = {
-    "bits = 0": "bits: found 0, allowed 1 to 8", "bits = 9": "bits: found 9, allowed 1 to 8",
-    "bits = true": "bits: found True", 'generator = "kmeans"': "generator: found 'kmeans', allowed lloyd_max",
-    'assigner = "far"': "assigner: found 'far', allowed nearest, gptq", "bit = 5": "bit: unknown; allowed: bits",
-    '[node."conv*"]\nbits = 4': "[node.'conv*'] matches no layer", "[op.Gru]\nbits = 4": "[op.Gru] matches no layer",
-    "[node]\nc = 5": "expected a section", "bits = [": "cannot be read",
+    "bits = 0": "bits: found 0, allowed 1 to 8",
+    "bits = 9": "bits: found 9, allowed 1 to 8",
+    "bits = true": "bits: found True",
+    'generator = "kmeans"': "generator: found 'kmeans', allowed lloyd_max",
+    'assigner = "far"': "assigner: found 'far', allowed nearest, gptq",
+    "bit = 5": "bit: unknown; allowed: bits",
+    '[node."conv*"]\nbits = 4': "[node.'conv*'] matches no layer",
+    "[op.Gru]\nbits = 4": "[op.Gru] matches no layer",
+    "[node]\nc = 5": "expected a section",
+    "bits = [": "cannot be read",
     'bits = 5\ngenerator = "ternary"': "node 'a': generator 'ternary' has no table of 5 bits",
     "bits = 4\ngroups = 11": "node 'y': groups = 11",
 }
@@ -459,9 +506,24 @@ def test_bad_rules_are_one_message(text: str, tmp_path: Path) -> None:
     assert RULES[text] in str(caught.value)
 
 
-@pytest.mark.parametrize("spec", [
-    "0", "9", "-1", "five", "5:kmeans", "5:uniform:far", "auto", "auto:", "auto:x", "auto:dB", "auto:nandB",
-    "5:uniform:gptq:1", "missing.toml"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "0",
+        "9",
+        "-1",
+        "five",
+        "5:kmeans",
+        "5:uniform:far",
+        "auto",
+        "auto:",
+        "auto:x",
+        "auto:dB",
+        "auto:nandB",
+        "5:uniform:gptq:1",
+        "missing.toml",
+    ],
+)
 def test_bad_specifications_are_one_message(spec: str) -> None:
     with pytest.raises(ModelError, match=r"^(--weights|weights)"):
         compiled(gaussian(), spec=spec, check=False)
@@ -515,13 +577,16 @@ def test_a_budget_of_decibels_is_kept(decibel: float, measured: tuple[Graph, dic
     law = load_target("nna8").arithmetic
     encoded = codebook_encoding(graph, parse_weights(f"auto:{decibel}dB"), law, moments)
     assert -10 * np.log10(noise_at_outputs(graph, encoded, moments)) >= decibel
-    sizes = [sum(row.encoded_bytes for row in rows_of(compiled(gaussian(), spec=f"auto:{db}dB", check=False)))
-             for db in (decibel, decibel + 8)]
+    sizes = [
+        sum(row.encoded_bytes for row in rows_of(compiled(gaussian(), spec=f"auto:{db}dB", check=False)))
+        for db in (decibel, decibel + 8)
+    ]
     assert sizes[0] < sizes[1]
 
 
-@pytest.mark.parametrize(("spec", "words"), [
-    ("auto:100", "the smallest that 2 bits everywhere give is"), ("auto:99dB", "the closest is")])
+@pytest.mark.parametrize(
+    ("spec", "words"), [("auto:100", "the smallest that 2 bits everywhere give is"), ("auto:99dB", "the closest is")]
+)
 def test_a_budget_that_cannot_be_met_says_the_closest(spec: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         compiled(gaussian(), spec=spec, check=False)
@@ -547,8 +612,10 @@ def test_gptq_beats_nearest_on_every_layer(generator: str, bits: int) -> None:
     moments = second_moments(prepared, graph, samples, [node.name for node in layers])
     for node in layers:
         weights, hessian = graph.constants[node.inputs[WEIGHT]], moments[node.name]
-        found = [encode(weights, bits, generator, assigner, hessian=hessian if assigner == "gptq" else None)
-                 for assigner in ASSIGNERS]
+        found = [
+            encode(weights, bits, generator, assigner, hessian=hessian if assigner == "gptq" else None)
+            for assigner in ASSIGNERS
+        ]
         errors = [_output_error(weights - one.dequantized(), hessian) for one in found]
         assert errors[1] < errors[0], node.name
 

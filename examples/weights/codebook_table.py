@@ -35,8 +35,16 @@ def anchors() -> Table:
     """Return SQNR and time of the Laplace matrix, with float levels and with int8 levels."""
     matrix = (np.random.default_rng(0).laplace(size=(1024, 4096)) * 0.02).astype(np.float32)
     x = matrix.ravel().astype(np.float64)
-    table = Table("k", "float dB", "anchor", "CPU s", "int8 dB", "CPU s", "int8, a scale per channel",
-                  title="1024 x 4096 Laplace matrix, lloyd_max")
+    table = Table(
+        "k",
+        "float dB",
+        "anchor",
+        "CPU s",
+        "int8 dB",
+        "CPU s",
+        "int8, a scale per channel",
+        title="1024 x 4096 Laplace matrix, lloyd_max",
+    )
     for k, anchor in ANCHORS.items():
         start = time.process_time()
         levels = lloyd_max_levels(matrix, k)
@@ -47,8 +55,15 @@ def anchors() -> Table:
         encoded = encode(matrix, bits, per_channel=False)
         joint = time.process_time() - start
         channels = encode(matrix, bits).sqnr_db
-        table.add_row(str(k), f"{10 * np.log10((x @ x) / (error @ error)):.4f}", f"{anchor:.3f}", f"{exact:.2f}",
-                      f"{encoded.sqnr_db:.3f}", f"{joint:.2f}", f"{channels:.3f}")
+        table.add_row(
+            str(k),
+            f"{10 * np.log10((x @ x) / (error @ error)):.4f}",
+            f"{anchor:.3f}",
+            f"{exact:.2f}",
+            f"{encoded.sqnr_db:.3f}",
+            f"{joint:.2f}",
+            f"{channels:.3f}",
+        )
     return table
 
 
@@ -59,7 +74,7 @@ def gaussian() -> Table:
     table = Table("bits", "MSE", "known", "positive levels", title="Lloyd-Max of N(0, 1)")
     for bits, known in GAUSSIAN_MSE.items():
         levels = lloyd_max_levels(x, 2**bits, density)
-        first = " ".join(f"{level:.4f}" for level in levels[2 ** (bits - 1):][:8])
+        first = " ".join(f"{level:.4f}" for level in levels[2 ** (bits - 1) :][:8])
         table.add_row(str(bits), f"{density @ levels_error(x, levels) ** 2:.5f}", f"{known:.5f}", first)
     return table
 
@@ -68,8 +83,10 @@ def generators(name: str, weights: Floats) -> Table:
     """Return SQNR by generator and width."""
     table = Table("generator", *(f"{bits} bits" for bits in WIDTHS), title=f"1 Mi {name} weights, SQNR dB")
     for generator in GENERATORS.values():
-        cells = [f"{encode(weights, bits, generator.name, per_channel=False).sqnr_db:.2f}"
-                 if bits in generator.bits else "" for bits in WIDTHS]
+        cells = [
+            f"{encode(weights, bits, generator.name, per_channel=False).sqnr_db:.2f}" if bits in generator.bits else ""
+            for bits in WIDTHS
+        ]
         table.add_row(generator.name, *cells)
     return table
 

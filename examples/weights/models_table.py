@@ -134,8 +134,12 @@ def by_density(net: Network) -> Table:
     table = Table("layer", "dense\ncycles", *heads, "break-even\ndensity", title="digits on nna8, zeros skipped")
     for name, (dense, _, conv) in found[0].items():
         even = break_even(conv, skipping.mac)
-        table.add_row(name, f"{dense:,}", *(f"{layers[name][1]:,}" for layers in found),
-                      "skips nothing" if even is None else f"{even:.0%}")
+        table.add_row(
+            name,
+            f"{dense:,}",
+            *(f"{layers[name][1]:,}" for layers in found),
+            "skips nothing" if even is None else f"{even:.0%}",
+        )
     return table
 
 
@@ -145,8 +149,10 @@ def layer_cycles(program: Program) -> dict[str, tuple[int, int, isa.Conv]]:
     for layer in program.layers:
         convs = [i for i in map(program.instructions.__getitem__, layer.indices()) if isinstance(i, isa.Conv)]
         if convs:
-            dense, taken = (sum(array_cycles(i, program.target.mac) for i in part)
-                            for part in ([replace(i, taps=0) for i in convs], convs))
+            dense, taken = (
+                sum(array_cycles(i, program.target.mac) for i in part)
+                for part in ([replace(i, taps=0) for i in convs], convs)
+            )
             found[layer.name] = dense, taken, convs[0]
     return found
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ROUNDS = 4
 _WIDEST = 8  # bytes of an element of unknown type
 
-FOLDABLE = frozenset("""
+FOLDABLE = frozenset(
+    """
     Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape Cos CumSum DequantizeLinear Div Equal Erf
     Exp Expand EyeLike
     Flatten Floor Gather Gemm Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN
@@ -31,7 +32,8 @@ FOLDABLE = frozenset("""
     ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Round
     ScatterND Shape Sigmoid Sign Sin Size Slice Softmax Softplus Sqrt Squeeze Sub Sum Tan Tanh Tile
     Transpose Trilu Unsqueeze Where Xor
-""".split())
+""".split()
+)
 """Operators that are computed ahead when all inputs are constants; their time is in line with their size."""
 
 SLOW = {"Erf": 1 << 22, "ScatterND": 1 << 20}
@@ -59,8 +61,10 @@ class _Gate:
         if size is None or _takes_long(node):
             return False
         if self.spent + size > self.limits.folded_bytes:
-            self.refused.append(f"{node.op_type} {node.outputs[0].name!r} would make a constant of {size:,} bytes; "
-                                f"at most {self.limits.folded_bytes:,} may be made in all")
+            self.refused.append(
+                f"{node.op_type} {node.outputs[0].name!r} would make a constant of {size:,} bytes; "
+                f"at most {self.limits.folded_bytes:,} may be made in all"
+            )
             return False
         self.spent += size
         return True
@@ -121,8 +125,9 @@ def _run(model: onnx.ModelProto, gate: _Gate) -> onnx.ModelProto:
         for value in held.graph.initializers.values():
             if value.const_value is not None:  # a folded NonZero still has its open shape
                 value.shape = onnx_ir.Shape(value.const_value.shape.numpy())
-        result = optimizer.fold_constants(held, onnx_shape_inference=True, input_size_limit=everything,
-                                          output_size_limit=everything, should_fold=gate)
+        result = optimizer.fold_constants(
+            held, onnx_shape_inference=True, input_size_limit=everything, output_size_limit=everything, should_fold=gate
+        )
         common.RemoveUnusedNodesPass()(held)
         if not result.modified:
             break

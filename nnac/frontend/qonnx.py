@@ -20,7 +20,12 @@ from nnac.types import Array
 
 DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 ROUNDINGS: dict[str, Callable[[Array], Array]] = {
-    "ROUND": np.rint, "HALF_EVEN": np.rint, "CEIL": np.ceil, "FLOOR": np.floor, "DOWN": np.trunc}
+    "ROUND": np.rint,
+    "HALF_EVEN": np.rint,
+    "CEIL": np.ceil,
+    "FLOOR": np.floor,
+    "DOWN": np.trunc,
+}
 
 
 def fold_quantizers(model: onnx.ModelProto) -> bool:
@@ -42,8 +47,13 @@ def fold_quantizers(model: onnx.ModelProto) -> bool:
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    return {node.output[0]: a.t for node in graph.node if node.op_type == "Constant" and node.domain == ""
-            for a in node.attribute if a.name == "value" and a.HasField("t")}
+    return {
+        node.output[0]: a.t
+        for node in graph.node
+        if node.op_type == "Constant" and node.domain == ""
+        for a in node.attribute
+        if a.name == "value" and a.HasField("t")
+    }
 
 
 def _value(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
@@ -55,7 +65,7 @@ def _value(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Arra
         return None
     with np.errstate(all="ignore"):
         match node.op_type, inputs:
-            case ("Quant" | "IntQuant"), [x, scale, zero, width]:
+            case (("Quant" | "IntQuant"), [x, scale, zero, width]):
                 return _quantized(node, x, scale, zero, width)
             case "BipolarQuant", [x, scale]:
                 return _float32(np.where(x >= 0, 1, -1) * scale)
