@@ -16,6 +16,7 @@ test-all: .venv/installed-dev lint
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 
 golden: .venv/installed-dev

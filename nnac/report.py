@@ -296,7 +296,8 @@ def header(program: Program, blob_bytes: int, digest: str) -> Table:
                 f"{blob_bytes:,} bytes: instructions {instructions:,}, constants {program.constants.size:,}, "
                 f"metadata {rest:,}"
             ),
-            "program": f"{len(program.instructions):,} instructions, {len(program.layers):,} layers, {program.macs:,} MACs",
+            "program": f"{len(program.instructions):,} instructions, {len(program.layers):,} layers, "
+            f"{program.macs:,} MACs",
             "known answer": f"seed {program.known_answer.seed}; {outputs}",
         }
     )
