@@ -89,15 +89,19 @@ def _piece(m: int, k: int, mac: Mac) -> int:
 def taken_folds(weights: Array, mac: Mac) -> int:
     """Return the folds that an array which skips zero weights takes for int8 weights (O, K) of one instruction.
 
-    The columns of a fold work in step, so a block of columns takes as many folds as its fullest column needs:
-    "row_group" packs the non-zero taps of each column together; "2:4" halves the taps of a block in which no aligned
-    four of any column have more than two non-zeros.
+    Output channels without any weight take no column. The columns of a fold work in step, so a block of columns takes
+    as many folds as its fullest column needs: "row" leaves out taps that are zero in the whole block; "row_group" packs
+    the non-zero taps of each column together; "2:4" halves the taps of a block in which no aligned four of any column
+    have more than two non-zeros.
     """
-    blocks = [weights[at : at + mac.cols] != 0 for at in range(0, len(weights), mac.cols)]
+    kept = (weights != 0)[(weights != 0).any(axis=1)]
+    blocks = [kept[at : at + mac.cols] for at in range(0, len(kept), mac.cols)]
     return max(1, sum(over(_fullest(block, mac.zero_skip), mac.rows) for block in blocks))
 
 
 def _fullest(block: Array, skip: str) -> int:
+    if skip == "row":
+        return int(block.any(axis=0).sum())
     if skip == "row_group":
         return int(block.sum(axis=1).max())
     taps = block.shape[1]

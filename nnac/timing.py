@@ -14,10 +14,10 @@ as long as the slowest of
   port of the scratchpad or weight buffer once per instruction, one after the other; partial sums stay in the
   accumulators.
 
-The total is the end of the last instruction, and at least the bytes of each memory over its bandwidth; what that adds
-is shared out to the layers by their bytes. All durations are whole cycles of the target's clock, so the total falls, or
-stays, when any rate grows. Energy counts MACs and bytes through each port by the target's table; it leaves out leakage,
-clocks and the host.
+The total is the end of the last instruction, and at least the bytes of each memory over the bandwidth of its banks;
+what that adds is shared out to the layers by their bytes. All durations are whole cycles of the target's clock, so the
+total falls, or stays, when any rate grows. Energy counts MACs and bytes through each port by the target's table; it
+leaves out leakage, clocks and the host.
 """
 
 from __future__ import annotations
@@ -357,7 +357,9 @@ def _layers(
 def _fullest(traffic: Mapping[tuple[str, str], int], target: Target) -> tuple[int, str]:
     """Return the cycles that the bytes of one memory take at least, and its name: the memory with the most."""
     through = {name: sum(n for (m, _), n in traffic.items() if m == name) for name in target.memory}
-    return max((ceil(through[name] / memory.bytes_per_cycle), name) for name, memory in target.memory.items())
+    return max(
+        (ceil(through[name] / (memory.bytes_per_cycle * memory.banks)), name) for name, memory in target.memory.items()
+    )
 
 
 def _shared_out(layers: Iterable[LayerTime], cycles: int, port: str) -> Iterator[LayerTime]:

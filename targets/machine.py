@@ -25,7 +25,7 @@ def choice(text: str, allowed: tuple[Any, ...] | None, default: Any = None, comp
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
 
 
-ZERO_SKIPS = ("none", "row_group", "2:4")
+ZERO_SKIPS = ("none", "row", "row_group", "2:4")
 DATAFLOWS = ("weight_stationary", "output_stationary", "input_stationary", "dot_product")
 
 
@@ -115,6 +115,7 @@ class Memory:
     bytes_per_cycle: float = figure("bytes/cycle", "bandwidth, shared by all engines that use it", 0.001, 65536)
     latency: int = figure("cycles", "from a transfer's start to its first byte", 0, 1 << 20)
     burst: int = figure("bytes", "smallest transfer; shorter runs cost a whole burst", 1, 65536)
+    banks: int = figure("banks", "one instruction uses the port of one; all together use as many ports", 1, 1024, 1)
     outstanding: int = figure(
         "bursts",
         "in flight at once: one transfer gets at most outstanding * burst / latency bytes per cycle; 0: no such limit",

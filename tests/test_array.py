@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nnac
+from examples.timing.nets import NETS
 from nnac import isa
-from nnac.array import array_cycles
+from nnac.array import array_cycles, taken_folds
 from nnac.targets import Mac, load_target
 from nnac.targets.machine import DATAFLOWS
-from nnac.timing import cost
+from nnac.timing import cost, simulate, what_if
 
 SYSTOLIC = DATAFLOWS[:3]
 
@@ -258,3 +261,28 @@ def test_steps_of_a_dot_product() -> None:
     assert array_cycles(conv((6, 1, 8), (1, 1), 1, (6, 1, 8)), mac) == 3 * 4, "a sequence lies along the columns"
     slow = replace(mac, outputs=2.0)
     assert array_cycles(conv((4, 4, 16), (1, 1), 1, (4, 4, 8)), slow) == 4 * 4 * 8 // 2
+
+
+def test_zero_channels_and_rows_take_no_folds() -> None:
+    """Channels without weights take no column, taps that a whole block lacks no row; what is full is never less."""
+    machine = replace(load_target("nna8").mac, rows=8, cols=4)
+    weights = np.ones((16, 64), np.int8)
+    for skip, empty_channels, empty_rows in (("row", 16, 16), ("row_group", 16, 16), ("2:4", 16, 32)):
+        mac = replace(machine, zero_skip=skip)
+        assert taken_folds(weights, mac) == 4 * 8
+        thin = weights.copy()
+        thin[1::2] = 0
+        assert taken_folds(thin, mac) == empty_channels
+        sparse = weights.copy()
+        sparse[:, 32:] = 0
+        assert taken_folds(sparse, mac) == empty_rows
+    assert taken_folds(np.zeros((16, 64), np.int8), replace(machine, zero_skip="row")) == 1
+
+
+def test_banks_only_widen_what_all_share() -> None:
+    """One instruction sees one bank; the sum over all of them is held against every bank."""
+    program = nnac.compile(NETS["ds_cnn_large"](), target="nna8", calibration="random").program
+    narrow = what_if(program, {"memory.sram.bytes_per_cycle": 0.5})
+    wide = what_if(program, {"memory.sram.bytes_per_cycle": 0.5, "memory.sram.banks": 8})
+    assert simulate(program, wide).cycles <= simulate(program, narrow).cycles
+    assert simulate(program, wide).busy == simulate(program, narrow).busy

@@ -22,6 +22,7 @@ from nnac.emulator import Emulator
 from nnac.floatmodel import FloatModel
 from nnac.frontend import prepare
 from nnac.graph import Graph
+from nnac.isa import Space
 from nnac.passes.legalize import legalize
 from nnac.passes.quantize import quantize
 from nnac.program import Program, dumps
@@ -207,3 +208,26 @@ def test_two_compiles_give_the_same_bytes(name: str, assets: Path) -> None:
     samples = samples_of(assets, name)
     first, second = (nnac.compile(path_of(assets, name), "nna8-tiny", samples).program for _ in range(2))
     assert dumps(first) == dumps(second) and first.digest() == second.digest()
+
+
+OPEN = (*KEYWORDS, "ort_mnist", "ultraface_slim_320", "light_squeezenet", "light_shufflenet")
+
+
+@pytest.mark.parametrize("target", ["nna8", "nna8-tiny"])
+@pytest.mark.parametrize("name", OPEN)
+def test_the_planner_reaches_the_lower_bound(name: str, target: str, assets: Path) -> None:
+    """Peak scratchpad within 5 % of the largest set of bytes alive at one time (the search mostly meets it)."""
+    program = nnac.compile(model_of(assets, name), target, "random").program
+    assert program.lower_bound <= program.used[Space.SRAM] <= 1.05 * program.lower_bound
+
+
+def test_a_large_network_is_quick(assets: Path) -> None:
+    """ResNet-50: compiled in under 20 s, timed in under 1 s of processor time, at the planner's lower bound."""
+    model = model_of(assets, "light_resnet50")
+    start = time.process_time()
+    compiled = nnac.compile(model, "nna8", "random")
+    middle = time.process_time()
+    compiled.simulate()
+    assert middle - start < 20
+    assert time.process_time() - middle < 1
+    assert compiled.program.used[Space.SRAM] <= 1.05 * compiled.program.lower_bound
