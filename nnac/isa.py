@@ -9,6 +9,7 @@ its instructions must have finished before this one may start.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -70,21 +71,24 @@ def _field(code: str, count: int = 1, default: Any = None) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
+class Instruction(ABC):
     """Base: the wait tokens, and the ranges that the subclass reads and writes."""
 
     opcode: ClassVar[int]
     waits: tuple[int, ...] = _field("u32", len(Engine), (0,) * len(Engine))
 
     @property
+    @abstractmethod
     def engine(self) -> Engine:
-        raise NotImplementedError
+        """Who executes it."""
 
+    @abstractmethod
     def reads(self) -> tuple[Range, ...]:
-        raise NotImplementedError
+        """Return the bytes that it may read."""
 
+    @abstractmethod
     def writes(self) -> tuple[Range, ...]:
-        raise NotImplementedError
+        """Return the bytes that it may write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

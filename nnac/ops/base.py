@@ -7,6 +7,7 @@ of rows, contiguous in memory.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, prod
@@ -139,7 +140,7 @@ class Sample:
     constants: dict[int, Array]
 
 
-class Op:
+class Op(ABC):
     """Base of the operators; a concrete one is a frozen dataclass of its attributes."""
 
     name: ClassVar[str]
@@ -148,17 +149,17 @@ class Op:
     operands: ClassVar[int | None] = None
     """How many leading inputs are tensors in the scratchpad (None: all); the rest travels through the weight buffer."""
 
+    @abstractmethod
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         """Return the output's shape for the inputs' shapes."""
-        raise NotImplementedError(self.name)
 
     def problems(self, shapes: Sequence[Shape]) -> list[str]:
         """Return the sentence of the first constraint that this use breaks (later ones may rely on it)."""
         return next(([c.sentence] for c in self.constraints if not c.met(self, shapes)), [])
 
+    @abstractmethod
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         """Return the exact integer output for integer inputs (all of them, constants included), in numpy int64."""
-        raise NotImplementedError(self.name)
 
     def work(self, bound: Bound) -> Work:
         """Return the work of one execution."""
@@ -187,13 +188,13 @@ class Op:
         return []
 
     def lower(self, bound: Bound, step: Step) -> Iterator[AnyInstruction]:
-        """Yield the instructions of one step."""
-        raise NotImplementedError(self.name)
+        """Yield the instructions of one step; none for what costs nothing or is not cut into stripes."""
+        return iter(())
 
     @classmethod
+    @abstractmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         """Return a random legal use, extremes included."""
-        raise NotImplementedError(cls.name)
 
 
 def aligned(nbytes: int, to: int = 16) -> int:

@@ -6,6 +6,7 @@ are strided copies between the tensors' homes, wherever those are.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -23,9 +24,9 @@ Home = tuple[isa.Space, int]
 class Move(Op):
     """Base of the movers that copy; they are lowered from home to home, not in stripes."""
 
+    @abstractmethod
     def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
         """Yield the copies from the operands' homes to the output's home."""
-        raise NotImplementedError(self.name)
 
     def work(self, bound: Bound) -> Work:
         return Work()
