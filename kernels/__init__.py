@@ -29,9 +29,9 @@ def cache_folder() -> Path:
     return folder if _is_writable(folder) else _temporary_home() / name
 
 
-def is_cold() -> bool:
-    """Whether no kernel is compiled yet, so that the first import of a kernel module will take seconds."""
-    return next(cache_folder().rglob("*.nbi"), None) is None
+def is_cold(module: str = "") -> bool:
+    """Whether no kernel (of one module) is compiled yet, so that its first import will take seconds."""
+    return next(cache_folder().rglob(f"{module}*.nbi"), None) is None
 
 
 @functools.cache

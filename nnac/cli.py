@@ -138,8 +138,7 @@ def compile(
     from nnac import compiler
     from nnac.program import dumps, write_file
 
-    if check:
-        announce_kernels()
+    announce_kernels("conv" if check else "codec")
     budgets = compiler.Budgets(max_sram, max_flash, max_cycles)
     with progress_bar() as progress:
         compiled = compiler.compile(
@@ -181,7 +180,7 @@ def run(program: str, source: str, output: str | None, raw: bool) -> None:
 
     model = CompiledModel(_load(program))
     samples, single = _samples(source, _inputs(model.program))
-    announce_kernels()
+    announce_kernels("conv")
     with progress_bar() as progress:
         found = _run(model, samples, single, raw, progress)
     if path is not None:
@@ -192,6 +191,8 @@ def run(program: str, source: str, output: str | None, raw: bool) -> None:
 def _load(path: str) -> Program:
     """Return a validated program, without the imports that only compiling needs."""
     from nnac.validate import load
+
+    announce_kernels("codec")
 
     return load(path)
 
@@ -298,7 +299,7 @@ def diff(
     from nnac.report import comparison
 
     samples, _ = _samples(source, _inputs(blob))
-    announce_kernels()
+    announce_kernels("conv")
     _warn_random(blob)
     with progress_bar() as progress:
         result = compiler.diff(model, blob, samples, dict(shapes) or None, progress)
@@ -447,7 +448,7 @@ def _selftest(program: Program) -> None:
     from nnac.emulator import Emulator
     from nnac.reference import seeded
 
-    announce_kernels()
+    announce_kernels("conv")
     answer, shapes = program.known_answer, {name: program.tensor(name).type.shape for name in program.inputs}
     outputs = Emulator(program).run(seeded(shapes, answer.seed))
     wrong = [
@@ -506,6 +507,7 @@ def sweep(
     from nnac.sweep import sweep as run_sweep
     from nnac.sweep import to_csv
 
+    announce_kernels("codec")
     with progress_bar() as progress:
         found = run_sweep(model, target, vary, calibrate, method=method, shapes=dict(shapes), progress=progress)
     if path is not None:
@@ -562,8 +564,8 @@ def demo(target: str) -> None:
     from nnac import compiler
     from nnac.program import dumps
 
+    announce_kernels("conv")
     compiled = compiler.compile(folder / "digits.onnx", target, folder / "calibration.npz")
-    announce_kernels()
     read, clips = _features(folder), sorted((folder / "clips").glob("*.wav"))
     right = sum(_hear(compiled, read, clip) for clip in clips)
     click.echo(f"\n{right} of {len(clips)} clips heard right ({right / len(clips):.1%})\n")

@@ -95,11 +95,16 @@ def note(text: str) -> None:
     click.echo(f"nnac: {text}", err=True)
 
 
-def announce_kernels() -> None:
-    """Say why the first emulation on a machine takes longer."""
+def announce_kernels(module: str) -> None:
+    """Say why the first use of a kernel module on a machine takes longer: "codec" packs weights, "conv" emulates.
+
+    A command says it once.
+    """
     from nnac import kernels
 
-    if kernels.is_cold():
+    told = click.get_current_context().meta
+    if "nnac.kernels" not in told and kernels.is_cold(module):
+        told["nnac.kernels"] = True
         note(f"compiling kernels for this machine (first use, cached in {kernels.cache_folder()})")
 
 

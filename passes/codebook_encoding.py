@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import inf, log10
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnac.codebooks import Encoded, encode
 from nnac.errors import ModelError
-from nnac.generators import find
 from nnac.graph import Graph, Node
 from nnac.ops import Conv, Dense
 from nnac.ops.conv import SCALE, WEIGHT
@@ -29,6 +28,9 @@ from nnac.passes.centroid_folding import put_encoded, weighted_layers
 from nnac.targets import Arithmetic
 from nnac.types import Array
 from nnac.weightplan import Choice, WeightPlan
+
+if TYPE_CHECKING:
+    from nnac.codebooks import Encoded
 
 ZEROS = 0.1
 AUTO_BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -64,6 +66,9 @@ def needs_moments(graph: Graph, plan: WeightPlan) -> list[str]:
 
 
 def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: Array | None) -> Encoded:
+    from nnac.codebooks import encode  # compiles kernels, which plain int8 does not need
+    from nnac.generators import find
+
     weight = graph.constants[node.inputs[WEIGHT]]
     if choice.assigner == "gptq" and moment is None:
         raise ModelError(
