@@ -63,6 +63,13 @@ _target = click.option(
     metavar="NAME|TOML",
     help="Machine: a name of `nnac targets`, or a .toml file.",
 )
+_method = click.option(
+    "--method",
+    default="minmax",
+    show_default=True,
+    metavar="minmax|percentile|mse",
+    help="How ranges come from the samples.",
+)
 _shape = click.option(
     "--shape",
     "shapes",
@@ -98,13 +105,7 @@ def cli() -> None:
     metavar="NPZ|FOLDER|random",
     help="Samples: one array per input, first axis = samples; `random` for timing studies only.",
 )
-@click.option(
-    "--method",
-    default="minmax",
-    show_default=True,
-    metavar="minmax|percentile|mse",
-    help="How ranges come from the samples.",
-)
+@_method
 @_shape
 @click.option(
     "--weights",
@@ -481,13 +482,7 @@ def _selftest(program: Program) -> None:
     metavar="NPZ|FOLDER|random",
     help="Samples, as for `nnac compile`; `random` is enough for time and memory.",
 )
-@click.option(
-    "--method",
-    default="minmax",
-    show_default=True,
-    metavar="minmax|percentile|mse",
-    help="How ranges come from the samples.",
-)
+@_method
 @_shape
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the table as CSV (- for stdout, then nothing else).")
 def sweep(

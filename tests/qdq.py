@@ -40,7 +40,7 @@ def qdq_model(graph: Graph, every: bool = True) -> onnx.ModelProto:
         every: make every computed tensor an output, not only the graph's.
 
     Raises:
-        NotImplementedError: an operator whose integer meaning is not that of a float operator (softmax).
+        ValueError: an operator whose integer meaning is not that of a float operator (softmax).
     """
     writer = _Writer(graph)
     for node in graph.nodes:
@@ -115,7 +115,7 @@ class _Writer:
             case Reshape() | Transpose() | Slice() | Concat() | Pad():
                 self._move(node)
             case _:
-                raise NotImplementedError(f"{node.op.name} has no float twin with the same integers")
+                raise ValueError(f"{node.op.name} has no float twin with the same integers")
 
     # -- operators -------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class _Writer:
                 return self._add("LeakyRelu", inputs, alpha=alpha)
             case Activation(kind=kind) if kind in FLOAT_OPS:
                 return self._add(FLOAT_OPS[kind], inputs)
-        raise NotImplementedError(f"{node.op} has no float twin here")
+        raise ValueError(f"{node.op} has no float twin here")
 
     def _clamped(self, node: Node, x: str) -> str:
         low, high = getattr(node.op, "clamp", (-np.inf, np.inf))
