@@ -205,9 +205,7 @@ def _warn_random(program: Program) -> None:
 
 def _inputs(program: Program) -> dict[str, Shape]:
     """Return ONNX names and shapes of the inputs."""
-    from nnac.report import onnx_shape
-
-    return {tensor.onnx_name: onnx_shape(tensor) for tensor in map(program.tensor, program.inputs)}
+    return {tensor.onnx_name: tensor.onnx_shape for tensor in map(program.tensor, program.inputs)}
 
 
 def _run(

@@ -315,18 +315,13 @@ def interface(program: Program) -> Table:
 
 
 def _port(tensor: Tensor) -> tuple[Cell, ...]:
-    return (_name(tensor.onnx_name), _shape(onnx_shape(tensor)), _shape(tensor.type.shape), *_quant(tensor))
+    return (_name(tensor.onnx_name), _shape(tensor.onnx_shape), _shape(tensor.type.shape), *_quant(tensor))
 
 
 def _quant(tensor: Tensor) -> tuple[str, str, str]:
     quant = tensor.type.quant
     scale, zero = (f"{quant.scale:.9g}", str(quant.zero_point)) if quant else ("", "")
     return scale, zero, f"{tensor.space.label} {tensor.address:#x}"
-
-
-def onnx_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape that the tensor has in the model."""
-    return tensor.origin.onnx_shape(tensor.type.shape) if tensor.origin else tensor.type.shape
 
 
 def memory_map(program: Program) -> Table:
