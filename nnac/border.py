@@ -12,7 +12,7 @@ from nnac.types import Array
 
 
 def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return int8 arrays in device layout by tensor name, for arrays by ONNX input name."""
+    """Return integer arrays in device layout by tensor name, for arrays by ONNX input name."""
     tensors = {t.onnx_name: t for t in map(program.tensor, program.inputs)}
     problems = [f"input {name!r} is missing" for name in tensors if name not in inputs]
     problems += [
@@ -29,9 +29,10 @@ def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]
 def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
     if array.shape != tensor.onnx_shape:
         return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
-    if array.dtype.kind != "f" and array.dtype != np.int8:
+    dtype = tensor.type.dtype
+    if array.dtype.kind != "f" and array.dtype != dtype:
         return [
-            f"input {name!r} has dtype {array.dtype}, expected floats, or int8 for values that are quantized already"
+            f"input {name!r} has dtype {array.dtype}, expected floats, or {dtype} for values that are quantized already"
         ]
     return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []
 
@@ -39,7 +40,7 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
 def _to_device(tensor: Tensor, array: Array) -> Array:
     quant = tensor.type.quant
     assert quant is not None
-    integers = array if array.dtype == np.int8 else quant.quantize(array)
+    integers = array if array.dtype == tensor.type.dtype else quant.quantize(array)
     return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
 
 
