@@ -81,6 +81,7 @@ def compile(
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
+    activations: str | Iterable[str] = "int8",
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -95,6 +96,8 @@ def compile(
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
+        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
+            operator has in int16 only).
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -111,7 +114,8 @@ def compile(
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
     lowered = _within if plan.budget and plan.budget[0] == "bytes" else lower
-    program = lowered(graph, ranges, machine, note, check, plan, moments)
+    chosen = activations if isinstance(activations, str) else tuple(activations)
+    program = lowered(graph, ranges, machine, note, check, plan, moments, chosen)
     _keep(program, budgets or Budgets())
     return CompiledModel(program)
 
@@ -159,12 +163,13 @@ def lower(
     check: bool = False,
     weights: WeightPlan | None = None,
     moments: Mapping[str, Array] | None = None,
+    activations: str | tuple[str, ...] = "int8",
 ) -> Program:
     """Return the validated program of a float graph with known ranges."""
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(quantize(encoded, ranges, law), stages.INTEGER)
+    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
     legal = stages.check(order(legalize(integer, machine)), stages.INTEGER)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)
@@ -185,6 +190,7 @@ def _within(
     check: bool,
     plan: WeightPlan,
     moments: Mapping[str, Array],
+    activations: str | tuple[str, ...],
 ) -> Program:
     """Return the program whose packed weights keep the plan's budget of bytes, which the passes only estimate.
 
@@ -196,7 +202,8 @@ def _within(
     aim = limit
     for _ in range(TIGHTER):
         try:
-            program = lower(graph, ranges, machine, note, check, replace(plan, budget=("bytes", aim)), moments)
+            tighter = replace(plan, budget=("bytes", aim))
+            program = lower(graph, ranges, machine, note, check, tighter, moments, activations)
         except ModelError:
             if closest == inf:
                 raise
