@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -210,6 +210,7 @@ class Case:
     graph: Graph
     samples: Samples
     ranges: dict[str, Range]
+    activations: str | tuple[str, ...] = "int8"
 
     @classmethod
     def of(cls, model: onnx.ModelProto) -> Case:
@@ -223,7 +224,7 @@ class Case:
     def build(self, machine: Target) -> Program:
         """Compile with all checks, on a larger scratchpad where this one is too small (the error says how much)."""
         try:
-            return lower(self.graph, self.ranges, machine, "test", check=True)
+            return lower(self.graph, self.ranges, machine, "test", check=True, activations=self.activations)
         except CapacityError as error:
             assert error.excess == error.required - error.available > 0
             memory = {name: 2 * machine.memory[name].bytes for name in ("sram", "weights")}
@@ -232,7 +233,7 @@ class Case:
     def check(self, program: Program) -> None:
         """Compare reference and emulator at every tensor, on samples and on noise; the blob survives a round trip."""
         law, machine = program.target.arithmetic, program.target
-        integer = legalize(quantize(self.graph, self.ranges, law), machine)
+        integer = legalize(quantize(self.graph, self.ranges, law, self.activations), machine)
         for inputs in (reference.probe(integer, 1), reference.probe(integer, 2), self.quantized(integer)):
             expected, found = reference.run(integer, inputs, law), Emulator(program).trace(inputs)
             assert expected.keys() == found.keys()
@@ -241,7 +242,7 @@ class Case:
         assert dumps(loads(dumps(program))) == dumps(program)
 
     def quantized(self, graph: Graph) -> dict[str, Array]:
-        """Return the first sample as int8 in device layout."""
+        """Return the first sample as integers in device layout."""
         values = [graph.values[name] for name in graph.inputs]
         return {
             v.name: v.origin.from_onnx(v.type.quant.quantize(self.samples[0][v.origin.name]), v.shape)
@@ -362,11 +363,20 @@ def random_case(seed: int) -> Case:
     return Case.of(FullNet(rng).model(int(rng.integers(1, 12))))
 
 
+def widened(case: Case, rng: np.random.Generator) -> Case:
+    """Return the case with int16 activations: all, or some."""
+    made = {*case.graph.inputs, *(node.output for node in case.graph.nodes)}
+    names = sorted({v.origin.name for name in made if (v := case.graph.values[name]).origin is not None})
+    some = tuple(name for name in names if rng.random() < 0.4)
+    return replace(case, activations=some if rng.random() < 0.6 else "int16")
+
+
 @settings(max_examples=120, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), machine=st.sampled_from(sorted(MACHINES)))
-def test_random_networks(seed: int, machine: str) -> None:
-    """Any network of supported operators, on any machine: every bit."""
+@given(seed=st.integers(0, 2**32 - 1), machine=st.sampled_from(sorted(MACHINES)), wide=st.booleans())
+def test_random_networks(seed: int, machine: str, wide: bool) -> None:
+    """Any network of supported operators, on any machine, with int16 anywhere: every bit."""
     case = random_case(seed)
+    case = widened(case, np.random.default_rng(seed)) if wide else case
     case.check(case.build(MACHINES[machine]))
 
 
@@ -379,6 +389,16 @@ def test_random_networks_are_close_to_float(seed: int) -> None:
     """
     case = random_case(seed)
     assert min(compare(case.model, case.build(MACHINES["nna8"]), case.samples).outputs().values()) > 25.0
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_int16_is_closer_to_float(name: str) -> None:
+    """With int16 activations what remains is the error of int8 weights."""
+    case = Case.of(NETS[name])
+    programs = [replace(case, activations=chosen).build(MACHINES["nna8"]) for chosen in ("int8", "int16")]
+    narrow, wide = (min(compare(case.model, p, case.samples).outputs().values()) for p in programs)
+    assert wide > max(narrow, 35.0)
+    assert all(t.type.dtype == "int16" for t in programs[1].tensors)
 
 
 # -- passes --------------------------------------------------------------------------------------------------------
