@@ -49,10 +49,9 @@ def kernel(*arguments: Any) -> Callable[[Function], Function]:
     return compiled
 
 
-def also(compiled: Function, *arguments: Any) -> Function:
+def also(compiled: Any, *arguments: Any) -> Any:
     """A kernel's second form, for other argument types."""
-    plain: Function = getattr(compiled, "py_func")  # noqa: B009
-    return kernel(*arguments)(plain)
+    return kernel(*arguments)(compiled.py_func)
 
 
 def inner(function: Function) -> Function:

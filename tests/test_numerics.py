@@ -122,6 +122,27 @@ def test_tflite_saturates_a_left_shift_that_leaves_int32(acc: int, multiplier: i
         assert numerics.requantize(acc, multiplier, shift, 0, Rounding.TFLITE) == expected
 
 
+@given(st.integers(-(2**39), 2**39 - 1), st.integers(0, 2**23 - 1), SHIFT, MODE)
+def test_requantize_wide_rounds_once_whatever_the_mode(acc: int, multiplier: int, shift: int, mode: Rounding) -> None:
+    expected = nearest(Fraction(acc * multiplier, 1 << shift), mode)
+    assert numerics.requantize_wide(acc, multiplier, shift, 0, mode) == min(max(expected, -(2**15)), 2**15 - 1)
+    assert numerics.requantize_wide(acc, multiplier, shift, 3, mode, -5, 6) == min(max(expected + 3, -5), 6)
+    assert abs(acc * multiplier) <= 2**62
+
+
+def test_requantize_wide_refuses_multipliers_of_more_than_23_bits() -> None:
+    with pytest.raises(ValueError, match="outside"):
+        numerics.requantize_wide(1, 1 << 23, 0, 0, Rounding.HALF_EVEN)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("taps", [1, 2, 49, 2**16, 2**16 + 1, 2**24])
+def test_average_bits_keep_products_inside(bits: int, taps: int) -> None:
+    reach, found = 255 if bits == 8 else 2**15, numerics.average_bits(taps, bits)
+    assert taps * reach * 2**found <= 2**62
+    assert found == 31 or taps * reach * 2 ** (found + 2) > 2**62
+
+
 @pytest.mark.parametrize(("multiplier", "shift"), [(-1, 0), (1 << 31, 0), (1, -1), (1, 63)])
 def test_requantize_refuses_what_no_field_holds(multiplier: int, shift: int) -> None:
     with pytest.raises(ValueError, match="outside"):
@@ -146,6 +167,21 @@ def test_encode_ratio_is_as_near_as_31_bits_allow(ratio: float) -> None:
 def test_encode_ratio_of_tiny_ratios_is_near_in_absolute_terms(ratio: float) -> None:
     multiplier, shift = numerics.encode_ratio(ratio)
     assert abs(Fraction(multiplier, 1 << shift) - Fraction(ratio)) <= Fraction(1, 1 << 63)
+
+
+@given(st.floats(2.0**-32, 2.0**23 - 1))
+def test_encode_ratio_with_fewer_bits(ratio: float) -> None:
+    multiplier, shift = numerics.encode_ratio(ratio, bits=23)
+    assert 0 < multiplier < 2**23
+    assert abs(Fraction(multiplier, 1 << shift) / Fraction(ratio) - 1) <= Fraction(1, 1 << 23)
+    assert multiplier >= 2**22 or math.frexp(ratio)[0] == 0.5
+
+
+def test_encode_ratio_with_fewer_bits_refuses_more() -> None:
+    assert numerics.encode_ratio(1 - 2.0**-40, bits=23) == (2**22, 22)
+    assert numerics.encode_ratio(2.0**22, bits=23) == (2**22, 0)
+    with pytest.raises(ValueError, match=r"the limit is 2\*\*23"):
+        numerics.encode_ratio(2.0**23, bits=23)
 
 
 def test_encode_ratio_rounds_up_into_the_next_octave() -> None:
@@ -223,6 +259,23 @@ def test_softmax_is_near_the_real_one(x: list[int], scale: float, mode: Rounding
         assert abs(y + 128 - min(256 * e / sum(exponentials), 255)) <= 0.51 + 256 * len(x) * 2.0**-17
 
 
+@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=40), st.floats(0, 0.01), MODE)
+def test_softmax_of_16_bits_is_near_the_real_one(x: list[int], scale: float, mode: Rounding) -> None:
+    got = numerics.softmax(x, numerics.softmax_table(scale, 16), 1 << 15, 0, 0, mode, 0, 2**15 - 1)
+    exponentials = [math.exp(scale * (value - max(x))) for value in x]
+    for y, e in zip(got, exponentials, strict=True):
+        assert abs(y - min(2**15 * e / sum(exponentials), 2**15 - 1)) <= 2.0 + len(x)
+
+
+def test_softmax_tables_of_16_bits_start_at_one_and_fall() -> None:
+    table = numerics.softmax_table(1e-3, 16)
+    assert len(table) == 512
+    assert table[0] == table[256] == 2**15
+    for part in (table[:256], table[256:]):
+        assert list(part) == sorted(part, reverse=True)
+    assert table[4] == round(math.exp(-1.024) * 2**15)
+
+
 def test_softmax_table_starts_at_one_and_falls() -> None:
     table = numerics.softmax_table(0.05)
     assert len(table) == 256
@@ -242,6 +295,8 @@ def test_interpolate_is_linear_between_knots(x: int, mode: Rounding, seed: int) 
     expected = nearest(table[index] + (table[index + 1] - table[index]) * fraction, mode)
     assert numerics.interpolate(x, table, mode) == expected
     assert numerics.interpolate(x, table, mode, -9, 9) == min(max(expected, -9), 9)
+    finer = nearest((table[index] + (table[index + 1] - table[index]) * fraction) / 128, mode) - 7
+    assert numerics.interpolate(x, table, mode, -128, 127, 14, -7) == min(max(finer, -128), 127)
 
 
 FLOAT32 = st.floats(width=32, allow_nan=False)
@@ -343,6 +398,20 @@ def test_numpy_softmax_and_interpolate_are_the_law(mode: Rounding) -> None:
     x16 = np.arange(-(2**15), 2**15, 7).astype(np.int16)
     got = exact.interpolate(x16, knots, mode)
     assert got.tolist() == [numerics.interpolate(x, knots.tolist(), mode) for x in x16.tolist()]
+    got = exact.interpolate(x16, knots, mode, -128, 127, 14, -7)
+    assert got.tolist() == [numerics.interpolate(x, knots.tolist(), mode, -128, 127, 14, -7) for x in x16.tolist()]
+    wide = numerics.softmax_table(3e-4, 16)
+    got = exact.softmax(x16[:51].reshape(3, 17), wide, 1 << 15, 0, 0, mode, 0, 2**15 - 1)
+    rows = [numerics.softmax(r, wide, 1 << 15, 0, 0, mode, 0, 2**15 - 1) for r in x16[:51].reshape(3, 17).tolist()]
+    assert got.tolist() == rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_numpy_requantize_wide_is_the_law(mode: Rounding) -> None:
+    acc, multiplier, shift = extremes(11, 39), non_negative(12, 23), [abs(s) % 63 for s in extremes(13, 20)]
+    got = exact.requantize_wide(np.array(acc), np.array(multiplier), np.array(shift), 0, mode)
+    rows = zip(acc, multiplier, shift, strict=True)
+    assert got.tolist() == [numerics.requantize_wide(a, m, s, 0, mode) for a, m, s in rows]
 
 
 def test_numpy_refuses_what_it_cannot_compute() -> None:
