@@ -13,6 +13,7 @@ import nnac
 from examples.timing.nets import NETS
 from nnac import isa
 from nnac.array import array_cycles, taken_folds
+from nnac.errors import TargetError
 from nnac.targets import Mac, load_target
 from nnac.targets.machine import DATAFLOWS
 from nnac.timing import cost, simulate, what_if
@@ -167,6 +168,28 @@ def test_never_above_the_peak(i: isa.Conv, mac: Mac) -> None:
     assert cycles >= 1
     assert cycles * mac.peak >= i.macs
     assert not mac.outputs or cycles * mac.outputs >= i.out_h * i.out_w * i.out_c
+
+
+@settings(max_examples=300, deadline=None)
+@given(convs(), macs(), st.integers(1, 4))
+def test_16_bits_work_at_their_rate(i: isa.Conv, mac: Mac, rate: int) -> None:
+    """The peak falls by the rate; the output stage does not slow down; the width of the result changes nothing."""
+    mac = replace(mac, int16=rate)
+    cycles = array_cycles(replace(i, in_bits=16), mac)
+    assert cycles * mac.peak >= i.macs * rate
+    assert array_cycles(i, mac) <= cycles <= rate * array_cycles(i, mac)
+    assert array_cycles(replace(i, in_bits=16), replace(mac, outputs=0.0)) == rate * array_cycles(
+        i, replace(mac, outputs=0.0)
+    )
+    assert array_cycles(replace(i, out_bits=16), mac) == array_cycles(i, mac)
+
+
+def test_a_machine_may_have_no_16_bits() -> None:
+    """Timing refuses what the array cannot do."""
+    i, mac = conv((4, 4, 8), (1, 1), 1, (4, 4, 8)), Mac(rows=8, cols=8, issue_cycles=0, int16=0)
+    assert array_cycles(i, mac) > 0
+    with pytest.raises(TargetError, match=r"mac\.int16 = 0"):
+        array_cycles(replace(i, in_bits=16), mac)
 
 
 @settings(max_examples=300, deadline=None)

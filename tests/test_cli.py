@@ -267,6 +267,21 @@ def test_equal_compilations_give_equal_bytes(run: Nnac, here: Path) -> None:
     assert (here / "out/a.nna").read_bytes() == (here / "out/b.nna").read_bytes()
 
 
+def test_activations_are_int16_where_asked(run: Nnac, here: Path) -> None:
+    def dtypes(option: str) -> set[str]:
+        result = run("compile", "m.onnx", "--calibrate", "x.npz", "-o", "out/w.nna", "--activations", option, "--check")
+        assert result.code == 0, result.err
+        return {tensor.type.dtype for tensor in load(here / "out/w.nna").tensors}
+
+    name = load(here / "m.nna").tensor(load(here / "m.nna").inputs[0]).onnx_name
+    (here / "names.txt").write_text(f"{name}\n\n")
+    assert dtypes("int16") == {"int16"}
+    assert dtypes(name) == dtypes("@names.txt") == {"int8", "int16"}
+    assert run("inspect", "out/w.nna", "--selftest").code == 0
+    assert "no tensor 'nowhere'" in run("compile", "m.onnx", "--calibrate", "x.npz", "--activations", "nowhere").err
+    assert "cannot be read" in run("compile", "m.onnx", "--calibrate", "x.npz", "--activations", "@nowhere").err
+
+
 def test_random_calibration_is_marked_everywhere(run: Nnac) -> None:
     assert "random: timing only" in run("compile", "m.onnx", "--calibrate", "random", "-o", "out/r.nna").out
     assert "random: timing only" in run("simulate", "out/r.nna").out

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from nnac import reference, stages
 from nnac.calibration import Range
 from nnac.emulator import Emulator
-from nnac.errors import CapacityError, ModelError
+from nnac.errors import CapacityError, ModelError, TargetError
 from nnac.graph import Graph, Node, Origin, Value, sort_nodes
 from nnac.isa import Space
-from nnac.ops import Activation, AveragePool, Concat, MaxPool, Pad
+from nnac.ops import Activation, AveragePool, Concat, Dense, MaxPool, Pad, Sum
 from nnac.ops.base import random_quant
 from nnac.passes.emit import emit
 from nnac.passes.legalize import legalize
@@ -23,7 +25,7 @@ from nnac.passes.tile import tile
 from nnac.program import KnownAnswer
 from nnac.targets import load_target
 from nnac.types import Quant, TensorType
-from tests.graphs import random_inputs, with_memory
+from tests.graphs import graph_of, random_inputs, with_memory
 
 NNA8 = load_target("nna8")
 
@@ -74,6 +76,17 @@ def test_activation_quant_covers_the_range(low: float, high: float, power: bool)
     reach = quant.dequantize(np.array([-128, 127], np.int8)).astype(np.float64)
     assert quant.dequantize(np.array([quant.zero_point], np.int8))[0] == 0.0
     assert reach[0] <= low + 0.51 * quant.scale and reach[1] >= high - 0.51 * quant.scale
+    assert not power or np.log2(quant.scale) == int(np.log2(quant.scale))
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 1.0), (0.0, 6.0), (-3.0, 0.5), (0.0, 0.0)])
+@pytest.mark.parametrize("power", [False, True])
+def test_activation_quant_of_16_bits_is_symmetric(low: float, high: float, power: bool) -> None:
+    """The larger end lies within the range, at its end unless scales are powers of two."""
+    quant, peak = activation_quant(low, high, power, 16), max(-low, high)
+    assert (quant.zero_point, quant.bits, quant.dtype) == (0, 16, "int16")
+    assert quant.scale * 32767 >= peak * (1 - 2**-23)
+    assert peak == 0 or quant.scale * 32767 <= peak * (2 if power else 1 + 2**-23)
     assert not power or np.log2(quant.scale) == int(np.log2(quant.scale))
 
 
@@ -206,3 +219,93 @@ def test_allocate_is_never_above_first_fit() -> None:
             at[i] = address
         top = allocate(items)[1]
         assert lower_bound(items) <= top <= max(at[i] + item.nbytes for i, item in enumerate(items))
+
+
+# -- int16 ---------------------------------------------------------------------------------------------------------
+
+
+class Narrow(Activation):
+    """A tanh that takes and makes int8 only."""
+
+    def widths(self, operands: int) -> tuple[tuple[int, ...], ...]:
+        return ((8,),) * (operands + 1)
+
+
+class Wide(Activation):
+    """A tanh that takes and makes int16 only."""
+
+    def widths(self, operands: int) -> tuple[tuple[int, ...], ...]:
+        return ((16,),) * (operands + 1)
+
+
+def chain(*ops: Activation) -> Graph:
+    """Return a float graph of functions one behind the other, from x0 on."""
+    names = [f"x{i}" for i in range(len(ops) + 1)]
+    values = {n: Value(n, TensorType((2, 3)), Origin(n)) for n in names}
+    nodes = tuple(Node(f"n{i}", op, (names[i],), names[i + 1]) for i, op in enumerate(ops))
+    return Graph("chain", nodes, values, {}, (names[0],), (names[-1],))
+
+
+def quantized_chain(activations: str | tuple[str, ...], *ops: Activation) -> Graph:
+    """Return the integer graph of a chain, after it has run bit-exactly."""
+    graph = chain(*ops)
+    ranges = {name: Range(-2.0, 2.0) for name in graph.values}
+    integer = stages.check(quantize(graph, ranges, NNA8.arithmetic, activations), stages.INTEGER)
+    program = emit(place(tile(integer, NNA8, 4096)), "test", KnownAnswer(0, {}))
+    inputs = random_inputs(integer, np.random.default_rng(1))
+    expected = reference.run(integer, inputs, NNA8.arithmetic)
+    for name, array in Emulator(program).trace(inputs).items():
+        np.testing.assert_array_equal(array, expected[name])
+    return integer
+
+
+def test_operators_demand_int16() -> None:
+    """What an operator takes and makes as int16 only is int16, and nothing else is."""
+    graph = quantized_chain("int8", Activation("tanh"), Wide("tanh"), Activation("tanh"))
+    assert [graph.values[f"x{i}"].type.dtype for i in range(4)] == ["int8", "int16", "int16", "int8"]
+    assert graph.values["x2"].type.quant == Quant(2.0**-15, 0, 16)
+    assert [type(node.op) for node in graph.nodes] == [Activation, Wide, Activation]
+
+
+def test_operators_that_want_int8_get_copies() -> None:
+    """Around an operator of int8 int16 tensors are requantized by sums of one operand."""
+    graph = quantized_chain("int16", Activation("tanh"), Narrow("tanh"), Wide("tanh"))
+    assert all(graph.values[f"x{i}"].type.dtype == "int16" for i in range(4))
+    assert [type(node.op) for node in graph.nodes] == [Activation, Sum, Narrow, Sum, Wide]
+    narrow = next(node for node in graph.nodes if isinstance(node.op, Narrow))
+    assert [graph.values[name].type.dtype for name in (*narrow.inputs, narrow.output)] == ["int8", "int8"]
+
+
+def test_clamps_of_int16_are_sums() -> None:
+    """Identity, relu and clip round once instead of going through knots."""
+    kinds = (Activation("relu"), Activation("clip", (-0.5, 0.9)), Activation("tanh"))
+    graph = quantized_chain(("x1", "x2"), *kinds)
+    assert [node.op for node in graph.nodes[:2]] == [Sum((0.0, np.inf), (1,)), Sum((-0.5, 0.9), (1,))]
+    assert [type(node.op) for node in quantized_chain("int8", *kinds).nodes] == [Activation] * 3
+
+
+def test_a_group_takes_the_widest() -> None:
+    """One int16 operand makes a concat int16."""
+    values = {n: Value(n, TensorType(s), Origin(n)) for n, s in (("a", (2,)), ("b", (3,)), ("y", (5,)))}
+    graph = Graph("g", (Node("n", Concat(0), ("a", "b"), "y"),), values, {}, ("a", "b"), ("y",))
+    ranges = {"a": Range(-1.0, 1.0), "b": Range(-2.0, 0.5), "y": Range(-2.0, 1.0)}
+    integer = stages.check(quantize(graph, ranges, NNA8.arithmetic, ("b",)), stages.INTEGER)
+    assert {integer.values[n].type.quant for n in "aby"} == {Quant(float(np.float32(2 / 32767)), 0, 16)}
+
+
+@pytest.mark.parametrize(("activations", "words"), [(("x0", "no"), "no tensor 'no'"), ("int4", "'int4': unknown")])
+def test_int16_wants_known_tensors(activations: str | tuple[str, ...], words: str) -> None:
+    """A name that is no tensor is an error that names it."""
+    with pytest.raises(ModelError, match=words):
+        quantized_chain(activations, Activation("tanh"))
+
+
+def test_an_array_without_16_bits_is_refused() -> None:
+    """The message names the machine, the figure and the layer."""
+    sample = next(
+        s for seed in range(99) if (s := Dense.sample(np.random.default_rng(seed))).inputs[0].dtype == "int16"
+    )
+    graph, machine = graph_of(sample), replace(NNA8, mac=replace(NNA8.mac, int16=0))
+    assert legalize(graph, NNA8).nodes == graph.nodes
+    with pytest.raises(TargetError, match=r"'nna8'.*mac\.int16 = 0.*1 of 1 layers.*'node'"):
+        legalize(graph, machine)

@@ -23,10 +23,23 @@ from nnac.program import KnownAnswer, Program
 from nnac.search import best_program
 from nnac.targets import Memory, Target, load_target, with_settings
 from nnac.targets.machine import DATAFLOWS
-from nnac.timing import BOUND, OUTSIDE, PORT, is_resident, ports_of, simulate, transfer_cycles, what_if
+from nnac.timing import (
+    BOUND,
+    OUTSIDE,
+    PORT,
+    cost,
+    is_resident,
+    ports_of,
+    simulate,
+    transfer_cycles,
+    what_if,
+    work_cycles,
+)
 from tests.graphs import random_inputs
 from tests.test_orders import STRIPED, striped_program
+from tests.test_program import legal
 from tests.test_schedule import SEEDS, network
+from tests.test_validate import AVERAGE, FILL, LOOKUP, MAXIMUM, MUL, SOFTMAX, SUM, altered
 
 NETS = 6
 Rng = np.random.Generator
@@ -169,9 +182,9 @@ def moved_outside(program: Program) -> dict[str, int]:
             case isa.Copy():
                 for space in (i.source_space, i.target_space):
                     if Space(space) in OUTSIDE:
-                        found[Space(space).label] += isa.volume(i.shape)
+                        found[Space(space).label] += isa.volume(i.shape) * i.width
             case isa.Fill() if Space(i.space) in OUTSIDE:
-                found[Space(i.space).label] += i.count
+                found[Space(i.space).label] += i.count * i.width
     return found
 
 
@@ -425,6 +438,30 @@ def test_where_a_larger_scratchpad_is_slower(index: int, machine: str, weights: 
         for size in (smaller, larger)
     )
     assert after <= before
+
+
+@pytest.mark.parametrize(
+    ("index", "wide"),
+    [
+        (FILL, {"width": 2}),
+        (MAXIMUM, {"in_bits": 16, "out_bits": 16}),
+        (AVERAGE, {"out_bits": 16}),
+        (SUM, {"bits": (8, 16, 8)}),
+        (MUL, {"out_bits": 16}),
+        (LOOKUP, {"in_bits": 16}),
+        (SOFTMAX, {"in_bits": 16, "out_bits": 16}),
+    ],
+)
+def test_16_bits_take_two_lanes(index: int, wide: dict[str, Any]) -> None:
+    """One operand or result of 16 bits doubles the elements, not the issue cycles; the bytes follow the widths."""
+    target = load_target("nna8")
+    target = replace(target, vector=replace(target.vector, lanes=1))
+    narrow = legal().instructions[index]
+    wider = altered(narrow, **wide)
+    assert work_cycles(wider, target) == 2 * work_cycles(narrow, target)
+    assert cost(wider, target).issue == cost(narrow, target).issue
+    moved = [sum(n for space, n, _ in ports_of(i) if space == Space.SRAM) for i in (narrow, wider)]
+    assert moved[0] < moved[1] <= 2 * moved[0]
 
 
 def test_transfer_by_hand() -> None:
