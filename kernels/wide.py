@@ -9,13 +9,16 @@ from numba import types
 
 from nnac.kernels import elementwise, pool
 from nnac.kernels import softmax as rows
-from nnac.kernels.jit import INT, Int8, Int16, Int32, Integer, also, inner, kernel, sink, source
+from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, Integer, also, inner, kernel, sink, source
 from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
 
 Window = tuple[int, int, int, int, int, int]
 """Stride, dilation, padding before: each down, then right."""
 CHUNK = 256
 """Products of int16 and int8 whose sum stays inside 2**30: they are added up in 32 bits, the chunks in 64."""
+
+BLOCK = 64
+"""Rows that are transposed together, so that what is read and written stays in a near cache."""
 
 _OPERAND, _RESULT = source(types.int16, 4, "A"), sink(types.int16, 4)
 
@@ -50,30 +53,86 @@ def interpolate(x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low:
 
 
 @inner
-def _patch(x: Int16, first: int, taps: tuple[int, int, int, int], place: tuple[int, int], window: Window) -> Int16:
-    """The values (KH, KW, C) that one output pixel reads; zero outside of x."""
-    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
-    patch = np.zeros(taps[1:], np.int16)
-    for kh in range(taps[1]):
-        h = place[0] * stride_h - pad_top + kh * dilation_h
-        for kw in range(taps[2]):
-            v = place[1] * stride_w - pad_left + kw * dilation_w
-            if 0 <= h < x.shape[0] and 0 <= v < x.shape[1]:
-                for c in range(taps[3]):
-                    patch[kh, kw, c] = x[h, v, first + c]
-    return patch
+def _transposed(w: Int8) -> Int32:
+    """(N, KH, KW, C) weights as (KH * KW * C, N): a lane is an output channel."""
+    weights = w.reshape(w.shape[0], -1)
+    taps = np.empty((weights.shape[1], weights.shape[0]), np.int32)
+    for block in range(0, weights.shape[0], BLOCK):
+        for k in range(weights.shape[1]):
+            for n in range(block, min(block + BLOCK, weights.shape[0])):
+                taps[k, n] = weights[n, k]
+    return taps
 
 
 @inner
-def _dot(patch: Int16, weights: Int16) -> Integer:
-    """The exact sum of products."""
-    total = np.int64(0)
-    for start in range(0, patch.size, CHUNK):
-        part = np.int32(0)
-        for k in range(start, min(start + CHUNK, patch.size)):
-            part = np.int32(part + np.int32(patch[k]) * np.int32(weights[k]))
-        total += part
-    return total
+def _flush(part: Int32, acc: Int64) -> None:
+    """Adds the sums of a chunk to the whole sums and starts the next."""
+    for n in range(part.size):
+        acc[n] += part[n]
+        part[n] = 0
+
+
+@inner
+def _dense(
+    x: Int16,
+    first: int,
+    taps: Int32,
+    shape: tuple[int, int, int, int],
+    place: tuple[int, int],
+    window: Window,
+    x_zero: int,
+    part: Int32,
+    acc: Int64,
+) -> None:
+    """Sums of one output pixel: taps and input channels outside, output channels inside."""
+    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
+    count = 0
+    for kh in range(shape[1]):
+        h = place[0] * stride_h - pad_top + kh * dilation_h
+        for kw in range(shape[2]):
+            v = place[1] * stride_w - pad_left + kw * dilation_w
+            if not (0 <= h < x.shape[0] and 0 <= v < x.shape[1]):
+                continue
+            for c in range(shape[3]):
+                value = np.int32(x[h, v, first + c] - x_zero)
+                weights = taps[(kh * shape[2] + kw) * shape[3] + c]
+                for n in range(part.size):
+                    part[n] = np.int32(part[n] + value * weights[n])
+                count += 1
+                if count % CHUNK == 0:
+                    _flush(part, acc)
+    _flush(part, acc)
+
+
+@inner
+def _depthwise(
+    x: Int16,
+    first: int,
+    taps: Int32,
+    shape: tuple[int, int, int, int],
+    place: tuple[int, int],
+    window: Window,
+    x_zero: int,
+    part: Int32,
+    acc: Int64,
+) -> None:
+    """The same for one input channel per output channel."""
+    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
+    zero, channel, count = np.int32(x_zero), np.uint64(first), 0  # unsigned: no negative index, so that it vectorizes
+    for kh in range(shape[1]):
+        h = place[0] * stride_h - pad_top + kh * dilation_h
+        for kw in range(shape[2]):
+            v = place[1] * stride_w - pad_left + kw * dilation_w
+            if not (0 <= h < x.shape[0] and 0 <= v < x.shape[1]):
+                continue
+            values, weights = x[h, v], taps[kh * shape[2] + kw]
+            for n in range(part.size):
+                value = np.int32(np.int32(values[channel + np.uint64(n)]) - zero)
+                part[n] = np.int32(part[n] + value * weights[n])
+            count += 1
+            if count % CHUNK == 0:
+                _flush(part, acc)
+    _flush(part, acc)
 
 
 @inner
@@ -141,25 +200,28 @@ def conv2d(
         acc_wraps: whether it wraps (else it saturates).
     """
     window = (stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left)
-    values = np.empty(x.shape, np.int16)
-    for h in range(x.shape[0]):
-        for v in range(x.shape[1]):
-            for c in range(x.shape[2]):
-                values[h, v, c] = x[h, v, c] - x_zero
-    weights = w.reshape(w.shape[0], -1).astype(np.int16)
+    alone = w.shape[3] == 1 and group_out == 1
     first = 0
     while first < w.shape[0]:
-        group = (channel_offset + first) // group_out
-        last = min((group + 1) * group_out - channel_offset, w.shape[0])
+        group = channel_offset if alone else (channel_offset + first) // group_out * w.shape[3]
+        last = w.shape[0]
+        if not alone:
+            last = min((group // w.shape[3] + 1) * group_out - channel_offset, last)
+        taps = _transposed(w[first:last])
+        part, acc = np.zeros(last - first, np.int32), np.empty(last - first, np.int64)
         for row in range(y.shape[0]):
             for column in range(y.shape[1]):
-                patch = _patch(values, group * w.shape[3], w.shape, (row, column), window).reshape(-1)
-                for n in range(first, last):
-                    acc = _narrow(_dot(patch, weights[n]) + bias[n], acc_bits, acc_wraps)
-                    factor, places = lift(multiplier[n], shift[n], rounding)
+                acc[:] = bias[first:last]
+                if alone:
+                    _depthwise(x, group, taps, w.shape, (row, column), window, x_zero, part, acc)
+                else:
+                    _dense(x, group, taps, w.shape, (row, column), window, x_zero, part, acc)
+                for n in range(acc.size):
+                    total = _narrow(acc[n], acc_bits, acc_wraps)
+                    factor, places = lift(multiplier[first + n], shift[first + n], rounding)
                     if rounding == TFLITE:
-                        scaled = scale_twice(acc, factor, places)
+                        scaled = scale_twice(total, factor, places)
                     else:
-                        scaled = scale_once(acc, factor, places, rounding)
-                    y[row, column, n] = saturate(scaled + y_zero, low, high)
+                        scaled = scale_once(total, factor, places, rounding)
+                    y[row, column, first + n] = saturate(scaled + y_zero, low, high)
         first = last

@@ -435,7 +435,7 @@ class _Stream:
         return None if legal else "the table of exponentials has illegal entries"
 
     def _conv_problem(self, i: isa.Conv) -> str | None:
-        scratch = 2 * i.kernel_h * i.kernel_w * i.depth * -(-i.out_c // LANES) * LANES
+        scratch = max(i.in_bits, i.out_bits) // 4 * i.kernel_h * i.kernel_w * i.depth * -(-i.out_c // LANES) * LANES
         if i.in_bits == 16 and not self.program.target.mac.int16:
             return NO_INT16
         if scratch > self.limits.memory_bytes:
