@@ -113,7 +113,7 @@ def blob_account(program: Program, rows: Sequence[WeightRow], blob_bytes: int) -
     """Return where the bytes of the program's file are."""
     weights, tables = sum(row.stripe_bytes for row in rows), sum(row.table_bytes for row in rows)
     sizes = _constant_bytes(program)
-    stream, constants = len(isa.encode(program.instructions)), int(program.constants.size)
+    stream, constants = len(encode(program.instructions, program.loops)), int(program.constants.size)
     raw, channels = sum(row.raw_bytes for row in rows), sum(row.shape[0] for row in rows)
     return BlobBytes(
         blob_bytes,

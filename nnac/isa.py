@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
@@ -403,63 +403,14 @@ def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int
     return Range(space, start + sum(min(s, 0) for s in spans), start + sum(max(s, 0) for s in spans) + 1)
 
 
-def encode(instructions: tuple[AnyInstruction, ...]) -> bytes:
-    """Return the byte stream of a program.
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Instructions [start, start + body * count) are `count` rounds of `body` instructions.
 
-    Raises:
-        ProgramError: a value does not fit its field.
+    A round differs from the one before it by a constant step per field (addresses, and the counts in wait tokens). The
+    byte stream holds the first round and the steps; `decode` unrolls it, so that readers see what is executed.
     """
-    return b"".join(bytes([i.opcode]) + b"".join(_encode_field(i, f) for f in fields(i)) for i in instructions)
 
-
-def _encode_field(instruction: AnyInstruction, f: Any) -> bytes:
-    value, code, count = getattr(instruction, f.name), CODES[f.metadata["code"]], f.metadata["count"]
-    values = value if isinstance(value, tuple) else (value,)
-    try:
-        if count and len(values) != count:
-            raise struct.error(f"{len(values)} values for {count} places")
-        head = b"" if count else struct.pack("<B", len(values))
-        return head + struct.pack(f"<{len(values)}{code}", *values)
-    except struct.error as error:
-        kind = type(instruction).__name__
-        raise ProgramError(
-            f"{kind}.{f.name} = {value!r} does not fit its field ({f.metadata['code']}): {error}"
-        ) from None
-
-
-def decode(stream: bytes, count: int | None = None) -> tuple[AnyInstruction, ...]:
-    """Return the instructions of a byte stream, of which there are `count` if given; the inverse of `encode`.
-
-    Raises:
-        ProgramError: unknown opcode, the stream ends inside an instruction, or it holds another number of them.
-    """
-    found = tuple(_decode(stream) if count is None else islice(_decode(stream), count + 1))
-    if count is not None and len(found) != count:
-        more = "more" if len(found) > count else f"{len(found):,}"
-        raise ProgramError(f"instruction stream: expected {count:,} instructions, found {more}")
-    return found
-
-
-def _decode(stream: bytes) -> Iterator[AnyInstruction]:
-    at = 0
-    while at < len(stream):
-        kind = OPCODES.get(stream[at])
-        if kind is None:
-            raise ProgramError(f"instruction stream: unknown opcode {stream[at]} at byte {at}")
-        start, at, values = at, at + 1, {}
-        try:
-            for f in fields(kind):
-                values[f.name], at = _decode_field(stream, at, f)
-        except struct.error:
-            raise ProgramError(f"instruction stream: cut short inside {kind.__name__} at byte {start}") from None
-        yield kind(**values)
-
-
-def _decode_field(stream: bytes, at: int, f: Any) -> tuple[Any, int]:
-    code, count = CODES[f.metadata["code"]], f.metadata["count"]
-    if count == 0:
-        (count,), at = struct.unpack_from("<B", stream, at), at + 1
-    layout = f"<{count}{code}"
-    values = struct.unpack_from(layout, stream, at)
-    single = f.metadata["count"] == 1
-    return (values[0] if single else values), at + struct.calcsize(layout)
+    start: int
+    body: int
+    count: int

@@ -282,7 +282,7 @@ def by_memory(found: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]
 
 def header(program: Program, blob_bytes: int, digest: str) -> Table:
     """Return what a program is: model, target, calibration, sizes, digest (SHA-256 of the file)."""
-    instructions = len(isa.encode(program.instructions))
+    instructions = len(encode(program.instructions, program.loops))
     rest = blob_bytes - instructions - program.constants.size
     outputs = ", ".join(program.tensor(name).onnx_name for name in program.known_answer.digests)
     return facts(

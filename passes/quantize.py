@@ -103,7 +103,7 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic) -> dict[
 
 def _groups(graph: Graph) -> dict[str, str]:
     """Return a representative per value: union-find over the operators that change no value."""
-    parent = {name: name for name in (*graph.inputs, *(node.output for node in graph.nodes))}
+    parent = {name: name for name in (*graph.inputs, *(name for node in graph.nodes for name in node.outputs))}
 
     def find(name: str) -> str:
         while parent[name] != name:
@@ -115,6 +115,8 @@ def _groups(graph: Graph) -> dict[str, str]:
         if node.op.name in SHARING:
             for name in (n for n in graph.operands(node) if n in parent):
                 parent[find(name)] = find(node.output)
+    for source, result in graph.states:
+        parent[find(source)] = find(result)
     return {name: find(name) for name in parent}
 
 

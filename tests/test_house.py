@@ -15,6 +15,7 @@ FLOORS = (
     ("nnac.kernels", "nnac.targets"),
     ("nnac.shares",),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
+    ("nnac.stream",),
     ("nnac.ops", "nnac.program", "nnac.floatmodel", "nnac.stages", "nnac.codebooks"),
     (
         "nnac.frontend",
