@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from nnac.targets import load_target
 from nnac.timing import simulate, work_cycles
 from nnac.types import Array, Quant, TensorType
 from nnac.validate import validate
+from tests.test_numerics import nearest
 from tests.test_validate import SMALL, altered, mutated, refuse, run_guarded, with_code
 
 Int16 = npt.NDArray[np.int16]
@@ -153,6 +155,31 @@ def test_gru(
         gru_cell(x, r, state, tables, out, y, int(after), *law_of)
         np.testing.assert_array_equal(out, new)
         np.testing.assert_array_equal(y, shown)
+
+
+SHORT = st.integers(-(2**15), 2**15 - 1) | st.sampled_from([-(2**15), -1, 0, 1, 2**14, 2**15 - 1])
+
+
+def clamp(value: int, limit: int = 2**15 - 1, low: int = -(2**15)) -> int:
+    return min(max(value, low), limit)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(SHORT, min_size=10, max_size=10), st.integers(0, 15), st.integers(0, 30), LIMIT, MODE)
+def test_every_expression_is_rounded_once(q: list[int], bits: int, shift: int, limit: int, mode: Rounding) -> None:
+    """The law's gate, cell and states are the exact real values, rounded once, with constant functions at hand."""
+    x, r, c, w = q[:4]
+    seen = clamp(nearest(x + r + Fraction(w * c, 2**shift), mode), limit, -limit)
+    assert numerics.gate(x, r, limit, mode, w, c, shift) == seen
+    f, g, h = ([value] * INTERPOLATION_ENTRIES for value in q[4:7])
+    i_real, g_real = Fraction(f[0], 2**15), Fraction(g[0], 2**15)
+    for coupled in (False, True):
+        new, hidden = numerics.lstm_cell(q[:4], q[4:8], c, (f, g, h), bits, coupled, limit, mode)
+        kept = 1 - i_real if coupled else i_real
+        assert new == clamp(nearest(kept * c + i_real * g_real * 2**bits, mode))
+        assert hidden == f[0] * h[0]
+    state = clamp(nearest((1 - i_real) * g[0] + i_real * c, mode))
+    assert numerics.gru_cell(q[:3], q[3:6], c, (f, g), True, limit, mode) == state
 
 
 def test_the_law_refuses_other_cells() -> None:
