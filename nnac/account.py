@@ -236,6 +236,8 @@ def _constant_bytes(program: Program) -> dict[str, int]:
                 found["params"][present[i.params].source] = present[i.params].source_bytes
             case isa.Lookup() | isa.Softmax() if i.table in present:
                 found["functions"][present[i.table].source] = present[i.table].source_bytes
+            case isa.Lstm() | isa.Gru() if i.tables in present:
+                found["functions"][present[i.tables].source] = present[i.tables].source_bytes
             case _:
                 pass
     return {what: sum(sizes.values()) for what, sizes in found.items()}

@@ -6,7 +6,8 @@ Kernels have no bounds checks, so only a validated program may run. What holds a
 2. every instruction's values fit their fields, keep the kernels' contracts (`nnac.contracts`), touch used bytes only;
 3. constants never change, and weight-buffer bytes are read only after a Load of this program has filled them, with
    multipliers, shifts and exponentials of legal value;
-4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums and products;
+4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums, products and the
+   states of recurrent cells;
 5. no wait can block for ever, no two accesses to the same bytes are left without an order when one writes, and the
    whole program is a bounded amount of work.
 """
@@ -37,6 +38,8 @@ from nnac.types import DTYPES, Array, Quant, TensorType
 
 SHOWN = 10
 """Problems that an error lists; the rest is counted."""
+CELL_OPERAND = 2
+"""Which of the ranges that a recurrent cell reads is its state; hidden values and new state are apart by contract."""
 LANES = 32
 """Output channels that the convolution kernel packs together."""
 
@@ -459,6 +462,10 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
     """Tell that each byte of an operand is read for the byte that is written over it, and for no other."""
     if isinstance(i, isa.Lookup):
         return i.source == i.target
+    if isinstance(i, isa.Lstm):
+        return operand == CELL_OPERAND and i.cell == i.cell_out
+    if isinstance(i, isa.Gru):
+        return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
     if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target:
         return False
     step = 1
