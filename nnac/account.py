@@ -16,6 +16,7 @@ from nnac import isa
 from nnac.isa import PACKERS, Load
 from nnac.packers import entropy_bits, unpack
 from nnac.program import Program
+from nnac.stream import encode
 from nnac.types import Array
 
 

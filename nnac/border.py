@@ -12,9 +12,13 @@ from nnac.types import Array
 
 
 def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return int8 arrays in device layout by tensor name, for arrays by ONNX input name."""
-    tensors = {t.onnx_name: t for t in map(program.tensor, program.inputs)}
-    problems = [f"input {name!r} is missing" for name in tensors if name not in inputs]
+    """Return integers in device layout by tensor name, for arrays by ONNX input name; states may be left out.
+
+    Raises:
+        ModelError: all that does not fit.
+    """
+    tensors, states = {t.onnx_name: t for t in map(program.tensor, program.inputs)}, dict(program.states)
+    problems = [f"input {name!r} is missing" for name, t in tensors.items() if name not in inputs | states]
     problems += [
         f"input {name!r} is unknown; the model has {', '.join(map(repr, tensors))}"
         for name in inputs

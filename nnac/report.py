@@ -22,6 +22,7 @@ from nnac import array as mac_array
 from nnac.isa import Space
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
+from nnac.stream import encode
 from nnac.targets import Target, explain, target_digest, target_to_dict
 from nnac.timing import OUTSIDE, LayerTime, Timeline
 from nnac.types import Array

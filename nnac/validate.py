@@ -273,10 +273,22 @@ def _ports(program: Program) -> Iterator[str]:
             yield f"input {t.name!a}: ready after instruction {t.ready}, expected -1"
         if t.space == program.constants_space and t.address < program.constants.size:
             yield f"input {t.name!a}: lies in the constants"
+    yield from _states(program, known)
     places = sorted((t.space, t.address, t.address + t.type.nbytes, t.name) for t in inputs)
     for (space, _, end, name), (other, start, _, second) in pairwise(places):
         if space == other and start < end:
             yield f"inputs {name!a} and {second!a}: they share bytes"
+
+
+def _states(program: Program, known: dict[str, Tensor]) -> Iterator[str]:
+    """States: an input each, of the same type as the output that becomes it, no input twice."""
+    for source, result in program.states:
+        if source not in program.inputs or result not in program.outputs:
+            yield f"state {source!a:.80}: no input whose next value is an output"
+        elif known[source].type != known[result].type:
+            yield f"state {source!a:.80}: its next value {result!a:.80} has another type"
+    if len({source for source, _ in program.states}) < len(program.states):
+        yield "a state has two next values"
 
 
 # -- layers and the known answer -----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ FLOORS = (
     ),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
+    ("nnac.session",),
     ("nnac.compare", "nnac.compiled", "nnac.account", "nnac.search"),
     ("nnac.compiler",),
     ("nnac.sweep",),
