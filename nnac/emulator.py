@@ -97,6 +97,13 @@ class Emulator:
         raw = self.memory[tensor.space][tensor.address : tensor.address + tensor.type.nbytes]
         return raw.view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape).copy()
 
+    def clear_states(self) -> None:
+        """Set all states to real zero."""
+        for tensor in (self.program.tensor(source) for source, _ in self.program.states):
+            quant = tensor.type.quant
+            assert quant is not None
+            self.write(tensor, np.full(tensor.type.shape, quant.zero_point, tensor.type.dtype))
+
     def write(self, tensor: Tensor, array: Array) -> None:
         """Put a tensor into its home."""
         raw = _raw(array)

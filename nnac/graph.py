@@ -128,6 +128,12 @@ class Graph:
         return Draft(self)
 
 
+def onnx_states(graph: Graph) -> dict[str, str]:
+    """Return the states by their ONNX names: input -> output."""
+    origins = [[graph.values[name].origin for name in pair] for pair in graph.states]
+    return {source.name: result.name for source, result in origins if source is not None and result is not None}
+
+
 class Draft:
     """A graph under change inside one pass; `freeze` sorts, prunes and checks it."""
 

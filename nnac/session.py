@@ -101,10 +101,7 @@ class Session:
 
     def reset(self) -> None:
         """Set all states to real zero."""
-        for tensor in self._states.values():
-            quant = tensor.type.quant
-            assert quant is not None
-            self._emulator.write(tensor, np.full(tensor.type.shape, quant.zero_point, tensor.type.dtype))
+        self._emulator.clear_states()
 
     def state(self) -> State:
         """Return a copy of the states."""

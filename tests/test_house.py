@@ -29,6 +29,7 @@ FLOORS = (
         "nnac.folding",
         "nnac.weightplan",
         "nnac.moments",
+        "nnac.innerstates",
     ),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),

@@ -18,7 +18,8 @@ def find_states(graph: onnx.GraphProto, given: Mapping[str, str] | None = None) 
     """Return state input -> output of a prepared model's main graph.
 
     An input and an output are a state where their types are equal and their names are, but for an ending that says
-    which of both it is (h0 and hn, cache and cache_out, state and stateN), and nothing else would fit as well.
+    which of both it is (h0 and hn, cache and cache_out, state and stateN), nothing else would fit as well, and some
+    input remains that is no state.
 
     Args:
         graph: with static shapes.
@@ -51,7 +52,7 @@ def _guessed(inputs: Described, outputs: Described) -> dict[str, str]:
         rivals = [other for other, type_ in inputs.items() if type_ == kind and root(other) == root(name)]
         if root(name) and len(partners) == len(rivals) == 1:
             found[name] = partners[0]
-    return found
+    return found if len(found) < len(inputs) else {}
 
 
 def root(name: str) -> str:
