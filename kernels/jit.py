@@ -37,7 +37,7 @@ def sink(dtype: Any, ndim: int, layout: str = "A") -> Any:
 def kernel(*arguments: Any) -> Callable[[Function], Function]:
     """Compiles a function for exactly these argument types, now, or loads it from the cache folder.
 
-    One form per kernel: an array of another type is a TypeError instead of seconds of hidden compilation.
+    One form per name (see `also`): an array of another type is a TypeError instead of seconds of hidden compilation.
     Kernels return nothing.
     """
 
@@ -47,6 +47,12 @@ def kernel(*arguments: Any) -> Callable[[Function], Function]:
         return wrapped
 
     return compiled
+
+
+def also(compiled: Function, *arguments: Any) -> Function:
+    """A kernel's second form, for other argument types."""
+    plain: Function = getattr(compiled, "py_func")  # noqa: B009
+    return kernel(*arguments)(plain)
 
 
 def inner(function: Function) -> Function:

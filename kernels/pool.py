@@ -52,10 +52,10 @@ def max_pool(
         low: smallest output.
         high: largest output.
     """
-    best = np.empty(x.shape[2], np.int8)
+    best = np.empty(x.shape[2], x.dtype)
     for row in range(y.shape[0]):
         for column in range(y.shape[1]):
-            best[:] = -128
+            best[:] = low
             for kh in range(kernel_h):
                 h = row * stride_h - pad_top + kh * dilation_h
                 for kw in range(kernel_w):
@@ -63,7 +63,7 @@ def max_pool(
                     if 0 <= h < x.shape[0] and 0 <= v < x.shape[1]:
                         _maximum(x[h, v], best)
             for n in range(best.size):
-                y[row, column, n] = saturate(best[n], low, high)
+                y[row, column, n] = min(best[n], high)
 
 
 @kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)

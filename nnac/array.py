@@ -22,6 +22,8 @@ with "single" the array takes one channel at a time. Neither can fill the array.
 Partial sums of a fold along K stay in the accumulators (`accumulators` bytes, 4 per sum): a weight-stationary array
 cuts the pixels into pieces that fit and folds each piece on its own.
 
+Activations of 16 bits make every cycle of the array `int16` ones; a machine without 16-bit products has `int16` = 0.
+
 Sums leave through the output stage, which requantizes `outputs` of them per cycle beside the array: whichever of the
 two takes longer is the time.
 With `zero_skip` a weight-stationary array leaves out folds of zero weights; the compiler counts what remains
@@ -35,8 +37,11 @@ from math import ceil
 import numpy as np
 
 from nnac import isa
+from nnac.errors import TargetError
 from nnac.targets import Mac
 from nnac.types import Array
+
+NO_INT16 = "the machine's array takes no 16-bit activations (mac.int16 = 0)"
 
 
 def over(amount: int, rate: int) -> int:
@@ -45,9 +50,16 @@ def over(amount: int, rate: int) -> int:
 
 
 def array_cycles(i: isa.Conv, mac: Mac) -> int:
-    """Return the cycles of one convolution on the array and its output stage, without its issue cost."""
+    """Return the cycles of one convolution on the array and its output stage, without its issue cost.
+
+    Raises:
+        TargetError: the input has 16 bits, and the array takes 8 only.
+    """
+    if i.in_bits == 16 and not mac.int16:
+        raise TargetError(NO_INT16)
     leaving = ceil(i.out_h * i.out_w * i.out_c / mac.outputs) if mac.outputs else 0
-    return max(leaving, _dot_product(i, mac) if mac.dataflow == "dot_product" else _systolic(i, mac))
+    taken = _dot_product(i, mac) if mac.dataflow == "dot_product" else _systolic(i, mac)
+    return max(leaving, taken * (mac.int16 if i.in_bits == 16 else 1))
 
 
 def _systolic(i: isa.Conv, mac: Mac) -> int:

@@ -18,7 +18,8 @@ def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]
         ModelError: all that does not fit.
     """
     tensors, states = {t.onnx_name: t for t in map(program.tensor, program.inputs)}, dict(program.states)
-    problems = [f"input {name!r} is missing" for name, t in tensors.items() if name not in inputs | states]
+    missing = [name for name, t in tensors.items() if name not in inputs and t.name not in states]
+    problems = [f"input {name!r} is missing" for name in missing]
     problems += [
         f"input {name!r} is unknown; the model has {', '.join(map(repr, tensors))}"
         for name in inputs
@@ -27,15 +28,16 @@ def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]
     arrays = {name: np.asarray(array) for name, array in inputs.items()}
     problems += [p for name, t in tensors.items() if name in arrays for p in _problems(name, t, arrays[name])]
     raise_all(ModelError, "the inputs do not fit the model:", problems)
-    return {t.name: _to_device(t, arrays[name]) for name, t in tensors.items()}
+    return {t.name: _to_device(t, arrays[name]) for name, t in tensors.items() if name in arrays}
 
 
 def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
     if array.shape != tensor.onnx_shape:
         return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
-    if array.dtype.kind != "f" and array.dtype != np.int8:
+    dtype = tensor.type.dtype
+    if array.dtype.kind != "f" and array.dtype != dtype:
         return [
-            f"input {name!r} has dtype {array.dtype}, expected floats, or int8 for values that are quantized already"
+            f"input {name!r} has dtype {array.dtype}, expected floats, or {dtype} for values that are quantized already"
         ]
     return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []
 
@@ -43,7 +45,7 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
 def _to_device(tensor: Tensor, array: Array) -> Array:
     quant = tensor.type.quant
     assert quant is not None
-    integers = array if array.dtype == np.int8 else quant.quantize(array)
+    integers = array if array.dtype == tensor.type.dtype else quant.quantize(array)
     return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
 
 

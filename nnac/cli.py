@@ -171,7 +171,7 @@ def _screen(timeline: Timeline, blob_bytes: int, path: Path | None = None) -> No
 @click.argument("program")
 @_input
 @click.option("-o", "--output", metavar="NPZ", help="Where to write the outputs.")
-@click.option("--raw", is_flag=True, help="Outputs as int8, instead of reals.")
+@click.option("--raw", is_flag=True, help="Outputs as integers, instead of reals.")
 def run(program: str, source: str, output: str | None, raw: bool) -> None:
     """Run a PROGRAM (.nna) on inputs, bit-exactly."""
     path = writable(output, program, source) if output else None
@@ -448,8 +448,8 @@ def _selftest(program: Program) -> None:
     from nnac.reference import seeded
 
     announce_kernels("conv")
-    answer, shapes = program.known_answer, {name: program.tensor(name).type.shape for name in program.inputs}
-    outputs = Emulator(program).run(seeded(shapes, answer.seed))
+    answer, types = program.known_answer, {name: program.tensor(name).type for name in program.inputs}
+    outputs = Emulator(program).run(seeded(types, answer.seed))
     wrong = [
         f"output {name!r}"
         for name in outputs

@@ -92,7 +92,7 @@ class _Tally:
         self.local += float(((present(tensor, alone) - exact) ** 2).sum())
         self.steps = max(self.steps, float(np.abs(present(tensor, found) - exact).max(initial=0.0)) / quant.scale)
         scaled = exact / quant.scale + quant.zero_point
-        self.saturated += int(((scaled < -128.5) | (scaled > 127.5)).sum())
+        self.saturated += int(((scaled < quant.low - 0.5) | (scaled > quant.high + 0.5)).sum())
         self.elements += truth.size
 
     def row(self, tensor: Tensor, layer: Layer | None, output: bool) -> Row:

@@ -23,9 +23,9 @@ class CompiledModel:
         """Run one inference on the emulator; states that are not given are zero (`session` keeps them).
 
         Args:
-            inputs: one array per model input, of its ONNX shape: reals (quantized half to even, saturated), or int8,
-                taken as they are.
-            raw: return the int8 outputs instead of float32 reals.
+            inputs: one array per model input, of its ONNX shape: reals (quantized half to even, saturated), or
+                integers of the input's dtype, int8 or int16, taken as they are.
+            raw: return the integer outputs instead of float32 reals.
 
         Raises:
             ModelError: an input is missing, unknown, has another shape or dtype, or is not finite.

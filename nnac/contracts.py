@@ -20,6 +20,8 @@ SHIFT_MAX = 62
 PRODUCT_MAX = 1 << 62
 """Largest magnitude that the kernels' int64 arithmetic takes (see `nnac.kernels.requantize`)."""
 MAX, AVERAGE = 0, 1
+REACH = {8: 255, 16: 1 << 15}
+"""Largest |x - zero point| by bits."""
 
 
 class Rule(NamedTuple):
@@ -37,14 +39,19 @@ def _positive(*names: str) -> Rule:
     return Rule(holds, "all of these are at least 1", " ".join(names))
 
 
-def _injective(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def _injective(shape: tuple[int, ...], strides: tuple[int, ...], width: int) -> bool:
     """Tell that no two places of a strided view share a byte: each axis steps over all that lies inside of it."""
-    reach = 0
+    reach = width
     for stride, side in sorted((abs(t), s) for s, t in zip(shape, strides, strict=True) if s > 1):
-        if stride <= reach:
+        if stride < reach:
             return False
         reach += (side - 1) * stride
     return True
+
+
+def _aligned(bits: int, address: int, strides: tuple[int, ...]) -> bool:
+    """Tell that an operand has 8 bits, or 16 and only even addresses."""
+    return bits == 8 or (bits == 16 and all(step % 2 == 0 for step in (address, *strides)))
 
 
 def _windows_filled(i: isa.Pool) -> bool:
@@ -79,6 +86,39 @@ def _divisors_positive(i: isa.Pool) -> bool:
     return i.padded_h > (i.out_h - 1) * i.stride_h and i.padded_w > (i.out_w - 1) * i.stride_w
 
 
+def _widths(*names: str) -> Rule:
+    """Bits of 8 or 16, and what lies in 16 bits is aligned; names as "in_bits:source"."""
+    pairs = [name.split(":") for name in names]
+
+    def holds(i: Any) -> bool:
+        found = [(getattr(i, bits), getattr(i, address)) for bits, address in pairs]
+        return all(bits in (8, 16) and address * 8 % bits == 0 for bits, address in found)
+
+    return Rule(
+        holds, "elements have 8 or 16 bits, those of 16 at even addresses", " ".join(" ".join(p) for p in pairs)
+    )
+
+
+def _moved(*addresses: str) -> Rule:
+    """Elements of 1 or 2 bytes, those of 2 at even addresses and strides."""
+
+    def holds(i: Any) -> bool:
+        found = [getattr(i, name) for name in addresses]
+        flat = [step for value in found for step in (value if isinstance(value, tuple) else (value,))]
+        return i.width in (1, 2) and all(step % i.width == 0 for step in flat)
+
+    shown = " ".join(("width", *addresses))
+    return Rule(holds, "elements have 1 or 2 bytes, those of 2 at even addresses and strides", shown)
+
+
+def _zero(zero: int, bits: int) -> bool:
+    return -128 <= zero <= 127 if bits == 8 else zero == 0
+
+
+def _fits(bits: int, *values: int) -> bool:
+    return all(-(1 << bits - 1) <= value < 1 << bits - 1 for value in values)
+
+
 ACTIVATIONS = (Space.SRAM, Space.DRAM)
 """Memories that instructions other than a Load may write."""
 SCALED = Rule(
@@ -88,6 +128,23 @@ SCALED = Rule(
 )
 SHIFTED = Rule(lambda i: i.shift <= SHIFT_MAX, f"the shift is at most {SHIFT_MAX}", "shift")
 CLAMPED = Rule(lambda i: i.low <= i.high, "low is at most high", "low high")
+LIMITED = Rule(lambda i: _fits(i.out_bits, i.low, i.high), "limits are values of the output", "low high out_bits")
+ZEROED = Rule(
+    lambda i: _zero(i.in_zero, i.in_bits) and _zero(i.out_zero, i.out_bits),
+    "zero points are int8 values, and 0 in 16 bits",
+    "in_zero in_bits out_zero out_bits",
+)
+RESULT_ZEROED = Rule(
+    lambda i: _zero(i.out_zero, i.out_bits), "a zero point is an int8 value, and 0 in 16 bits", "out_zero out_bits"
+)
+MIXED = Rule(
+    lambda i: (
+        all(map(_aligned, i.bits, i.sources, (i.operand_strides(n) for n in range(len(i.bits)))))
+        and all(map(_zero, i.zeros, i.bits))
+    ),
+    "each operand has 8 bits and an int8 zero point, or 16, even address and strides, and zero point 0",
+    "bits zeros sources strides",
+)
 NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
 
 PEEPHOLE_SHIFT_MAX = 30
@@ -138,11 +195,16 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         ),
         Rule(lambda i: i.target_space in ACTIVATIONS, "the target is sram (0) or dram (2)", "target_space"),
         NESTED,
-        Rule(lambda i: _injective(i.shape, i.target_strides), "no byte is written twice", "shape target_strides"),
+        _moved("source", "target", "source_strides", "target_strides"),
+        Rule(
+            lambda i: _injective(i.shape, i.target_strides, i.width), "no byte is written twice", "shape target_strides"
+        ),
     ),
     isa.Fill: (
         Rule(lambda i: i.space in ACTIVATIONS, "the target is sram (0) or dram (2)", "space"),
         _positive("count"),
+        _moved("target"),
+        Rule(lambda i: _fits(8 * i.width, i.value), "the value fits the width", "value width"),
     ),
     isa.Conv: (
         _positive(
@@ -170,6 +232,9 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         ),
         Rule(lambda i: i.pitch >= i.out_c, "the pitch is at least out_c", "pitch out_c"),
         Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
+        _widths("in_bits:source", "out_bits:target"),
+        ZEROED,
+        LIMITED,
         CLAMPED,
     ),
     isa.Pool: (
@@ -188,8 +253,16 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
             "dilation_h",
             "dilation_w",
         ),
+        _widths("in_bits:source", "out_bits:target"),
+        ZEROED,
+        LIMITED,
         SCALED,
         CLAMPED,
+        Rule(
+            lambda i: i.kind != MAX or i.in_bits == i.out_bits,
+            "a maximum keeps its width",
+            "in_bits out_bits",
+        ),
         Rule(
             lambda i: i.kind != MAX or _windows_filled(i),
             "every window has a tap inside the stripe",
@@ -211,7 +284,9 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
             "padded_h padded_w",
         ),
         Rule(
-            lambda i: i.kind != AVERAGE or 255 * i.kernel_h * i.kernel_w * max(i.multiplier, 1) <= PRODUCT_MAX,
+            lambda i: (
+                i.kind != AVERAGE or REACH[i.in_bits] * i.kernel_h * i.kernel_w * max(i.multiplier, 1) <= PRODUCT_MAX
+            ),
             "a window's sum times the multiplier stays within 2**62",
             "kernel_h kernel_w multiplier",
         ),
@@ -221,11 +296,16 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
         Rule(
             lambda i: (
-                len(i.zeros) == len(i.multipliers) == len(i.sources) and len(i.strides) == isa.LOOPS * len(i.sources)
+                len(i.zeros) == len(i.bits) == len(i.multipliers) == len(i.sources)
+                and len(i.strides) == isa.LOOPS * len(i.sources)
             ),
-            f"each operand has a zero point, a multiplier and {isa.LOOPS} strides",
-            "sources zeros multipliers strides",
+            f"each operand has a zero point, bits, a multiplier and {isa.LOOPS} strides",
+            "sources zeros bits multipliers strides",
         ),
+        MIXED,
+        _widths("out_bits:target"),
+        RESULT_ZEROED,
+        LIMITED,
         Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
         SHIFTED,
         CLAMPED,
@@ -233,19 +313,29 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Mul: (
         NESTED,
         Rule(
-            lambda i: len(i.sources) == len(i.zeros) == 2 and len(i.strides) == isa.LOOPS * 2,
-            f"there are two operands, each with a zero point and {isa.LOOPS} strides",
-            "sources zeros strides",
+            lambda i: len(i.sources) == len(i.zeros) == len(i.bits) == 2 and len(i.strides) == isa.LOOPS * 2,
+            f"there are two operands, each with a zero point, bits and {isa.LOOPS} strides",
+            "sources zeros bits strides",
         ),
+        MIXED,
+        _widths("out_bits:target"),
+        RESULT_ZEROED,
+        LIMITED,
         SCALED,
         CLAMPED,
     ),
     isa.Lookup: (
         _positive("count", "tables"),
         Rule(lambda i: i.count % i.tables == 0, "the tables divide the count", "count tables"),
+        _widths("in_bits:source", "out_bits:target"),
+        Rule(lambda i: i.entry_bits == 8 or i.table % 2 == 0, "entries of 16 bits lie at even addresses", "table"),
+        RESULT_ZEROED,
+        SHIFTED,
     ),
     isa.Softmax: (
         _positive("rows", "length"),
+        _widths("in_bits:source", "out_bits:target"),
+        RESULT_ZEROED,
         SCALED,
         Rule(lambda i: i.table % 4 == 0, "the table is aligned to 4 bytes", "table"),
     ),

@@ -1,7 +1,7 @@
 """The command stream as text: one line per instruction, layers between them; equal programs give equal text.
 
 A line holds index, engine, mnemonic, operands in a fixed order, and the waits. Memory is written as space[address];
-shapes as 1x2x3; an operand's strides stand in parentheses behind it.
+shapes as 1x2x3; an operand's strides stand in parentheses behind it; elements are bytes unless int16 is said.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def operands(i: AnyInstruction) -> str:
         case isa.Copy():
             return _copy(i)
         case isa.Fill():
-            return f"{_at(Space(i.space), i.target)} {i.count} bytes, value {i.value}"
+            return f"{_at(Space(i.space), i.target)} {i.count} {_units(8 * i.width)}, value {i.value}"
         case isa.Conv():
             return _conv(i)
         case isa.Pool():
@@ -86,10 +86,11 @@ def operands(i: AnyInstruction) -> str:
         case isa.Mul():
             return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
         case isa.Lookup():
-            return f"{_sram(i.target)} <- {_sram(i.source)} {i.count} bytes, tables {_buffer(i.table)} {i.tables}x256"
+            return _lookup(i)
         case isa.Softmax():
             return (
-                f"{_sram(i.target)} <- {_sram(i.source)} {_sides((i.rows, i.length))}, table {_buffer(i.table)}, "
+                f"{_sram(i.target)}{_wide(i.out_bits)} <- {_sram(i.source)} {_sides((i.rows, i.length))}"
+                f"{_wide(i.in_bits)}, table {_buffer(i.table)}, "
                 f"{_scaled(i.multiplier, i.shift)}, zero {i.out_zero}"
             )
         case isa.Lstm():
@@ -107,14 +108,21 @@ def _load(i: isa.Load) -> str:
 
 def _copy(i: isa.Copy) -> str:
     target, source = _at(Space(i.target_space), i.target), _at(Space(i.source_space), i.source)
-    return f"{target}({_list(i.target_strides)}) <- {source}({_list(i.source_strides)}) {_sides(i.shape)}"
+    places = f"{target}({_list(i.target_strides)}) <- {source}({_list(i.source_strides)})"
+    return f"{places} {_sides(i.shape)}{_wide(8 * i.width)}"
+
+
+def _lookup(i: isa.Lookup) -> str:
+    tables = f"tables {_buffer(i.table)} {i.tables}x{i.entries}"
+    text = f"{_sram(i.target)}{_wide(i.out_bits)} <- {_sram(i.source)} {i.count} {_units(i.in_bits)}, {tables}"
+    return text if i.in_bits == 8 else f"{text}, shift {i.shift} zero {i.out_zero}"
 
 
 def _conv(i: isa.Conv) -> str:
     place = f"pitch {i.pitch} channel {i.channel} of {i.channels}"
     return (
-        f"{_sram(i.target)} {_sides((i.out_h, i.out_w, i.out_c))} {place}"
-        f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.in_c))} zero {i.in_zero}, "
+        f"{_sram(i.target)} {_sides((i.out_h, i.out_w, i.out_c))}{_wide(i.out_bits)} {place}"
+        f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.in_c))}{_wide(i.in_bits)} zero {i.in_zero}, "
         f"kernels {_buffer(i.weights)}, params {_buffer(i.params)}, {_window(i)} groups {i.groups}, "
         f"{_result(i.out_zero, i.low, i.high)}"
     )
@@ -123,8 +131,8 @@ def _conv(i: isa.Conv) -> str:
 def _pool(i: isa.Pool) -> str:
     counted = f" of {i.padded_h}x{i.padded_w} padded" if i.count_pads else ""
     return (
-        f"{POOLS[i.kind]} {_sram(i.target)} {_sides((i.out_h, i.out_w, i.channels))}"
-        f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.channels))} zero {i.in_zero}, "
+        f"{POOLS[i.kind]} {_sram(i.target)} {_sides((i.out_h, i.out_w, i.channels))}{_wide(i.out_bits)}"
+        f" <- {_sram(i.source)} {_sides((i.in_h, i.in_w, i.channels))}{_wide(i.in_bits)} zero {i.in_zero}, "
         f"{_window(i)}{counted}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
     )
 
@@ -145,8 +153,8 @@ def _nest(i: isa.Sum | isa.Mul, multipliers: Sequence[int] = ()) -> str:
     terms = []
     for n, (source, zero) in enumerate(zip(i.sources, i.zeros, strict=True)):
         factor = f" times {multipliers[n]}" if multipliers else ""
-        terms.append(f"{_sram(source)}({_list(i.operand_strides(n))}) zero {zero}{factor}")
-    return f"{_sram(i.target)} {_sides(i.shape)} <- {', '.join(terms)}"
+        terms.append(f"{_sram(source)}({_list(i.operand_strides(n))}){_wide(i.bits[n])} zero {zero}{factor}")
+    return f"{_sram(i.target)} {_sides(i.shape)}{_wide(i.out_bits)} <- {', '.join(terms)}"
 
 
 def _lstm(i: isa.Lstm) -> str:
@@ -171,6 +179,15 @@ def _cell(i: isa.Lstm | isa.Gru, state: str) -> str:
 
 def _result(zero: int, low: int, high: int) -> str:
     return f"zero {zero} clamp {low}..{high}"
+
+
+def _wide(bits: int) -> str:
+    """Return what stands behind elements of 16 bits."""
+    return " int16" if bits == 16 else ""
+
+
+def _units(bits: int) -> str:
+    return "int16" if bits == 16 else "bytes"
 
 
 def _scaled(multiplier: int, shift: int) -> str:

@@ -6,15 +6,16 @@ only validated programs may come here (`nnac.validate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import assert_never
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Space
-from nnac.numerics import INTERPOLATION_ENTRIES
+from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
 from nnac.types import DTYPES, Array
 
@@ -32,6 +33,8 @@ class Emulator:
         self.law = program.target.arithmetic
         self.memory = {space: np.full(size, POISON, np.uint8) for space, size in program.used.items()}
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
+        mode = self.law.mode
+        self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
         self.decoded: dict[tuple[int, ...], Array] = {}
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
@@ -45,13 +48,13 @@ class Emulator:
         """Execute the program once.
 
         Args:
-            inputs: int8 arrays in device layout, one per program input.
+            inputs: integer arrays in device layout, one per program input.
             before, after: called with the index of each instruction around its execution; `before` first with -1, when
                 the inputs are in place.
             order: all instructions in an order that the tokens allow (`nnac.orders`); program order by default.
 
         Returns:
-            int8 arrays in device layout, one per program output.
+            integer arrays in device layout, one per program output.
         """
         for name, array in inputs.items():
             self.write(self.program.tensor(name), array)
@@ -119,8 +122,8 @@ class Emulator:
             case isa.Copy():
                 self._copy(instruction)
             case isa.Fill():
-                target = self.signed[Space(instruction.space)]
-                target[instruction.target : instruction.target + instruction.count] = instruction.value
+                target = self._behind(Space(instruction.space), instruction.target, instruction.width)
+                target[: instruction.count] = instruction.value
             case isa.Conv():
                 self._conv(instruction)
             case isa.Pool():
@@ -158,154 +161,210 @@ class Emulator:
         return out.view(np.uint8)
 
     def _copy(self, i: isa.Copy) -> None:
-        source = as_strided(self.memory[Space(i.source_space)][i.source :], i.shape, i.source_strides, writeable=False)
-        target = as_strided(self.memory[Space(i.target_space)][i.target :], i.shape, i.target_strides)
-        target[...] = source
+        source, target = (
+            self._behind(Space(space), address, i.width)
+            for space, address in ((i.source_space, i.source), (i.target_space, i.target))
+        )
+        as_strided(target, i.shape, i.target_strides)[...] = as_strided(source, i.shape, i.source_strides)
 
-    def _tile(self, address: int, *shape: int) -> Array:
-        count = isa.volume(shape)
-        return self.signed[Space.SRAM][address : address + count].reshape(shape)
+    def _behind(self, space: Space, address: int, width: int) -> Array:
+        """Return what lies behind an address as signed elements of `width` bytes, a view."""
+        if width == 1:
+            return self.signed[space][address:]
+        rest = self.memory[space][address:]
+        return rest[: rest.size // width * width].view(f"<i{width}")
+
+    def _tile(self, address: int, *shape: int, bits: int = 8) -> Array:
+        return self._behind(Space.SRAM, address, bits // 8)[: isa.volume(shape)].reshape(shape)
 
     def _words(self, address: int, count: int) -> Array:
         return self.memory[Space.WEIGHTS][address : address + 4 * count].view(np.int32)
 
     def _conv(self, i: isa.Conv) -> None:
-        from nnac.kernels.conv import conv2d
+        conv2d: Any
+        wide = max(i.in_bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import conv2d
+        else:
+            from nnac.kernels.conv import conv2d
 
         taps, buffer = i.kernel_h * i.kernel_w * i.depth, self.signed[Space.WEIGHTS]
         weights = buffer[i.weights : i.weights + i.out_c * taps].reshape(i.out_c, i.kernel_h, i.kernel_w, i.depth)
         shift = buffer[i.params + 8 * i.out_c : i.params + 9 * i.out_c]
+        width, sums = i.out_bits // 8, i.in_bits == 16
         target = as_strided(
-            self.signed[Space.SRAM][i.target :], (i.out_h, i.out_w, i.out_c), (i.out_w * i.pitch, i.pitch, 1)
+            self._behind(Space.SRAM, i.target, width),
+            (i.out_h, i.out_w, i.out_c),
+            (i.out_w * i.pitch * width, i.pitch * width, width),
         )
-        conv2d(
-            self._tile(i.source, i.in_h, i.in_w, i.in_c),
-            weights,
-            self._words(i.params, i.out_c),
-            self._words(i.params + 4 * i.out_c, i.out_c),
-            shift,
-            target,
-            i.stride_h,
-            i.stride_w,
-            i.dilation_h,
-            i.dilation_w,
-            i.pad_top,
-            i.pad_left,
-            i.channels // i.groups,
-            i.channel,
-            i.in_zero,
-            i.out_zero,
-            i.low,
-            i.high,
-            int(self.law.mode),
-            self.law.accumulator_bits,
-            int(self.law.wraps),
-        )
-
-    def _pool(self, i: isa.Pool) -> None:
-        from nnac.kernels.pool import average_pool, max_pool
-
-        x, y = self._tile(i.source, i.in_h, i.in_w, i.channels), self._tile(i.target, i.out_h, i.out_w, i.channels)
-        if i.kind == 0:
-            max_pool(
-                x,
+        with _result(target, wide) as y:
+            conv2d(
+                _operand(self._tile(i.source, i.in_h, i.in_w, i.in_c, bits=i.in_bits), wide),
+                weights,
+                self._words(i.params, i.out_c),
+                self._words(i.params + 4 * i.out_c, i.out_c),
+                shift,
                 y,
-                i.kernel_h,
-                i.kernel_w,
                 i.stride_h,
                 i.stride_w,
                 i.dilation_h,
                 i.dilation_w,
                 i.pad_top,
                 i.pad_left,
+                i.channels // i.groups,
+                i.channel,
+                i.in_zero,
+                i.out_zero,
                 i.low,
                 i.high,
+                self.wide_mode if sums else self.mode,
+                self.law.accumulator_bits + sums * WIDE_BITS,
+                int(self.law.wraps),
             )
-            return
-        average_pool(
-            x,
-            y,
-            i.kernel_h,
-            i.kernel_w,
-            i.stride_h,
-            i.stride_w,
-            i.pad_top,
-            i.pad_left,
-            i.padded_h,
-            i.padded_w,
-            i.count_pads,
-            i.in_zero,
-            i.multiplier,
-            i.shift,
-            i.out_zero,
-            i.low,
-            i.high,
-            int(self.law.mode),
-        )
 
-    def _operand(self, i: isa.Sum | isa.Mul, index: int) -> Array:
-        memory = self.signed[Space.SRAM]
-        return as_strided(memory[i.sources[index] :], i.shape, i.operand_strides(index), writeable=False)
+    def _pool(self, i: isa.Pool) -> None:
+        wide = max(i.in_bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import average_pool, max_pool
+        else:
+            from nnac.kernels.pool import average_pool, max_pool
 
-    def _sum(self, i: isa.Sum) -> None:
-        from nnac.kernels.elementwise import accumulate, add2, requantize_wide
-
-        y, mode = self._tile(i.target, *i.shape), int(self.law.mode)
-        if len(i.sources) == 2:
-            add2(
-                self._operand(i, 0),
-                i.zeros[0],
-                i.multipliers[0],
-                self._operand(i, 1),
-                i.zeros[1],
-                i.multipliers[1],
+        x = _operand(self._tile(i.source, i.in_h, i.in_w, i.channels, bits=i.in_bits), wide)
+        with _result(self._tile(i.target, i.out_h, i.out_w, i.channels, bits=i.out_bits), wide) as y:
+            if i.kind == 0:
+                max_pool(
+                    x,
+                    y,
+                    i.kernel_h,
+                    i.kernel_w,
+                    i.stride_h,
+                    i.stride_w,
+                    i.dilation_h,
+                    i.dilation_w,
+                    i.pad_top,
+                    i.pad_left,
+                    i.low,
+                    i.high,
+                )
+                return
+            average_pool(
+                x,
                 y,
+                i.kernel_h,
+                i.kernel_w,
+                i.stride_h,
+                i.stride_w,
+                i.pad_top,
+                i.pad_left,
+                i.padded_h,
+                i.padded_w,
+                i.count_pads,
+                i.in_zero,
+                i.multiplier,
                 i.shift,
                 i.out_zero,
                 i.low,
                 i.high,
-                mode,
+                self.mode,
             )
+
+    def _nested(self, i: isa.Sum | isa.Mul, index: int, wide: bool) -> Array:
+        """Return an operand of a loop nest."""
+        memory = self._behind(Space.SRAM, i.sources[index], i.bits[index] // 8)
+        return _operand(as_strided(memory, i.shape, i.operand_strides(index), writeable=False), wide)
+
+    def _sum(self, i: isa.Sum) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        target = self._tile(i.target, *i.shape, bits=i.out_bits)
+        if len(i.sources) == 2 and not wide:
+            self._add(i, target)
             return
+        if wide:
+            from nnac.kernels.wide import accumulate, requantize_wide
+        else:
+            from nnac.kernels.elementwise import accumulate, requantize_wide
+
         acc = np.zeros(i.shape, np.int64)
         for n, zero in enumerate(i.zeros):
-            accumulate(acc, self._operand(i, n), zero, i.multipliers[n])
-        requantize_wide(acc, y, i.shift, i.out_zero, i.low, i.high, mode)
+            accumulate(acc, self._nested(i, n, wide), zero, i.multipliers[n])
+        with _result(target, wide) as y:
+            requantize_wide(acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
 
-    def _mul(self, i: isa.Mul) -> None:
-        from nnac.kernels.elementwise import multiply
+    def _add(self, i: isa.Sum, y: Array) -> None:
+        from nnac.kernels.elementwise import add2
 
-        multiply(
-            self._operand(i, 0),
+        add2(
+            self._nested(i, 0, False),
             i.zeros[0],
-            self._operand(i, 1),
+            i.multipliers[0],
+            self._nested(i, 1, False),
             i.zeros[1],
-            self._tile(i.target, *i.shape),
-            i.multiplier,
+            i.multipliers[1],
+            y,
             i.shift,
             i.out_zero,
             i.low,
             i.high,
-            int(self.law.mode),
+            self.mode,
         )
+
+    def _mul(self, i: isa.Mul) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import multiply
+        else:
+            from nnac.kernels.elementwise import multiply
+
+        with _result(self._tile(i.target, *i.shape, bits=i.out_bits), wide) as y:
+            multiply(
+                self._nested(i, 0, wide),
+                i.zeros[0],
+                self._nested(i, 1, wide),
+                i.zeros[1],
+                y,
+                i.multiplier,
+                i.shift,
+                i.out_zero,
+                i.low,
+                i.high,
+                self.mode,
+            )
 
     def _lookup(self, i: isa.Lookup) -> None:
-        tables = self.signed[Space.WEIGHTS][i.table : i.table + 256 * i.tables].reshape(i.tables, 256)
-        x = self._tile(i.source, i.count // i.tables, i.tables).astype(np.int16) + 128
-        self._tile(i.target, i.count // i.tables, i.tables)[...] = tables[np.arange(i.tables), x]
+        shape = (i.count // i.tables, i.tables)
+        x = self._tile(i.source, *shape, bits=i.in_bits)
+        target = self._tile(i.target, *shape, bits=i.out_bits)
+        entries = self._behind(Space.WEIGHTS, i.table, i.entry_bits // 8)
+        tables = entries[: i.tables * i.entries].reshape(i.tables, i.entries)
+        if i.in_bits == 8:
+            target[...] = tables[np.arange(i.tables), x.astype(np.int16) + 128]
+            return
+        from nnac.kernels.wide import interpolate
+
+        half = 1 << i.out_bits - 1
+        with _result(target, True) as y:
+            interpolate(x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
 
     def _softmax(self, i: isa.Softmax) -> None:
-        from nnac.kernels.softmax import softmax
+        wide = max(i.in_bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import softmax
+        else:
+            from nnac.kernels.softmax import softmax
 
-        softmax(
-            self._tile(i.source, i.rows, i.length),
-            self._words(i.table, 256),
-            self._tile(i.target, i.rows, i.length),
-            i.multiplier,
-            i.shift,
-            i.out_zero,
-            int(self.law.mode),
-        )
+        half = 1 << i.out_bits - 1
+        with _result(self._tile(i.target, i.rows, i.length, bits=i.out_bits), wide) as y:
+            softmax(
+                _operand(self._tile(i.source, i.rows, i.length, bits=i.in_bits), wide),
+                self._words(i.table, i.entries),
+                y,
+                i.multiplier,
+                i.shift,
+                i.out_zero,
+                -half,
+                half - 1,
+                self.mode,
+            )
 
     def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
         return self.memory[space][address : address + 2 * rows * columns].view(np.int16).reshape(rows, columns)
@@ -359,6 +418,22 @@ class Emulator:
         """Write hidden values, which are within their width."""
         raw = _raw(hidden.astype(np.int8) if i.out_bits == 8 else hidden)
         self.memory[Space.SRAM][i.target : i.target + raw.size] = raw
+
+
+def _operand(x: Array, wide: bool) -> Array:
+    """Return an operand as the kernels of one width take it."""
+    return x.astype(np.int16) if wide and x.dtype != np.int16 else x
+
+
+@contextmanager
+def _result(target: Array, wide: bool) -> Iterator[Array]:
+    """Give the array that a kernel of one width fills: the target, or one that is narrowed into it afterwards."""
+    if not wide or target.dtype == np.int16:
+        yield target
+        return
+    filled = np.empty(target.shape, np.int16)
+    yield filled
+    target[...] = filled
 
 
 def _raw(array: Array) -> Array:

@@ -8,15 +8,11 @@ its instructions must have finished before this one may start.
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
-from nnac.errors import ProgramError
 from nnac.numerics import INTERPOLATION_ENTRIES
 
 AXES = 6
@@ -128,7 +124,10 @@ class Load(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy(Instruction):
-    """Strided copy of single bytes between any two activation memories; strides in bytes, outermost axis first."""
+    """Strided copy between any two activation memories; strides in bytes, outermost axis first.
+
+    Elements have `width` bytes, 1 or 2.
+    """
 
     opcode: ClassVar[int] = 2
     source_space: int = _field("u8")
@@ -138,27 +137,29 @@ class Copy(Instruction):
     target: int = _field("u32")
     target_strides: tuple[int, ...] = _field("i32", AXES)
     shape: tuple[int, ...] = _field("u32", AXES)
+    width: int = _field("u8", default=1)
 
     @property
     def engine(self) -> Engine:
         return copy_engine(Space(self.source_space), Space(self.target_space))
 
     def reads(self) -> tuple[Range, ...]:
-        return (strided(Space(self.source_space), self.source, self.shape, self.source_strides),)
+        return (strided(Space(self.source_space), self.source, self.shape, self.source_strides, self.width),)
 
     def writes(self) -> tuple[Range, ...]:
-        return (strided(Space(self.target_space), self.target, self.shape, self.target_strides),)
+        return (strided(Space(self.target_space), self.target, self.shape, self.target_strides, self.width),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill(Instruction):
-    """Write `value` to a contiguous run of bytes."""
+    """Write `value` to a contiguous run of `count` elements of `width` bytes, 1 or 2."""
 
     opcode: ClassVar[int] = 3
     space: int = _field("u8")
     target: int = _field("u32")
     count: int = _field("u32")
-    value: int = _field("i8")
+    value: int = _field("i16")
+    width: int = _field("u8", default=1)
 
     @property
     def engine(self) -> Engine:
@@ -168,7 +169,7 @@ class Fill(Instruction):
         return ()
 
     def writes(self) -> tuple[Range, ...]:
-        return (Range(Space(self.space), self.target, self.target + self.count),)
+        return (Range(Space(self.space), self.target, self.target + self.count * self.width),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +178,9 @@ class Conv(Instruction):
 
     Params: int32 bias, int32 multiplier, int8 shift, each `out_c` long, behind each other. Taps outside the stripe
     contribute nothing. Output channel c of the layer belongs to group c // (channels // groups). A dense layer is a
-    1x1 convolution with in_w = 1. `taps` is how many folds an array that skips zero weights really
-    takes (0: it skips none; see `nnac.array.taken_folds`); it has no influence on values.
+    1x1 convolution with in_w = 1. `pitch` counts elements. `taps` is how many folds an array that skips zero weights
+    really takes (0: it skips none; see `nnac.array.taken_folds`); it has no influence on values. Activations of 16 bits
+    have no zero point; those of the input are summed in an accumulator of 8 more bits (`numerics.requantize_wide`).
     """
 
     opcode: ClassVar[int] = 4
@@ -205,10 +207,12 @@ class Conv(Instruction):
     weights: int = _field("u32")
     params: int = _field("u32")
     taps: int = _field("u32", default=0)
-    in_zero: int = _field("i8")
-    out_zero: int = _field("i8")
-    low: int = _field("i8")
-    high: int = _field("i8")
+    in_zero: int = _field("i16")
+    out_zero: int = _field("i16")
+    low: int = _field("i16")
+    high: int = _field("i16")
+    in_bits: int = _field("u8", default=8)
+    out_bits: int = _field("u8", default=8)
 
     @property
     def engine(self) -> Engine:
@@ -226,13 +230,13 @@ class Conv(Instruction):
     def reads(self) -> tuple[Range, ...]:
         taps = self.kernel_h * self.kernel_w * self.depth
         return (
-            Range(Space.SRAM, self.source, self.source + self.in_h * self.in_w * self.in_c),
+            _row(self.source, self.in_h * self.in_w * self.in_c, self.in_bits),
             Range(Space.WEIGHTS, self.weights, self.weights + self.out_c * taps),
             Range(Space.WEIGHTS, self.params, self.params + 9 * self.out_c),
         )
 
     def writes(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.target, self.target + (self.out_h * self.out_w - 1) * self.pitch + self.out_c),)
+        return (_row(self.target, (self.out_h * self.out_w - 1) * self.pitch + self.out_c, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,37 +267,44 @@ class Pool(Instruction):
     count_pads: int = _field("u8")
     padded_h: int = _field("u32")
     padded_w: int = _field("u32")
-    in_zero: int = _field("i8")
-    out_zero: int = _field("i8")
+    in_zero: int = _field("i16")
+    out_zero: int = _field("i16")
     multiplier: int = _field("u32")
     shift: int = _field("u8")
-    low: int = _field("i8")
-    high: int = _field("i8")
+    low: int = _field("i16")
+    high: int = _field("i16")
+    in_bits: int = _field("u8", default=8)
+    out_bits: int = _field("u8", default=8)
 
     @property
     def engine(self) -> Engine:
         return Engine.VECTOR
 
     def reads(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.source, self.source + self.in_h * self.in_w * self.channels),)
+        return (_row(self.source, self.in_h * self.in_w * self.channels, self.in_bits),)
 
     def writes(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.target, self.target + self.out_h * self.out_w * self.channels),)
+        return (_row(self.target, self.out_h * self.out_w * self.channels, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elementwise(Instruction):
-    """Base of instructions on broadcasting operands: a loop nest, and per operand LOOPS byte strides (0 broadcasts)."""
+    """Base of instructions on broadcasting operands: a loop nest, and per operand its bits and LOOPS byte strides.
+
+    A stride of 0 broadcasts.
+    """
 
     shape: tuple[int, ...] = _field("u32", LOOPS)
     sources: tuple[int, ...] = _field("u32", 0)
     strides: tuple[int, ...] = _field("i32", 0)
-    zeros: tuple[int, ...] = _field("i8", 0)
+    zeros: tuple[int, ...] = _field("i16", 0)
+    bits: tuple[int, ...] = _field("u8", 0)
     target: int = _field("u32")
     shift: int = _field("u8")
-    out_zero: int = _field("i8")
-    low: int = _field("i8")
-    high: int = _field("i8")
+    out_zero: int = _field("i16")
+    low: int = _field("i16")
+    high: int = _field("i16")
+    out_bits: int = _field("u8", default=8)
 
     @property
     def engine(self) -> Engine:
@@ -303,11 +314,13 @@ class Elementwise(Instruction):
         return self.strides[index * LOOPS : (index + 1) * LOOPS]
 
     def reads(self) -> tuple[Range, ...]:
-        operands = enumerate(self.sources)
-        return tuple(strided(Space.SRAM, source, self.shape, self.operand_strides(i)) for i, source in operands)
+        return tuple(
+            strided(Space.SRAM, source, self.shape, self.operand_strides(i), bits // 8)
+            for i, (source, bits) in enumerate(zip(self.sources, self.bits, strict=True))
+        )
 
     def writes(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.target, self.target + volume(self.shape)),)
+        return (_row(self.target, volume(self.shape), self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +341,11 @@ class Mul(Elementwise):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup(Instruction):
-    """Every byte through a 256-entry table in the weight buffer, entry (x + 128); element i uses table i % tables."""
+    """Every element through a table in the weight buffer; element i uses table i % tables.
+
+    An int8 input takes entry x + 128 of 256, which have the width of the output. An int16 input is interpolated between
+    513 int16 knots (`numerics.interpolate`).
+    """
 
     opcode: ClassVar[int] = 8
     source: int = _field("u32")
@@ -336,24 +353,38 @@ class Lookup(Instruction):
     count: int = _field("u32")
     table: int = _field("u32")
     tables: int = _field("u32")
+    shift: int = _field("u8", default=0)
+    out_zero: int = _field("i16", default=0)
+    in_bits: int = _field("u8", default=8)
+    out_bits: int = _field("u8", default=8)
 
     @property
     def engine(self) -> Engine:
         return Engine.VECTOR
 
+    @property
+    def entries(self) -> int:
+        """Entries of one table."""
+        return 256 if self.in_bits == 8 else 513
+
+    @property
+    def entry_bits(self) -> int:
+        return self.out_bits if self.in_bits == 8 else 16
+
     def reads(self) -> tuple[Range, ...]:
-        return (
-            Range(Space.SRAM, self.source, self.source + self.count),
-            Range(Space.WEIGHTS, self.table, self.table + 256 * self.tables),
-        )
+        size = self.entries * self.tables * self.entry_bits // 8
+        return (_row(self.source, self.count, self.in_bits), Range(Space.WEIGHTS, self.table, self.table + size))
 
     def writes(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.target, self.target + self.count),)
+        return (_row(self.target, self.count, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Softmax(Instruction):
-    """Softmax of each row; the weight buffer holds 256 int32 exponentials (`numerics.softmax_table`)."""
+    """Softmax of each row; the weight buffer holds 256 int32 exponentials, or 512 for an input of 16 bits.
+
+    Both are those of `numerics.softmax_table`.
+    """
 
     opcode: ClassVar[int] = 9
     source: int = _field("u32")
@@ -363,20 +394,27 @@ class Softmax(Instruction):
     table: int = _field("u32")
     multiplier: int = _field("u32")
     shift: int = _field("u8")
-    out_zero: int = _field("i8")
+    out_zero: int = _field("i16")
+    in_bits: int = _field("u8", default=8)
+    out_bits: int = _field("u8", default=8)
 
     @property
     def engine(self) -> Engine:
         return Engine.VECTOR
 
+    @property
+    def entries(self) -> int:
+        """Entries of the table."""
+        return 256 if self.in_bits == 8 else 512
+
     def reads(self) -> tuple[Range, ...]:
         return (
-            Range(Space.SRAM, self.source, self.source + self.rows * self.length),
-            Range(Space.WEIGHTS, self.table, self.table + 1024),
+            _row(self.source, self.rows * self.length, self.in_bits),
+            Range(Space.WEIGHTS, self.table, self.table + 4 * self.entries),
         )
 
     def writes(self) -> tuple[Range, ...]:
-        return (Range(Space.SRAM, self.target, self.target + self.rows * self.length),)
+        return (_row(self.target, self.rows * self.length, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -488,10 +526,15 @@ def volume(shape: tuple[int, ...]) -> int:
     return count
 
 
-def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Range:
-    """Return the smallest range that holds every byte of a strided view."""
+def _row(start: int, count: int, bits: int) -> Range:
+    """Return the scratchpad bytes of `count` elements behind each other."""
+    return Range(Space.SRAM, start, start + count * bits // 8)
+
+
+def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int = 1) -> Range:
+    """Return the smallest range that holds every byte of a strided view of elements of `width` bytes."""
     spans = [(side - 1) * stride for side, stride in zip(shape, strides, strict=True)]
-    return Range(space, start + sum(min(s, 0) for s in spans), start + sum(max(s, 0) for s in spans) + 1)
+    return Range(space, start + sum(min(s, 0) for s in spans), start + sum(max(s, 0) for s in spans) + width)
 
 
 @dataclass(frozen=True, slots=True)

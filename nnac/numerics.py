@@ -7,6 +7,15 @@ A quantized value q stands for the real value ``scale * (q - zero_point)`` (Jaco
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"). A ratio of scales reaches the machine as
 a pair (multiplier, shift) of integers with ``ratio ~= multiplier * 2**-shift``, ``0 <= multiplier < 2**31`` and ``0 <=
 shift <= 62``.
+
+Activations are int8, or int16 with a zero point of 0. The multipliers of int16 have the bits that keep every product
+inside 2**62, so that 64-bit machines meet the law:
+
+- sums: |x - z| <= 2**15, multipliers under 2**31, up to 2**16 operands;
+- products: |x * y| <= 2**30 is still an int32, so that `requantize` holds with multipliers under 2**31;
+- averages: as many bits as the window leaves (`average_bits`), 31 up to 2**16 taps;
+- convolutions: sums of int16 x int8 in an accumulator of 8 more bits (40 for 32), multipliers under 2**23
+  (`requantize_wide`).
 """
 
 import enum
@@ -20,14 +29,21 @@ INT8_LOW, INT8_HIGH = -128, 127
 INT16_LOW, INT16_HIGH = -(1 << 15), (1 << 15) - 1
 INT32_LOW, INT32_HIGH = -(1 << 31), (1 << 31) - 1
 SHIFT_MAX = 62
-MULTIPLIER_LIMIT = 1 << 31
+MULTIPLIER_BITS = 31
+MULTIPLIER_LIMIT = 1 << MULTIPLIER_BITS
+WIDE_BITS = 8
+"""Bits that an accumulator of int16 activations has more."""
+WIDE_MULTIPLIER_BITS = 23
+WIDE_MULTIPLIER_LIMIT = 1 << WIDE_MULTIPLIER_BITS
 SOFTMAX_ENTRIES = 256
 SOFTMAX_ONE = 1 << 16
+SOFTMAX_WIDE_ONE = 1 << 15
 INTERPOLATION_ENTRIES = 513
 GATE_BITS = 12
 """Fractional bits of a gate's pre-activation: int16, Q3.12."""
 UNIT_BITS = 15
 """Fractional bits of a gate's output and of a GRU's state: int16, Q0.15."""
+INTERPOLATION_SHIFT = 7
 
 
 class Rounding(enum.IntEnum):
@@ -127,6 +143,34 @@ def requantize(
     return saturate(round_shift(acc * multiplier, shift, rounding) + zero_point, low, high)
 
 
+def requantize_wide(
+    acc: int,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT16_LOW,
+    high: int = INT16_HIGH,
+) -> int:
+    """`requantize` of a sum over int16 activations: always one rounding.
+
+    Args:
+        acc: the accumulator of up to 40 bits.
+        multiplier: 0 .. 2**23 - 1.
+        shift: 0..62.
+        zero_point: of the output.
+        rounding: TFLITE counts as HALF_AWAY.
+        low: smallest output.
+        high: largest output.
+
+    Raises:
+        ValueError: the multiplier or the shift is out of range.
+    """
+    if not 0 <= multiplier < WIDE_MULTIPLIER_LIMIT:
+        raise ValueError(f"multiplier {multiplier} is outside 0..2**{WIDE_MULTIPLIER_BITS}-1")
+    return saturate(round_shift(acc * multiplier, shift, rounding) + zero_point, low, high)
+
+
 def _two_step(acc: int, multiplier: int, shift: int) -> int:
     """TFLite's MultiplyByQuantizedMultiplier: gemmlowp's doubling high multiply, then its rounding division by 2**n.
 
@@ -155,27 +199,28 @@ def _saturating_rounding_doubling_high_mul(a: int, b: int) -> int:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def encode_ratio(ratio: float, power_of_two: bool = False) -> tuple[int, int]:
+def encode_ratio(ratio: float, power_of_two: bool = False, bits: int = MULTIPLIER_BITS) -> tuple[int, int]:
     """A real ratio of scales as (multiplier, shift), as TFLite's QuantizeMultiplier finds it.
 
     An exact power of two takes its smallest form, (1, k) or (2**k, 0), and is exact. Any other ratio gets a multiplier
-    in [2**30, 2**31), relative error at most 2**-31; under 2**-32 the shift stays at 62 and the absolute error at most
-    2**-63.
+    of all bits, in [2**30, 2**31) by default, relative error at most 2**-bits; where the shift would have to exceed 62
+    it stays there, and the absolute error is at most 2**-63.
 
     Args:
-        ratio: 0 <= ratio < 2**31.
+        ratio: 0 <= ratio < 2**bits.
         power_of_two: the target has shifters only; any other ratio is an error.
+        bits: of the multiplier, 1 to 31.
 
     Raises:
-        ValueError: negative, not finite, too large; or no power of two from 2**-62 to 2**30 where one is demanded.
+        ValueError: negative, not finite, too large; or no power of two from 2**-62 to 2**(bits-1) though demanded.
     """
-    _check_ratio(ratio)
+    _check_ratio(ratio, bits)
     exponent = _exponent(ratio)
     if exponent is not None and -SHIFT_MAX <= exponent:
         return 1 << max(exponent, 0), max(-exponent, 0)
     if power_of_two and ratio != 0:
-        raise ValueError(f"ratio {ratio!r} is not a power of two from 2**-{SHIFT_MAX} to 2**30")
-    multipliers, shift = _encode_with_common_shift([ratio])
+        raise ValueError(f"ratio {ratio!r} is not a power of two from 2**-{SHIFT_MAX} to 2**{bits - 1}")
+    multipliers, shift = _encode_with_common_shift([ratio], bits)
     return multipliers[0], shift
 
 
@@ -201,14 +246,14 @@ def encode_ratios(ratios: Sequence[float]) -> tuple[tuple[int, ...], int]:
     return _encode_with_common_shift(ratios)
 
 
-def _encode_with_common_shift(ratios: Sequence[float]) -> tuple[tuple[int, ...], int]:
-    """The largest ratio in [2**30, 2**31) where the shift allows, the others on its shift; ties away, as TFLite."""
+def _encode_with_common_shift(ratios: Sequence[float], bits: int = MULTIPLIER_BITS) -> tuple[tuple[int, ...], int]:
+    """The largest ratio with a multiplier of all bits where the shift allows, the others on its shift; ties away."""
     largest = max(ratios)
-    shift = min(31 - math.frexp(largest)[1], SHIFT_MAX)
-    if _scaled(largest, shift) == MULTIPLIER_LIMIT:  # rounded up to the next power of two
+    shift = min(bits - math.frexp(largest)[1], SHIFT_MAX)
+    if _scaled(largest, shift) == 1 << bits:  # rounded up to the next power of two
         shift -= 1
     if shift < 0:
-        raise ValueError(f"ratio {largest!r} is too large: the limit is 2**31")
+        raise ValueError(f"ratio {largest!r} is too large: the limit is 2**{bits}")
     multipliers = tuple(_scaled(ratio, shift) for ratio in ratios)
     return multipliers, shift if any(multipliers) else 0
 
@@ -219,12 +264,12 @@ def _scaled(ratio: float, shift: int) -> int:
     return round_divide(scaled.numerator, scaled.denominator, Rounding.HALF_AWAY)
 
 
-def _check_ratio(ratio: float) -> None:
+def _check_ratio(ratio: float, bits: int = MULTIPLIER_BITS) -> None:
     """Refuses what no multiplier can hold."""
     if not math.isfinite(ratio) or ratio < 0:
         raise ValueError(f"ratio {ratio!r} is not a finite non-negative number")
-    if ratio >= MULTIPLIER_LIMIT:
-        raise ValueError(f"ratio {ratio!r} is too large: the limit is 2**31")
+    if ratio >= 1 << bits:
+        raise ValueError(f"ratio {ratio!r} is too large: the limit is 2**{bits}")
 
 
 def _exponent(ratio: float) -> int | None:
@@ -275,18 +320,36 @@ def average(
     return saturate(round_divide(total * multiplier, count << shift, rounding) + zero_point, low, high)
 
 
-def softmax_table(scale: float) -> tuple[int, ...]:
-    """exp(-scale * d) for d = 0..255 in Q0.16, half to even; the first entry is 65536.
+def average_bits(taps: int, bits: int) -> int:
+    """Bits that the multiplier of a mean may have, so that window sum times multiplier stays within 2**62.
+
+    Args:
+        taps: most values of a window.
+        bits: of an input value; |x - zero point| is at most 255 of 8, 2**15 of 16.
+    """
+    reach = 8 if bits == 8 else 15
+    return max(1, min(MULTIPLIER_BITS, 62 - reach - (taps - 1).bit_length()))
+
+
+def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
+    """exp(-scale * d), rounded half to even, as `softmax` looks it up.
+
+    For int8: d = 0..255 in Q0.16; the first entry is 65536. For int16: d = 0, 256, ..., 65280 and then d = 0..255,
+    both in Q0.15: the exponential of a distance is the product of the entries of its high and low byte.
 
     Args:
         scale: of the softmax input (times the softmax's own factor, if any); non-negative and finite.
+        bits: of the input, 8 or 16.
 
     Raises:
         ValueError: the scale is negative or not finite.
     """
     if not math.isfinite(scale) or scale < 0:
         raise ValueError(f"softmax scale {scale!r} is not a finite non-negative number")
-    return tuple(round(math.exp(-scale * distance) * SOFTMAX_ONE) for distance in range(SOFTMAX_ENTRIES))
+    if bits == 8:
+        return tuple(round(math.exp(-scale * distance) * SOFTMAX_ONE) for distance in range(SOFTMAX_ENTRIES))
+    steps = [*range(0, SOFTMAX_ENTRIES**2, SOFTMAX_ENTRIES), *range(SOFTMAX_ENTRIES)]
+    return tuple(round(math.exp(-scale * distance) * SOFTMAX_WIDE_ONE) for distance in steps)
 
 
 def softmax(
@@ -296,21 +359,33 @@ def softmax(
     shift: int,
     zero_point: int,
     rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
 ) -> list[int]:
-    """Softmax over int8 values: exponentials from a table, exact sum, one division and one rounding per output.
+    """Softmax: exponentials from a table, exact sum, one division and one rounding per output.
 
     Args:
-        x: int8 values, at least one; their zero point cancels.
-        exp_table: 256 entries indexed by max(x) - x, non-negative; entry 0 positive (see `softmax_table`).
+        x: int8 or int16 values, at least one; their zero point cancels.
+        exp_table: of `softmax_table`, 256 entries for int8, 512 for int16; non-negative, exp(0) positive.
         multiplier: with `shift`, 1 / scale of the output (256 and 0 for the usual scale of 1/256).
         shift: 0..62.
         zero_point: of the output.
         rounding: TFLITE counts as HALF_AWAY.
+        low: smallest output.
+        high: largest output.
     """
     peak = max(x)
-    exponentials = [exp_table[peak - value] for value in x]
+    exponentials = [_exponential(exp_table, peak - value) for value in x]
     denominator = sum(exponentials) << shift
-    return [saturate(round_divide(e * multiplier, denominator, rounding) + zero_point) for e in exponentials]
+    return [saturate(round_divide(e * multiplier, denominator, rounding) + zero_point, low, high) for e in exponentials]
+
+
+def _exponential(table: Sequence[int], distance: int) -> int:
+    """exp(0) minus a distance: an entry in Q0.16, or the product of two in Q0.30."""
+    if len(table) == SOFTMAX_ENTRIES:
+        return table[distance]
+    coarse, fine = divmod(distance, SOFTMAX_ENTRIES)
+    return table[coarse] * table[SOFTMAX_ENTRIES + fine]
 
 
 def interpolate(
@@ -319,6 +394,8 @@ def interpolate(
     rounding: Rounding,
     low: int = INT16_LOW,
     high: int = INT16_HIGH,
+    shift: int = INTERPOLATION_SHIFT,
+    zero_point: int = 0,
 ) -> int:
     """A function of an int16 value from 513 knots, 128 apart, linear between them; one rounding.
 
@@ -328,10 +405,12 @@ def interpolate(
         rounding: TFLITE counts as HALF_AWAY.
         low: smallest output.
         high: largest output.
+        shift: 7, and as many more as the knots are finer than the output: in units of its scale * 2**(7 - shift).
+        zero_point: of the output.
     """
     index, fraction = divmod(x - INT16_LOW, 128)
     blend = table[index] * (128 - fraction) + table[index + 1] * fraction
-    return saturate(round_shift(blend, 7, rounding), low, high)
+    return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
 
 
 def rescale(

@@ -29,7 +29,7 @@ from nnac.stream import decode, encode
 from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
 from nnac.types import DTYPES, Array, Quant, TensorType
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,8 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
 def _tensor(raw: dict[str, Any]) -> Tensor:
     if raw["dtype"] not in DTYPES:
         raise ProgramError(f"tensor {raw['name']!r}: unknown dtype {raw['dtype']!r}")
-    quant = Quant(float(raw["quant"][0]), int(raw["quant"][1])) if raw["quant"] else None
+    bits = 8 * DTYPES[raw["dtype"]].itemsize
+    quant = Quant(float(raw["quant"][0]), int(raw["quant"][1]), bits) if raw["quant"] else None
     if quant and not (isfinite(quant.scale) and quant.scale > 0 and -128 <= quant.zero_point <= 127):
         raise ProgramError(f"tensor {raw['name']!r}: scale {quant.scale!r} or zero point {quant.zero_point!r} is wrong")
     origin = raw["origin"] and Origin(raw["origin"][0], tuple((step, tuple(arg)) for step, arg in raw["origin"][1]))

@@ -9,11 +9,11 @@ import numpy as np
 from nnac.graph import Graph
 from nnac.ops.base import bind
 from nnac.targets import Arithmetic
-from nnac.types import Array
+from nnac.types import Array, TensorType
 
 
 def run(graph: Graph, inputs: Mapping[str, Array], law: Arithmetic) -> dict[str, Array]:
-    """Return every computed value (int8, device layout) of an integer graph for int8 inputs (device layout)."""
+    """Return every computed value of an integer graph for its inputs, all of them integers in device layout."""
     values: dict[str, Array] = {**graph.constants, **inputs}
     for node in graph.nodes:
         made = node.op.results(bind(graph, node, law), [values[name] for name in node.inputs])
@@ -22,11 +22,17 @@ def run(graph: Graph, inputs: Mapping[str, Array], law: Arithmetic) -> dict[str,
 
 
 def probe(graph: Graph, seed: int = 0) -> dict[str, Array]:
-    """Return seeded random int8 inputs over the whole range."""
-    return seeded({name: graph.values[name].shape for name in graph.inputs}, seed)
+    """Return seeded random inputs over the whole range."""
+    return seeded({name: graph.values[name].type for name in graph.inputs}, seed)
 
 
-def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
-    """Return the int8 arrays (device layout) that a known answer's seed stands for, drawn in the order of `shapes`."""
+def seeded(types: Mapping[str, TensorType], seed: int) -> dict[str, Array]:
+    """Return the integers (device layout) that a known answer's seed stands for, drawn in the order of `types`."""
     rng = np.random.default_rng(seed)
-    return {name: rng.integers(-128, 128, shape).astype(np.int8) for name, shape in shapes.items()}
+    return {name: whole_range(rng, kind) for name, kind in types.items()}
+
+
+def whole_range(rng: np.random.Generator, kind: TensorType) -> Array:
+    """Return random integers of a type, all values alike."""
+    limits = np.iinfo(kind.dtype)
+    return rng.integers(limits.min, limits.max + 1, kind.shape).astype(kind.dtype)

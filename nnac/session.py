@@ -73,8 +73,8 @@ class Session:
         """Run the program once and keep its states.
 
         Args:
-            inputs: one array per model input, of its ONNX shape: reals, or the tensor's integers as they are. States may
-                be left out; one that is given replaces what the session holds.
+            inputs: one array per model input, of its ONNX shape: reals, or the tensor's integers as they are. States
+                may be left out; one that is given replaces what the session holds.
             raw: return integers instead of float32 reals.
 
         Raises:
@@ -94,7 +94,9 @@ class Session:
         counts = {array.shape[:1] for array in arrays.values()}
         if len(counts) != 1 or counts in ({()}, {(0,)}):
             shapes = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
-            raise ModelError(f"the first axis of every array counts the steps, one or more; found {shapes or 'nothing'}")
+            raise ModelError(
+                f"the first axis of every array counts the steps, one or more; found {shapes or 'nothing'}"
+            )
         count = next(iter(counts))[0]
         steps = [self.step({name: array[n] for name, array in arrays.items()}, raw) for n in range(count)]
         return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
@@ -129,7 +131,9 @@ class Session:
     def _misfits(self, arrays: Mapping[str, Array]) -> list[str]:
         problems = [f"state {name!r} is missing" for name in self._states if name not in arrays]
         problems += [f"state {name!r} is unknown" for name in arrays if name not in self._states]
-        return problems + [_misfit(name, t, arrays[name]) for name, t in self._states.items() if _wrong(t, arrays, name)]
+        return problems + [
+            _misfit(name, t, arrays[name]) for name, t in self._states.items() if _wrong(t, arrays, name)
+        ]
 
 
 def _wrong(tensor: Tensor, arrays: Mapping[str, Array], name: str) -> bool:

@@ -14,15 +14,23 @@ SHARING = frozenset({"Reshape", "Transpose", "Slice", "Concat", "Pad", "MaxPool"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What holds at one stage: the dtype of computed values, and whether they carry a quantization."""
+    """What holds at one stage: the dtypes of computed values, and whether they carry a quantization."""
 
     name: str
-    dtype: str
+    dtypes: tuple[str, ...]
     quantized: bool
 
+    def admits(self, kind: TensorType) -> bool:
+        """Tell whether a computed value may have this type."""
+        if kind.dtype not in self.dtypes or (kind.quant is not None) != self.quantized:
+            return False
+        return kind.quant is None or (
+            kind.dtype == kind.quant.dtype and (kind.quant.bits == 8 or not kind.quant.zero_point)
+        )
 
-FLOAT = Stage("float", "float32", False)
-INTEGER = Stage("integer", "int8", True)
+
+FLOAT = Stage("float", ("float32",), False)
+INTEGER = Stage("integer", ("int8", "int16"), True)
 
 
 def check(graph: Graph, stage: Stage) -> Graph:
@@ -50,8 +58,8 @@ def _problems(graph: Graph, node: Node, stage: Stage) -> list[str]:
         if shape != output.shape:
             problems.append(f"{where}: makes shape {shape}, its value says {output.shape}")
     operands = [graph.values[name].type for name in graph.operands(node)]
-    if any(t.dtype != stage.dtype or (t.quant is not None) != stage.quantized for t in (*operands, *outputs)):
-        problems.append(f"{where}: operands and output must be {stage.dtype}")
+    if not all(stage.admits(t) for t in (*operands, *outputs)):
+        problems.append(f"{where}: operands and output must be {' or '.join(stage.dtypes)}")
     elif stage.quantized and node.op.name in SHARING and not _one_quant([*operands, *outputs]):
         problems.append(f"{where}: operands and output must have one quantization")
     return problems

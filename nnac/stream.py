@@ -16,7 +16,7 @@ from nnac.errors import ProgramError
 from nnac.isa import CODES, OPCODES, AnyInstruction, Loop
 
 LOOP = 255
-"""Stands in the byte stream where an opcode does: counts of body instructions, rounds and steps, the steps, the body."""
+"""Stands where an opcode does; behind it counts of body instructions, rounds and steps, the steps, the body."""
 _LOOP_HEAD, _LOOP_STEP = "<III", "<IBBi"
 Step = tuple[int, int, int, int]
 """Instruction in the body, field, value in the field, and what each round adds to it."""

@@ -8,8 +8,8 @@ as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for
-  softmax; for a recurrent cell `cell_passes` over its units, and two lanes per unit, since it is int16 inside); the
-  decoder's bytes over its rate;
+  softmax, `cell_passes` for a recurrent cell; elements take two lanes where an operand or the result has 16 bits);
+  the decoder's bytes over its rate;
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
   port of the scratchpad or weight buffer once per instruction, one after the other; partial sums stay in the
@@ -231,25 +231,25 @@ def transfer_cycles(memory: Memory, runs: Iterable[tuple[int, int]]) -> int:
 
 def work_cycles(i: AnyInstruction, target: Target) -> int:
     """Return the cycles that the instruction's engine works, however fast the memories are."""
-    lanes = target.vector.lanes
+    lanes, wide = target.vector.lanes, elements_lanes(i)
     match i:
         case isa.Load():
             rate = getattr(target.decoder, isa.PACKERS[i.packer]) if i.packer else target.decoder.bytes_per_cycle
             return over(i.target_bytes, rate)
         case isa.Copy():
-            return over(isa.volume(i.shape), lanes) if i.engine == Engine.VECTOR else 0
+            return over(isa.volume(i.shape) * wide, lanes) if i.engine == Engine.VECTOR else 0
         case isa.Fill():
-            return over(i.count, lanes) if i.engine == Engine.VECTOR else 0
+            return over(i.count * wide, lanes) if i.engine == Engine.VECTOR else 0
         case isa.Conv():
             return array_cycles(i, target.mac)
         case isa.Pool():
-            return over(i.out_h * i.out_w * i.channels, lanes) * i.kernel_h * i.kernel_w
+            return over(i.out_h * i.out_w * i.channels * wide, lanes) * i.kernel_h * i.kernel_w
         case isa.Sum() | isa.Mul():
-            return over(isa.volume(i.shape), lanes) * len(i.sources)
+            return over(isa.volume(i.shape) * wide, lanes) * len(i.sources)
         case isa.Lookup():
-            return over(i.count, lanes)
+            return over(i.count * wide, lanes)
         case isa.Softmax():
-            return 2 * i.rows * over(i.length, lanes)
+            return 2 * i.rows * over(i.length * wide, lanes)
         case isa.Lstm() | isa.Gru():
             return cell_passes(i) * over(2 * i.units, lanes)
         case _:
@@ -268,37 +268,52 @@ def cell_passes(i: isa.Lstm | isa.Gru) -> int:
     return {isa.WHOLE: 6, isa.RESET: 2, isa.FINISH: 4}[i.phase]
 
 
+def elements_lanes(i: AnyInstruction) -> int:
+    """Return the lanes that one element of a vector instruction takes: a byte each of its widest operand or result."""
+    match i:
+        case isa.Copy() | isa.Fill():
+            return i.width
+        case isa.Sum() | isa.Mul():
+            return max(*i.bits, i.out_bits) // 8
+        case isa.Pool() | isa.Lookup() | isa.Softmax():
+            return max(i.in_bits, i.out_bits) // 8
+        case _:
+            return 1
+
+
 def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
     """Yield (memory, bytes, bytes of one contiguous run) for everything that crosses a memory's port once."""
     match i:
         case isa.Copy():
-            yield Space(i.source_space), *_runs(i.shape, i.source_strides)
-            yield Space(i.target_space), *_runs(i.shape, i.target_strides)
+            yield Space(i.source_space), *_runs(i.shape, i.source_strides, i.width)
+            yield Space(i.target_space), *_runs(i.shape, i.target_strides, i.width)
         case isa.Conv():
             for space, start, end in i.reads():
                 yield space, end - start, end - start
-            pixels = i.out_h * i.out_w
-            yield Space.SRAM, pixels * i.out_c, i.out_c if i.out_c < i.pitch else pixels * i.out_c
+            pixels, run = i.out_h * i.out_w, i.out_c * i.out_bits // 8
+            yield Space.SRAM, pixels * run, run if i.out_c < i.pitch else pixels * run
         case isa.Sum() | isa.Mul():
-            for index in range(len(i.sources)):
+            for index, bits in enumerate(i.bits):
                 strides = i.operand_strides(index)
-                distinct = isa.volume(tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True)))
+                sides = tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True))
+                distinct = isa.volume(sides) * bits // 8
                 yield Space.SRAM, distinct, distinct
-            yield Space.SRAM, isa.volume(i.shape), isa.volume(i.shape)
+            written = isa.volume(i.shape) * i.out_bits // 8
+            yield Space.SRAM, written, written
         case _:
             for space, start, end in (*i.reads(), *i.writes()):
                 if end > start:
                     yield space, end - start, end - start
 
 
-def _runs(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int]:
-    """Return (bytes, bytes of one contiguous run) of a strided view."""
-    run = 1
+def _runs(shape: tuple[int, ...], strides: tuple[int, ...], width: int) -> tuple[int, int]:
+    """Return (bytes, bytes of one contiguous run) of a strided view of elements of `width` bytes."""
+    run = width
     for side, stride in reversed(list(zip(shape, strides, strict=True))):
         if side != 1 and stride != run:
             break
         run *= side
-    return isa.volume(shape), run
+    return isa.volume(shape) * width, run
 
 
 # -- the longest path ----------------------------------------------------------------------------------------------

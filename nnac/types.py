@@ -22,16 +22,33 @@ class First(dict[str, Array]):
 class Quant:
     """Per-tensor affine quantization: real = scale * (integer - zero_point).
 
-    The scale is a float32 value, so that every reader (onnxruntime too) computes with the same number.
+    The scale is a float32 value, so that every reader (onnxruntime too) computes with the same number. Integers have 8
+    bits, or 16 with a zero point of 0.
     """
 
     scale: float
     zero_point: int = 0
+    bits: int = 8
+
+    @property
+    def low(self) -> int:
+        """Smallest integer."""
+        return -(1 << self.bits - 1)
+
+    @property
+    def high(self) -> int:
+        """Largest integer."""
+        return (1 << self.bits - 1) - 1
+
+    @property
+    def dtype(self) -> str:
+        """Name of the integers' dtype."""
+        return f"int{self.bits}"
 
     def quantize(self, x: Array) -> Array:
-        """Return int8 values of real `x`, rounded half to even in float32 as ONNX QuantizeLinear does, saturated."""
+        """Return the integers of real `x`, rounded half to even in float32 as ONNX QuantizeLinear does, saturated."""
         scaled = np.rint(x.astype(np.float32) / np.float32(self.scale)) + np.float32(self.zero_point)
-        return np.asarray(np.clip(scaled, -128, 127).astype(np.int8))
+        return np.asarray(np.clip(scaled, self.low, self.high).astype(self.dtype))
 
     def dequantize(self, q: Array) -> Array:
         """Return float32 values of the integers `q`."""
@@ -51,5 +68,10 @@ class TensorType:
         return prod(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
     def nbytes(self) -> int:
-        return self.elements * DTYPES[self.dtype].itemsize
+        return self.elements * self.itemsize

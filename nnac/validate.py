@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from nnac import isa
-from nnac.array import taken_folds
+from nnac.array import NO_INT16, taken_folds
 from nnac.contracts import SHIFT_MAX, field_problem, rule_problem, work_of
 from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.numerics import SOFTMAX_WIDE_ONE, WIDE_MULTIPLIER_LIMIT
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
 from nnac.types import DTYPES, Array, Quant, TensorType
@@ -183,6 +184,8 @@ def _type(kind: TensorType, limits: Limits) -> Iterator[str]:
         yield "int8, but without a quantization"
     if kind.quant is not None:
         yield from _quant(kind.quant)
+        if kind.quant.bits not in (8, 16) or kind.dtype != kind.quant.dtype:
+            yield f"{kind.dtype}, but quantized to {kind.quant.bits!r:.80} bits"
 
 
 def _shape(shape: Sequence[int], limits: Limits) -> Iterator[str]:
@@ -195,8 +198,9 @@ def _shape(shape: Sequence[int], limits: Limits) -> Iterator[str]:
 def _quant(quant: Quant) -> Iterator[str]:
     if not isinstance(quant.scale, float) or not _float32_positive(quant.scale):
         yield f"scale {quant.scale!r:.80} is not a positive float32"
-    if not _is_int(quant.zero_point, -128, 127):
-        yield f"zero point {quant.zero_point!r:.80}, allowed -128 to 127"
+    low, high = (-128, 127) if quant.bits == 8 else (0, 0)
+    if not _is_int(quant.zero_point, low, high):
+        yield f"zero point {quant.zero_point!r:.80}, allowed {low} to {high}"
 
 
 def _float32_positive(scale: float) -> bool:
@@ -440,12 +444,20 @@ class _Stream:
         if isinstance(i, isa.Conv):
             return self._conv_problem(i)
         if isinstance(i, isa.Softmax):
-            table = self._words(i.table, 256)
-            return None if table.min() >= 0 and table[0] > 0 else "the table of exponentials has illegal entries"
+            return self._softmax_problem(i)
         return None
+
+    def _softmax_problem(self, i: isa.Softmax) -> str | None:
+        """Return what is wrong with exponentials: they are not negative, exp(0) is positive, products stay small."""
+        table = self._words(i.table, i.entries)
+        firsts, most = table[:: len(table) if i.in_bits == 8 else 256], 1 << 31 if i.in_bits == 8 else SOFTMAX_WIDE_ONE
+        legal = table.min() >= 0 and firsts.min() > 0 and table.max() <= most
+        return None if legal else "the table of exponentials has illegal entries"
 
     def _conv_problem(self, i: isa.Conv) -> str | None:
         scratch = 2 * i.kernel_h * i.kernel_w * i.depth * -(-i.out_c // LANES) * LANES
+        if i.in_bits == 16 and not self.program.target.mac.int16:
+            return NO_INT16
         if scratch > self.limits.memory_bytes:
             return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
         if i.taps != self._folds(i):
@@ -453,7 +465,10 @@ class _Stream:
         shifts = self.buffer[i.params + 8 * i.out_c : i.params + 9 * i.out_c].view(np.int8)
         if shifts.min() < 0 or shifts.max() > SHIFT_MAX:
             return f"a shift is outside of 0 to {SHIFT_MAX}"
-        return "a multiplier is negative" if self._words(i.params + 4 * i.out_c, i.out_c).min() < 0 else None
+        multipliers = self._words(i.params + 4 * i.out_c, i.out_c)
+        if i.in_bits == 16 and multipliers.max() >= WIDE_MULTIPLIER_LIMIT:
+            return f"a multiplier is {multipliers.max():,}, allowed under 2**23 for 16-bit activations"
+        return "a multiplier is negative" if multipliers.min() < 0 else None
 
     def _folds(self, i: isa.Conv) -> int:
         """Return the folds that the array takes, where it skips zero weights."""
@@ -476,7 +491,7 @@ def _overlap_problem(i: AnyInstruction, reads: Sequence[Range], writes: Sequence
 
 
 def _in_place(i: AnyInstruction, operand: int) -> bool:
-    """Tell that each byte of an operand is read for the byte that is written over it, and for no other."""
+    """Tell that each element of an operand is read for the one that is written over it, and for no other."""
     if isinstance(i, isa.Lookup):
         return i.source == i.target
     if isinstance(i, isa.Lstm):
@@ -484,8 +499,10 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
     if isinstance(i, isa.Gru):
         return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
     if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target:
+        return i.source == i.target and i.in_bits == i.out_bits
+    if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
         return False
-    step = 1
+    step = i.out_bits // 8
     for side, stride in zip(reversed(i.shape), reversed(i.operand_strides(operand)), strict=True):
         if side != 1 and stride != step:
             return False

@@ -16,7 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
@@ -447,11 +447,9 @@ class _Emitter:
         if channels is None:
             yield self._flat_copy((Space.SRAM, slab.address), (space, home), nbytes)
             return
-        lo, hi = channels
-        depth = task.bound.output.shape[-1]
-        yield copy(
-            (Space.SRAM, slab.address + lo), (depth, 1), (space, home + lo), (depth, 1), (nbytes // depth, hi - lo)
-        )
+        lo, hi = (end * task.bound.output.itemsize for end in channels)
+        row = task.bound.output.shape[-1] * task.bound.output.itemsize
+        yield copy((Space.SRAM, slab.address + lo), (row, 1), (space, home + lo), (row, 1), (nbytes // row, hi - lo))
 
     def load(self, placed: _Placed) -> tuple[tuple[int, int], list[AnyInstruction]]:
         """Return the weight-buffer addresses of a block's params and weights, and the loads."""

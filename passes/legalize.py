@@ -30,13 +30,13 @@ def _parts(graph: Graph, node: Node, target: Target) -> int:
     """Return into how many slices of channels the pool must fall so that input and output of one row fit."""
     bound = bind(graph, node, target.arithmetic)
     _, height, width, channels = bound.inputs[0].shape
-    out_w = bound.output.shape[2]
+    taken, made = width * bound.inputs[0].itemsize, bound.output.shape[2] * bound.output.itemsize
     rows = min(height, node.op.dilations[0] * (node.op.kernel[0] - 1) + 1)
     room = target.memory["sram"].bytes
     for parts in range(1, channels + 1):
         share = -(-channels // parts)
-        staged = min(2 * aligned(rows * width * share), aligned(height * width * share))
-        if staged + 2 * aligned(out_w * share) <= (room if parts == 1 else room // 2):
+        staged = min(2 * aligned(rows * taken * share), aligned(height * taken * share))
+        if staged + 2 * aligned(made * share) <= (room if parts == 1 else room // 2):
             return parts
     return 1
 

@@ -60,6 +60,4 @@ def _common(waits: Sequence[tuple[int, ...]], advance: Sequence[int]) -> list[tu
     """Return the tokens of all rounds: per engine the latest that any round needs, or none where no round waits."""
     bases = [max(0, *(w[e] - k * step for k, w in enumerate(waits))) for e, step in enumerate(advance)]
     needed = [any(w[e] for w in waits) for e in range(len(advance))]
-    return [
-        tuple(bases[e] + k * step if needed[e] else 0 for e, step in enumerate(advance)) for k in range(len(waits))
-    ]
+    return [tuple(bases[e] + k * step if needed[e] else 0 for e, step in enumerate(advance)) for k in range(len(waits))]

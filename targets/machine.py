@@ -69,6 +69,9 @@ class Mac:
     )
     outputs: float = figure("elements/cycle", "results through the output stage; 0: as many as come", 0, 65536, 0)
     depthwise: str = choice("how a depthwise convolution lies in a systolic array", ("columns", "single"), "columns")
+    int16: int = figure(
+        "steps", "cycles of the array with 16-bit activations for one with 8; 0: it takes none", 0, 16, 2
+    )
     zero_skip: str = choice("folds of zero weights that a weight-stationary array leaves out", ZERO_SKIPS, "none", True)
     accumulators: int = figure("bytes", "partial sums that stay on chip, 4 bytes each; 0: enough for all", 0, 2**32, 0)
 
@@ -82,7 +85,9 @@ class Mac:
 class Vector:
     """The vector unit: elementwise, tables, pooling, softmax, copies inside the scratchpad."""
 
-    lanes: int = figure("elements/cycle", "elements that one operation handles per cycle", 1, 4096)
+    lanes: int = figure(
+        "elements/cycle", "elements of 8 bits (or half as many of 16) that an operation handles", 1, 4096
+    )
     issue_cycles: int = figure("cycles", "fixed cost of starting one instruction", 0, 1 << 20)
 
 

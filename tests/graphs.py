@@ -8,29 +8,32 @@ import numpy as np
 
 from nnac.graph import Graph, Node, Origin, Value
 from nnac.ops import Sample
+from nnac.reference import whole_range
 from nnac.targets import Memory, Target
-from nnac.types import Array
+from nnac.types import Array, TensorType
 
 
 def graph_of(sample: Sample) -> Graph:
     """Return the graph of one node: its run-time operands are graph inputs."""
     names = tuple(f"x{i}" for i in range(len(sample.inputs)))
     values = {n: Value(n, t, Origin(n)) for n, t in zip(names, sample.inputs, strict=True)}
-    values["y"] = Value("y", sample.output, Origin("y"))
+    results = {f"y{i or ''}": kind for i, kind in enumerate((sample.output, *sample.more))}
+    values |= {n: Value(n, t, Origin(n)) for n, t in results.items()}
     constants = {names[i]: array for i, array in sample.constants.items()}
     inputs = tuple(n for n in names if n not in constants)
-    return Graph("sample", (Node("node", sample.op, names, "y"),), values, constants, inputs, ("y",))
+    node = Node("node", sample.op, names, "y", tuple(results)[1:])
+    return Graph("sample", (node,), values, constants, inputs, node.outputs)
 
 
 def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, Array]:
-    """Return int8 inputs with both ends of the range well represented."""
+    """Return integer inputs with both ends of the range well represented."""
 
-    def draw(shape: tuple[int, ...]) -> Array:
-        x = rng.integers(-128, 128, shape)
-        ends = rng.random(shape)
-        return np.where(ends < 0.1, -128, np.where(ends > 0.9, 127, x)).astype(np.int8)
+    def draw(kind: TensorType) -> Array:
+        limits, ends = np.iinfo(kind.dtype), rng.random(kind.shape)
+        x = whole_range(rng, kind)
+        return np.where(ends < 0.1, limits.min, np.where(ends > 0.9, limits.max, x)).astype(kind.dtype)
 
-    return {name: draw(graph.values[name].shape) for name in graph.inputs}
+    return {name: draw(graph.values[name].type) for name in graph.inputs}
 
 
 def with_memory(target: Target, **sizes: int) -> Target:

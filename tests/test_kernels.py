@@ -181,10 +181,10 @@ def test_parameters_may_lie_unaligned_behind_each_other() -> None:
 def test_kernels_read_what_must_not_be_written_and_refuse_other_types() -> None:
     x, table, y = np.zeros((1, 4), np.int8), np.array(numerics.softmax_table(0.1), np.int32), np.zeros((1, 4), np.int8)
     x.flags.writeable = table.flags.writeable = False
-    softmax(x, table, y, 256, 0, -128, Rounding.HALF_EVEN)
+    softmax(x, table, y, 256, 0, -128, -128, 127, Rounding.HALF_EVEN)
     assert y.tolist() == [[-64] * 4]
     with pytest.raises(TypeError):
-        softmax(x.astype(np.int16), table, y, 256, 0, -128, 0)
+        softmax(x.astype(np.int16), table, y, 256, 0, -128, -128, 127, 0)
 
 
 @st.composite
@@ -307,7 +307,7 @@ def test_softmax(rows: int, n: int, scale: float, pair: Any, zero: int, mode: Ro
     table = numerics.softmax_table(scale)
     for multiplier, shift in (pair, (256, 0)):
         whole, y = channel_slice(rows, n)
-        softmax(x, np.array(table, np.int32), y, multiplier, shift, zero, mode)
+        softmax(x, np.array(table, np.int32), y, multiplier, shift, zero, -128, 127, mode)
         assert_same(whole, y, [numerics.softmax(row.tolist(), table, multiplier, shift, zero, mode) for row in x])
 
 

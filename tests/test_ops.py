@@ -37,7 +37,7 @@ def test_emulator_equals_reference(op: type[Op], seed: int) -> None:
         accumulator_bits=int(rng.choice([32, 32, 20, 16])),
         accumulator_overflow=str(rng.choice(["wrap", "saturate"])),
     )
-    target = replace(with_memory(base, weights=int(rng.choice([2048, 16384]))), arithmetic=law)
+    target = replace(with_memory(base, weights=int(rng.choice([6144, 16384]))), arithmetic=law)
     stages.check(graph, stages.INTEGER)
     budget = int(2 ** rng.uniform(4, 14))
     try:

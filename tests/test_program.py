@@ -99,6 +99,7 @@ def instructions() -> tuple[AnyInstruction, ...]:
                 sources=(64, 320, 512),
                 strides=near * 2 + flat,
                 zeros=(3, 3, -7),
+                bits=(8, 8, 8),
                 multipliers=(1 << 20, -(1 << 20), 5),
                 target=576,
                 shift=20,
@@ -109,6 +110,7 @@ def instructions() -> tuple[AnyInstruction, ...]:
                 sources=(256, 512),
                 strides=near + flat,
                 zeros=(3, 0),
+                bits=(8, 8),
                 target=640,
                 multiplier=1 << 30,
                 shift=33,
@@ -345,7 +347,7 @@ def test_header_length_lies(length: int) -> None:
 
 
 INNER: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "newer version": (lambda h: h.update(format=FORMAT + 1), "format version 2"),
+    "newer version": (lambda h: h.update(format=FORMAT + 1), "format version 3"),
     "no version": (lambda h: h.pop("format"), "KeyError"),
     "version of another type": (lambda h: h.update(format="1"), "format version '1'"),
     "count too low": (lambda h: h.update(instruction_count=1), "expected 1 instructions, found more"),

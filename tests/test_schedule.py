@@ -243,6 +243,7 @@ class Draw:
             sources=(self.number(half - side), self.number(half - side)),
             strides=(0, 0, 0, 1, 0, 0, 0, 0),
             zeros=(1, 2),
+            bits=(8, 8),
             multipliers=(3, -5),
             target=half + self.number(half - side),
             shift=1,

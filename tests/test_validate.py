@@ -67,7 +67,7 @@ def compiled(op: type[Op], seed: int) -> Program:
     """Return the program of a random use of one operator, mostly in a tight scratchpad."""
     rng = np.random.default_rng(seed)
     graph = graph_of(op.sample(rng))
-    target = with_memory(load_target(("nna8", "nna8-tiny")[seed % 2]), weights=2048)
+    target = with_memory(load_target(("nna8", "nna8-tiny")[seed % 2]), weights=6144)
     try:
         return emit(place(tile(graph, target, int(2 ** rng.uniform(4, 14)))), "test", KnownAnswer(0, {}))
     except CapacityError:
@@ -229,7 +229,9 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (MAXIMUM, {"source": 1024}, "reads bytes"),
     (AVERAGE, {"source": 320}, "which overlap"),
     (SUM, {"shape": (1, 4, 0, 4)}, "sides are at least 1"),
-    (SUM, {"sources": (), "zeros": (), "multipliers": (), "strides": ()}, "at least one operand"),
+    (SUM, {"sources": (), "zeros": (), "bits": (), "multipliers": (), "strides": ()}, "at least one operand"),
+    (SUM, {"bits": (8, 8)}, "each operand has a zero point"),
+    (MUL, {"bits": (8, 8, 8)}, "two operands"),
     (SUM, {"zeros": (0, 0)}, "each operand has a zero point"),
     (SUM, {"multipliers": (1,)}, "each operand has a zero point"),
     (SUM, {"strides": (0,) * 11}, "each operand has a zero point"),
@@ -264,8 +266,37 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (SOFTMAX, {"table": 1028}, "used 0x800"),
     (SOFTMAX, {"target": 768}, "which overlap"),
     (SOFTMAX, {"target": 1024}, "writes bytes"),
+    # 16 bits
+    (FILL, {"width": 3}, "elements have 1 or 2 bytes"),
+    (FILL, {"width": 2, "target": 513}, "those of 2 at even addresses"),
+    (FILL, {"width": 2, "target": 1024 - 30}, "writes bytes"),
+    (FILL, {"value": 128}, "the value fits the width"),
+    (COPY, {"width": 2}, "even addresses and strides"),
+    (COPY, {"width": 2, "source_strides": (0,) * 5 + (2,), "target_strides": (0,) * 6}, "no byte is written twice"),
+    (CONV, {"in_bits": 12}, "elements have 8 or 16 bits"),
+    (CONV, {"in_bits": 16}, "zero points are int8 values, and 0 in 16 bits"),
+    (CONV, {"out_bits": 16, "out_zero": 0, "target": 65}, "those of 16 at even addresses"),
+    (CONV, {"in_bits": 16, "in_zero": 0}, "multiplier is"),
+    (CONV, {"out_bits": 16, "out_zero": 0, "target": 1024 - 64}, "writes bytes"),
+    (CONV, {"in_zero": 128}, "zero points are int8 values"),
+    (CONV, {"low": -129}, "limits are values of the output"),
+    (MAXIMUM, {"in_bits": 16, "in_zero": 0}, "a maximum keeps its width"),
+    (AVERAGE, {"in_bits": 16, "in_zero": 0, "kernel_h": 1 << 17, "multiplier": (1 << 31) - 1}, "within 2**62"),
+    (SUM, {"bits": (8, 8, 16)}, "zero point 0"),
+    (SUM, {"bits": (16, 8, 8), "zeros": (0, 3, -7)}, "even address and strides"),
+    (SUM, {"out_bits": 16, "out_zero": 3}, "a zero point is an int8 value, and 0 in 16 bits"),
+    (SUM, {"high": 128}, "limits are values of the output"),
+    (MUL, {"out_bits": 9}, "elements have 8 or 16 bits"),
+    (MUL, {"target": 256, "out_bits": 16, "out_zero": 0}, "which overlap"),
+    (LOOKUP, {"in_bits": 16}, "which no Load has filled"),
+    (LOOKUP, {"in_bits": 16, "source": 641}, "those of 16 at even addresses"),
+    (LOOKUP, {"out_bits": 16, "table": 257}, "entries of 16 bits lie at even addresses"),
+    (LOOKUP, {"out_bits": 16, "target": 640}, "which overlap"),
+    (LOOKUP, {"shift": 63}, "the shift is at most 62"),
+    (SOFTMAX, {"in_bits": 16, "table": 0}, "which no Load has filled"),
+    (SOFTMAX, {"out_bits": 16}, "and 0 in 16 bits"),
     # values that no field can hold
-    (FILL, {"value": 128}, "value = 128 does not fit its field"),
+    (FILL, {"value": 1 << 15}, "value = 32768 does not fit its field"),
     (FILL, {"target": -1}, "target = -1 does not fit its field"),
     (FILL, {"target": 2**32}, "target = 4294967296 does not fit its field"),
     (FILL, {"count": 1.0}, "count = 1.0 does not fit its field"),
@@ -312,13 +343,18 @@ FINE: list[tuple[int, dict[str, Any]]] = [
     (AVERAGE, {"kernel_h": 1000, "kernel_w": 1000}),
     (SUM, {"target": 64}),
     (SUM, {"target": 320}),
-    (SUM, {"sources": (64,), "zeros": (0,), "multipliers": (2**31 - 1,), "strides": (0, 16, 4, 1)}),
+    (SUM, {"sources": (64,), "zeros": (0,), "bits": (8,), "multipliers": (2**31 - 1,), "strides": (0, 16, 4, 1)}),
     (SUM, {"low": 4, "high": 4, "shift": 62}),
     (MUL, {"target": 256}),
     (MUL, {"multiplier": 0, "shift": 0}),
     (LOOKUP, {"target": 640}),
     (LOOKUP, {"tables": 1, "count": 1, "target": 1023}),
     (SOFTMAX, {"rows": 1, "length": 64}),
+    (COPY, {"width": 2, "source_strides": (0,) * 5 + (2,), "target_strides": (0,) * 5 + (2,)}),
+    (FILL, {"width": 2, "value": -(1 << 15)}),
+    (SUM, {"out_bits": 16, "out_zero": 0, "low": -(1 << 15), "high": (1 << 15) - 1}),
+    (SUM, {"bits": (8, 8, 16), "zeros": (3, 3, 0), "strides": (0, 16, 4, 1) * 2 + (0, 0, 0, 2)}),
+    (SOFTMAX, {"rows": 1, "out_bits": 16, "out_zero": 0}),
     (OUT, {"waits": (1, 0, 4, 1, 7)}),
 ]
 

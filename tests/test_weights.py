@@ -131,8 +131,8 @@ def rows_of(model: CompiledModel) -> list[WeightRow]:
 def outputs(model: CompiledModel) -> Array:
     """Return int8 outputs for noise over the whole range."""
     program = model.program
-    shapes = {name: program.tensor(name).type.shape for name in program.inputs}
-    return np.stack([Emulator(program).run(seeded(shapes, seed))[program.outputs[0]] for seed in range(4)])
+    types = {name: program.tensor(name).type for name in program.inputs}
+    return np.stack([Emulator(program).run(seeded(types, seed))[program.outputs[0]] for seed in range(4)])
 
 
 # -- clustered weights ---------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import numpy as np
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
-from nnac.graph import Origin
 from nnac.ops import Concat, Dense, Gru, Lstm, Recurrent, Rnn, Slice
 from nnac.types import Array
 

@@ -9,7 +9,9 @@ import onnx
 
 from nnac.errors import ModelError, raise_all
 
-_ENDING = re.compile(r"[_.\-/]?(?:in|out|input|output|init|initial|prev|previous|old|next|new|cur|past|present|[0ntN])$")
+_ENDING = re.compile(
+    r"[_.\-/]?(?:in|out|input|output|init|initial|prev|previous|old|next|new|cur|past|present|[0ntN])$"
+)
 
 Described = dict[str, tuple[int, tuple[int, ...]]]
 

@@ -1,4 +1,4 @@
-"""Functions of one value: on int8 every one of them is a table of 256 entries."""
+"""Functions of one value: a table of 256 entries on int8, of 513 knots with lines between them on int16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from nnac import isa
-from nnac.ops.base import Block, Bound, Constraint, Op, Sample, Shape, Step, random_quant
+from nnac.numerics import INT16_HIGH, INT16_LOW, INTERPOLATION_ENTRIES, INTERPOLATION_SHIFT
+from nnac.ops import exact
+from nnac.ops.base import Block, Bound, Constraint, Op, Sample, Shape, Step, random_type
 from nnac.types import Array, TensorType
 
 Function = Callable[..., Array]
@@ -36,6 +38,8 @@ FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128), "hard_si
 @dataclass(frozen=True, slots=True)
 class Activation(Op):
     """An elementwise function; quantized, a table computed in float64 and rounded once, half to even.
+
+    Knots have 7 more bits than an int8 output, so that the interpolation decides how it rounds.
 
     The kind "prelu" has a second input: float32 slopes, one, or one per entry of the last axis (a table each).
 
@@ -64,18 +68,35 @@ class Activation(Op):
         return tuple(shapes[0])
 
     def tables(self, bound: Bound) -> Array:
-        """Return int8 (tables, 256): output for input entry - 128."""
-        x = bound.input_quant(0).dequantize(np.arange(-128, 128, dtype=np.int64)).astype(np.float64)
+        """Return (tables, 256) outputs for input entry - 128, or (tables, 513) knots for input 128 * entry - 32768."""
+        quant = bound.quant
+        if bound.input_quant(0).bits == 8:
+            y = self._reals(bound, np.arange(-128, 128, dtype=np.int64)) / quant.scale + quant.zero_point
+            return bound.result(exact.saturate(np.rint(y), quant.low, quant.high))
+        knots = 128 * np.arange(INTERPOLATION_ENTRIES, dtype=np.int64) + INT16_LOW
+        y = self._reals(bound, knots) / quant.scale * 2.0 ** (self._shift(bound) - INTERPOLATION_SHIFT)
+        return np.clip(np.rint(y), INT16_LOW, INT16_HIGH).astype(np.int16)
+
+    def _shift(self, bound: Bound) -> int:
+        """Return the shift of `numerics.interpolate`."""
+        return INTERPOLATION_SHIFT + (7 if bound.quant.bits == 8 else 0)
+
+    def _reals(self, bound: Bound, x: Array) -> Array:
+        """Return the function of quantized inputs (entries,), in float64 (tables, entries)."""
+        real = bound.input_quant(0).dequantize(x).astype(np.float64)
         if self.kind == "prelu":
             slopes = bound.constants[1].astype(np.float64).reshape(-1, 1)
-            y = np.where(x < 0, slopes * x, x)
-        else:
-            y = FUNCTIONS[self.kind](x, *self.params)[None, :]
-        quant = bound.quant
-        return np.asarray(np.clip(np.rint(y / quant.scale) + quant.zero_point, -128, 127)).astype(np.int8)
+            return np.where(real < 0, slopes * real, real)
+        return FUNCTIONS[self.kind](real, *self.params)[None, :]
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        tables, x = self.tables(bound), inputs[0].astype(np.int64) + 128
+        tables, quant = self.tables(bound), bound.quant
+        if bound.input_quant(0).bits == 16:
+            table = tables[0] if len(tables) == 1 else tables
+            shift, law = self._shift(bound), bound.law
+            out = exact.interpolate(inputs[0], table, law.mode, quant.low, quant.high, shift, quant.zero_point)
+            return bound.result(out)
+        x = inputs[0].astype(np.int64) + 128
         if len(tables) == 1:
             return np.asarray(tables[0][x])
         return np.asarray(tables[np.arange(x.shape[-1]), x])
@@ -97,6 +118,10 @@ class Activation(Op):
             count=count,
             table=step.params,
             tables=len(self.tables(bound)),
+            shift=self._shift(bound) if bound.input_quant(0).bits == 16 else 0,
+            out_zero=bound.quant.zero_point if bound.input_quant(0).bits == 16 else 0,
+            in_bits=bound.input_quant(0).bits,
+            out_bits=bound.quant.bits,
         )
 
     @classmethod
@@ -104,10 +129,10 @@ class Activation(Op):
         kind = str(rng.choice([*FUNCTIONS, "prelu"]))
         params = {"affine": (0.7, -0.3), "clip": (-0.5, 0.9), "leaky_relu": (0.1,), "hard_sigmoid": (0.2, 0.5)}
         shape = tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5))))
-        inputs, constants = [TensorType(shape, "int8", random_quant(rng))], {}
+        inputs, constants = [random_type(rng, shape)], {}
         if kind == "prelu":
             slopes = rng.normal(size=int(rng.choice([1, shape[-1]]))).astype(np.float32)
             inputs.append(TensorType(slopes.shape, "float32"))
             constants[1] = slopes
         op = cls(kind, params.get(kind, ()))
-        return Sample(op, tuple(inputs), TensorType(shape, "int8", random_quant(rng)), constants)
+        return Sample(op, tuple(inputs), random_type(rng, shape), constants)

@@ -141,6 +141,10 @@ class Bound:
         assert self.output.quant is not None
         return self.output.quant
 
+    def result(self, values: Array) -> Array:
+        """Return exact integers, which are inside its range, in the output's dtype."""
+        return np.asarray(values).astype(self.output.dtype)
+
     def input_quant(self, index: int) -> Quant:
         """Quantization of input `index`."""
         quant = self.inputs[index].quant
@@ -164,6 +168,10 @@ class Sample:
     output: TensorType
     constants: dict[int, Array]
     more: tuple[TensorType, ...] = ()
+
+
+EITHER = (8, 16)
+"""Bits of an activation that may be int8 or int16."""
 
 
 class Op(ABC):
@@ -208,6 +216,14 @@ class Op(ABC):
     def stepped(self, node: Node) -> tuple[str, ...]:
         """Return the values of `node` that are int16 in steps of a power of two."""
         return ()
+
+    def widths(self, operands: int) -> tuple[tuple[int, ...], ...]:
+        """Return the bits that are allowed for each of the scratchpad operands and, behind them, for the output.
+
+        What allows 16 only makes `passes.quantize` choose int16; where a tensor's bits are not allowed, it inserts a
+        requantization.
+        """
+        return (EITHER,) * (operands + 1)
 
     def work(self, bound: Bound) -> Work:
         """Return the work of one execution."""
@@ -264,10 +280,10 @@ def aligned(nbytes: int, to: int = 16) -> int:
 
 
 def clamp_limits(clamp: tuple[float, float], quant: Quant) -> tuple[int, int]:
-    """Return the int8 limits that a real-valued clamp means under `quant`."""
+    """Return the integer limits that a real-valued clamp means under `quant`."""
     low, high = clamp
-    lowest = -128 if low == -inf else int(quant.quantize(np.array([low]))[0])
-    highest = 127 if high == inf else int(quant.quantize(np.array([high]))[0])
+    lowest = quant.low if low == -inf else int(quant.quantize(np.array([low]))[0])
+    highest = quant.high if high == inf else int(quant.quantize(np.array([high]))[0])
     return lowest, max(lowest, highest)
 
 
@@ -289,6 +305,19 @@ def random_pair(rng: np.random.Generator, low: int, high: int) -> tuple[int, int
 
 
 def random_quant(rng: np.random.Generator, spread: float = 1.0) -> Quant:
-    """Return a random quantization; zero points at both ends of int8 come often."""
+    """Return a random quantization, one in three of 16 bits; zero points at both ends of int8 come often."""
+    scale = spread * 2.0 ** rng.uniform(-6, 0)
+    if rng.random() < 1 / 3:
+        return Quant(float(np.float32(scale / 256)), bits=16)
     zero = int(rng.choice([-128, 127, 0, int(rng.integers(-128, 128))]))
-    return Quant(float(np.float32(spread * 2.0 ** rng.uniform(-6, 0))), zero)
+    return Quant(float(np.float32(scale)), zero)
+
+
+def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0) -> TensorType:
+    """Return an activation of a random quantization."""
+    return activation(shape, random_quant(rng, spread))
+
+
+def activation(shape: Shape, quant: Quant) -> TensorType:
+    """Return the type of an activation of that quantization."""
+    return TensorType(shape, quant.dtype, quant)

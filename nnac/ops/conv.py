@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from nnac import isa
-from nnac.numerics import encode_ratio
+from nnac.numerics import MULTIPLIER_BITS, WIDE_BITS, WIDE_MULTIPLIER_BITS, encode_ratio
 from nnac.ops import exact
 from nnac.ops.base import (
     UNBOUNDED,
@@ -25,7 +25,7 @@ from nnac.ops.base import (
     Work,
     clamp_limits,
     random_pair,
-    random_quant,
+    random_type,
 )
 from nnac.types import Array, TensorType
 
@@ -156,7 +156,7 @@ class Conv(Op):
             in_h=source.hi - source.lo,
             in_w=in_w,
             in_c=in_c,
-            target=target.address + step.block.lo,
+            target=target.address + step.block.lo * bound.output.itemsize,
             out_h=target.hi - target.lo,
             out_w=out_w,
             out_c=step.block.hi - step.block.lo,
@@ -178,6 +178,8 @@ class Conv(Op):
             out_zero=bound.quant.zero_point,
             low=low,
             high=high,
+            in_bits=bound.input_quant(INPUT).bits,
+            out_bits=bound.quant.bits,
         )
 
     @classmethod
@@ -189,7 +191,7 @@ class Conv(Op):
         clamp = (0.0, 6.0) if rng.random() < 0.3 else UNBOUNDED
         op = cls(random_pair(rng, 1, 4), (top, left, bottom, right), dilations, groups, clamp)
         size = [dilations[i] * (kernel[i] - 1) + int(rng.integers(1, 9)) for i in (0, 1)]
-        x = TensorType((int(rng.integers(1, 3)), *size, groups * depth), "int8", random_quant(rng))
+        x = random_type(rng, (int(rng.integers(1, 3)), *size, groups * depth))
         return mac_sample(op, x, (out, *kernel, depth), rng)
 
 
@@ -237,7 +239,7 @@ class Dense(Op):
             in_h=rows,
             in_w=1,
             in_c=in_c,
-            target=step.output.address + step.block.lo,
+            target=step.output.address + step.block.lo * bound.output.itemsize,
             out_h=rows,
             out_w=1,
             out_c=step.block.hi - step.block.lo,
@@ -259,18 +261,20 @@ class Dense(Op):
             out_zero=bound.quant.zero_point,
             low=low,
             high=high,
+            in_bits=bound.input_quant(INPUT).bits,
+            out_bits=bound.quant.bits,
         )
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         depth, out = int(rng.integers(1, 70)), int(rng.integers(1, 40))
         lead = tuple(int(v) for v in rng.integers(1, 5, int(rng.integers(0, 3))))
-        x = TensorType((*lead, depth), "int8", random_quant(rng))
+        x = random_type(rng, (*lead, depth))
         return mac_sample(cls(), x, (out, depth), rng)
 
 
 def _product(x: Array, w: Array) -> Array:
-    """Return x @ w.T exactly: float64 holds every partial sum (|x| < 2**9, |w| < 2**8, K < 2**36) without rounding."""
+    """Return x @ w.T exactly: float64 holds every partial sum (|x| < 2**16, |w| < 2**8, K < 2**29) without rounding."""
     return np.asarray(np.rint(x.astype(np.float64) @ w.astype(np.float64).T)).astype(np.int64)
 
 
@@ -291,20 +295,21 @@ def multipliers(bound: Bound) -> tuple[Array, Array]:
     """Return int32 multipliers and int8 shifts per output channel: input scale * weight scale / output scale."""
     ratio = bound.input_quant(INPUT).scale / bound.quant.scale
     power = bound.law.power_of_two_scales
-    pairs = [encode_ratio(float(scale) * ratio, power) for scale in bound.constants[SCALE]]
+    bits = WIDE_MULTIPLIER_BITS if bound.input_quant(INPUT).bits == 16 else MULTIPLIER_BITS
+    pairs = [encode_ratio(float(scale) * ratio, power, bits) for scale in bound.constants[SCALE]]
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return table[:, 0].astype(np.int32), table[:, 1].astype(np.int8)
 
 
 def finish(bound: Bound, acc: Array, clamp: tuple[float, float]) -> Array:
-    """Return int8 from int64 sums (channels last): narrow accumulator, then one requantization per channel."""
+    """Return the output of int64 sums (channels last): narrow accumulator, then one requantization per channel."""
     law, (multiplier, shift) = bound.law, multipliers(bound)
-    low, high = clamp_limits(clamp, bound.quant)
-    acc = exact.narrow(acc, law.accumulator_bits, law.wraps)
-    out = exact.requantize(
-        acc, multiplier.astype(np.int64), shift.astype(np.int64), bound.quant.zero_point, law.mode, low, high
+    wide = bound.input_quant(INPUT).bits == 16
+    acc = exact.narrow(acc, law.accumulator_bits + wide * WIDE_BITS, law.wraps)
+    scaled = exact.requantize_wide if wide else exact.requantize
+    return bound.result(
+        scaled(acc, multiplier, shift, bound.quant.zero_point, law.mode, *clamp_limits(clamp, bound.quant))
     )
-    return np.asarray(out).astype(np.int8)
 
 
 def channel_blocks(bound: Bound, limit: int, granule: int, groups: int) -> list[Block]:
@@ -336,5 +341,5 @@ def mac_sample(op: Conv | Dense, x: TensorType, weight_shape: Shape, rng: np.ran
     bias = rng.integers(-20000, 20000, weight_shape[0]).astype(np.int32)
     scale = (2.0 ** rng.uniform(-10, -6, weight_shape[0])).astype(np.float32)
     types = tuple(TensorType(a.shape, a.dtype.name) for a in (weight, bias, scale))
-    out = TensorType(op.infer([x.shape, weight.shape]), "int8", random_quant(rng))
+    out = random_type(rng, op.infer([x.shape, weight.shape]))
     return Sample(op, (x, *types), out, {WEIGHT: weight, BIAS: bias, SCALE: scale})

@@ -12,7 +12,7 @@ import numpy as np
 from nnac import isa
 from nnac.numerics import encode_ratio, encode_ratios
 from nnac.ops import exact
-from nnac.ops.base import UNBOUNDED, Bound, Constraint, Op, Rows, Sample, Shape, Step, clamp_limits, random_quant
+from nnac.ops.base import UNBOUNDED, Bound, Constraint, Op, Rows, Sample, Shape, Step, clamp_limits, random_type
 from nnac.types import Array, TensorType
 
 MAX_OPERANDS = 16
@@ -27,7 +27,7 @@ class _Elementwise(Op):
 
     layout: ClassVar[str] = "any, broadcasting"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        Constraint(lambda op, s: 2 <= len(s) <= MAX_OPERANDS, f"2 to {MAX_OPERANDS} operands"),
+        Constraint(lambda op, s: 1 <= len(s) <= MAX_OPERANDS, f"1 to {MAX_OPERANDS} operands"),
         Constraint(lambda op, s: broadcasts(s), "the shapes broadcast against each other (numpy's rule)"),
         Constraint(
             lambda op, s: not broadcasts(s) or len(loop_nest(s)) <= isa.LOOPS,
@@ -55,19 +55,29 @@ class _Elementwise(Op):
         return tuple(rows if full else None for full in whole)
 
     def nest(self, bound: Bound, step: Step) -> dict[str, Any]:
-        """Return the instruction fields of a stripe's loop nest: shape, sources, strides."""
+        """Return the instruction fields that sums and products share: the loop nest of a stripe, operands, result."""
         cut, out = self._cut(bound), bound.output.shape
         stripe = (step.output.hi - step.output.lo, *out[cut:])
         shapes = [padded(t.shape, len(out)) for t in bound.inputs]
         locals_ = [(stripe[0] if s[:cut] == out[:cut] else 1, *s[cut:]) for s in shapes]
         loops = loop_nest([stripe, *locals_])
         fill = isa.LOOPS - len(loops)
-        strides = [(0,) * fill + tuple(steps[i + 1] for _, steps in loops) for i in range(len(shapes))]
+        strides = [
+            (0,) * fill + tuple(steps[i + 1] * t.itemsize for _, steps in loops) for i, t in enumerate(bound.inputs)
+        ]
+        quants = [bound.input_quant(i) for i in range(len(shapes))]
+        low, high = clamp_limits(self.clamp, bound.quant)
         return {
             "shape": (1,) * fill + tuple(side for side, _ in loops),
             "target": step.output.address,
             "sources": tuple(slab.address for slab in step.inputs),
             "strides": sum(strides, ()),
+            "zeros": tuple(quant.zero_point for quant in quants),
+            "bits": tuple(quant.bits for quant in quants),
+            "out_zero": bound.quant.zero_point,
+            "low": low,
+            "high": high,
+            "out_bits": bound.quant.bits,
         }
 
     @classmethod
@@ -79,12 +89,12 @@ class _Elementwise(Op):
             keep = rng.random(len(shape)) < 0.7
             shapes.append(tuple(s if k else 1 for s, k in zip(shape, keep, strict=True))[start:])
         order = rng.permutation(count)
-        return tuple(TensorType(shapes[int(i)], "int8", random_quant(rng)) for i in order)
+        return tuple(random_type(rng, shapes[int(i)]) for i in order)
 
 
 @dataclass(frozen=True, slots=True)
 class Sum(_Elementwise):
-    """Sum of operands with a sign each (Add, Sub, Sum).
+    """Sum of operands with a sign each (Add, Sub, Sum); of one operand, its requantization.
 
     Attributes:
         signs: +1 or -1 per operand.
@@ -106,28 +116,18 @@ class Sum(_Elementwise):
             acc += (x.astype(np.int64) - bound.input_quant(i).zero_point) * ratios[i]
         low, high = clamp_limits(self.clamp, bound.quant)
         rounded = exact.round_shift(acc, shift, bound.law.mode) + bound.quant.zero_point
-        return np.clip(rounded, low, high).astype(np.int8)
+        return bound.result(exact.saturate(rounded, low, high))
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         ratios, shift = self._ratios(bound)
-        low, high = clamp_limits(self.clamp, bound.quant)
-        zeros = tuple(bound.input_quant(i).zero_point for i in range(len(bound.inputs)))
-        yield isa.Sum(
-            **self.nest(bound, step),
-            zeros=zeros,
-            multipliers=ratios,
-            shift=shift,
-            out_zero=bound.quant.zero_point,
-            low=low,
-            high=high,
-        )
+        yield isa.Sum(**self.nest(bound, step), multipliers=ratios, shift=shift)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
-        count = int(rng.integers(2, 5))
+        count = int(rng.integers(1, 5))
         types = cls._random(rng, count)
         op = cls((0.0, 6.0) if rng.random() < 0.3 else UNBOUNDED, tuple(int(v) for v in rng.choice([1, -1], count)))
-        return Sample(op, types, TensorType(op.infer([t.shape for t in types]), "int8", random_quant(rng)), {})
+        return Sample(op, types, random_type(rng, op.infer([t.shape for t in types])), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,26 +148,16 @@ class Mul(_Elementwise):
         a, b = (inputs[i].astype(np.int64) - bound.input_quant(i).zero_point for i in (0, 1))
         low, high = clamp_limits(self.clamp, bound.quant)
         out = exact.requantize(a * b, *self._ratio(bound), bound.quant.zero_point, bound.law.mode, low, high)
-        return np.asarray(out).astype(np.int8)
+        return bound.result(out)
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         multiplier, shift = self._ratio(bound)
-        low, high = clamp_limits(self.clamp, bound.quant)
-        zeros = tuple(bound.input_quant(i).zero_point for i in (0, 1))
-        yield isa.Mul(
-            **self.nest(bound, step),
-            zeros=zeros,
-            multiplier=multiplier,
-            shift=shift,
-            out_zero=bound.quant.zero_point,
-            low=low,
-            high=high,
-        )
+        yield isa.Mul(**self.nest(bound, step), multiplier=multiplier, shift=shift)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         types, op = cls._random(rng, 2), cls()
-        return Sample(op, types, TensorType(op.infer([t.shape for t in types]), "int8", random_quant(rng)), {})
+        return Sample(op, types, random_type(rng, op.infer([t.shape for t in types])), {})
 
 
 def broadcasts(shapes: Sequence[Shape]) -> bool:

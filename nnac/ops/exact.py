@@ -2,8 +2,8 @@
 
 Same names, same order of arguments, same bits; every result is int64. Arguments broadcast. Nothing is approximated:
 within the stated bounds no intermediate leaves int64. Outside them numpy would wrap in silence, so keep to them: an
-accumulator (or total) |acc| <= 2**31, a multiplier 0 <= m < 2**31, a shift 0 <= s <= 62, zero points and limits of
-int16 size.
+accumulator (or total) and a multiplier 0 <= m < 2**31 whose product stays within 2**62, a shift 0 <= s <= 62, zero
+points and limits of int16 size.
 """
 
 import numpy as np
@@ -17,7 +17,9 @@ from nnac.numerics import (
     INT16_LOW,
     INT32_HIGH,
     INT32_LOW,
+    INTERPOLATION_SHIFT,
     SHIFT_MAX,
+    SOFTMAX_ENTRIES,
     UNIT_BITS,
     Rounding,
 )
@@ -93,6 +95,24 @@ def requantize(
     return saturate(scaled(acc, multiplier, shift, rounding) + zero_point, low, high)
 
 
+def requantize_wide(
+    acc: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT16_LOW,
+    high: Integers = INT16_HIGH,
+) -> Int64:
+    """`requantize` in one step whatever the rounding. Bounds: |acc| <= 2**39, 0 <= multiplier < 2**23.
+
+    Raises:
+        ValueError: a shift is outside 0..62.
+    """
+    scaled = _one_step(_int64(acc), _int64(multiplier), _checked_shift(shift), rounding)
+    return saturate(scaled + zero_point, low, high)
+
+
 def _one_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:
     """The exact product, rounded once."""
     return round_shift(acc * multiplier, shift, rounding)
@@ -145,13 +165,18 @@ def softmax(
     shift: Integers,
     zero_point: Integers,
     rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
 ) -> Int64:
-    """Softmax of int8 values along the last, non-empty axis; table entries 0..65536, see `numerics.softmax`."""
-    values = _int64(x)
+    """Softmax along the last, non-empty axis; the table is one of `numerics.softmax_table`, see `numerics.softmax`."""
+    values, table = _int64(x), _int64(exp_table)
     distance = values.max(axis=-1, keepdims=True) - values
-    exponentials = np.asarray(exp_table, dtype=np.int64)[distance]
+    if table.size == SOFTMAX_ENTRIES:
+        exponentials = table[distance]
+    else:
+        exponentials = table[distance >> 8] * table[SOFTMAX_ENTRIES + (distance & 255)]
     total = exponentials.sum(axis=-1, keepdims=True)
-    return saturate(round_divide(exponentials * _int64(multiplier), total, rounding, shift) + zero_point)
+    return saturate(round_divide(exponentials * _int64(multiplier), total, rounding, shift) + zero_point, low, high)
 
 
 def interpolate(
@@ -160,13 +185,20 @@ def interpolate(
     rounding: Rounding,
     low: Integers = INT16_LOW,
     high: Integers = INT16_HIGH,
+    shift: Integers = INTERPOLATION_SHIFT,
+    zero_point: Integers = 0,
 ) -> Int64:
-    """A 513-entry int16 table with linear interpolation over int16 values; see `numerics.interpolate`."""
-    knots = np.asarray(table, dtype=np.int64)
+    """513-entry int16 tables (one, or one per entry of the last axis) over int16 values; see `numerics.interpolate`."""
+    knots = _int64(table)
     offset = _int64(x) - INT16_LOW
     index, fraction = offset >> 7, offset & 127
-    blend = knots[index] * (128 - fraction) + knots[index + 1] * fraction
-    return saturate(round_shift(blend, 7, rounding), low, high)
+    if knots.ndim == 1:
+        left, right = knots[index], knots[index + 1]
+    else:
+        own = np.arange(len(knots))
+        left, right = knots[own, index], knots[own, index + 1]
+    blend = left * (128 - fraction) + right * fraction
+    return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
 
 
 def rescale(

@@ -1,4 +1,4 @@
-"""Operators that move bytes and change none: reshape, transpose, slice, concat, pad.
+"""Operators that move elements and change none: reshape, transpose, slice, concat, pad.
 
 Input and output share their quantization. Reshape costs nothing (the planner gives both the same address); the others
 are strided copies between the tensors' homes, wherever those are.
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from nnac import isa
-from nnac.ops.base import Bound, Constraint, Op, Sample, Shape, Work, random_quant
+from nnac.ops.base import Bound, Constraint, Op, Sample, Shape, Work, random_type
 from nnac.types import Array, TensorType
 
 Home = tuple[isa.Space, int]
@@ -78,9 +78,9 @@ class Transpose(Move):
         return np.ascontiguousarray(inputs[0].transpose(self.perm))
 
     def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
-        strides = dense_strides(bound.inputs[0].shape)
-        out = bound.output.shape
-        yield copy(sources[0], tuple(strides[i] for i in self.perm), target, dense_strides(out), out)
+        strides = dense_strides(bound.inputs[0])
+        taken, out = tuple(strides[i] for i in self.perm), bound.output
+        yield copy(sources[0], taken, target, dense_strides(out), out.shape, out.itemsize)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
@@ -117,11 +117,11 @@ class Slice(Move):
         return inputs[0][np.ix_(*index)]
 
     def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
-        strides = dense_strides(bound.inputs[0].shape)
+        strides = dense_strides(bound.inputs[0])
         offset = sum(a * s for a, s in zip(self.starts, strides, strict=True))
         taken = tuple(step * s for step, s in zip(self.steps, strides, strict=True))
-        (space, address), out = sources[0], bound.output.shape
-        yield copy((space, address + offset), taken, target, dense_strides(out), out)
+        (space, address), out = sources[0], bound.output
+        yield copy((space, address + offset), taken, target, dense_strides(out), out.shape, out.itemsize)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
@@ -157,9 +157,9 @@ class Concat(Move):
         return np.concatenate(list(inputs), axis=self.axis)
 
     def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
-        strides, at = dense_strides(bound.output.shape), target[1]
+        strides, at = dense_strides(bound.output), target[1]
         for home, t in zip(sources, bound.inputs, strict=True):
-            yield copy(home, dense_strides(t.shape), (target[0], at), strides, t.shape)
+            yield copy(home, dense_strides(t), (target[0], at), strides, t.shape, t.itemsize)
             at += t.shape[self.axis] * strides[self.axis]
 
     @classmethod
@@ -197,11 +197,11 @@ class Pad(Move):
         return np.pad(inputs[0], widths, constant_values=self._fill(bound))
 
     def copies(self, bound: Bound, sources: Sequence[Home], target: Home) -> Iterator[isa.AnyInstruction]:
-        strides = dense_strides(bound.output.shape)
+        source, out, strides = bound.inputs[0], bound.output, dense_strides(bound.output)
         offset = sum(b * s for b, s in zip(self.before, strides, strict=True))
-        yield isa.Fill(space=target[0], target=target[1], count=bound.output.elements, value=self._fill(bound))
-        shape = bound.inputs[0].shape
-        yield copy(sources[0], dense_strides(shape), (target[0], target[1] + offset), strides, shape)
+        space, address = target
+        yield isa.Fill(space=space, target=address, count=out.elements, value=self._fill(bound), width=out.itemsize)
+        yield copy(sources[0], dense_strides(source), (space, address + offset), strides, source.shape, out.itemsize)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
@@ -211,13 +211,15 @@ class Pad(Move):
         return Sample(op, (x,), replace(x, shape=op.infer([x.shape])), {})
 
 
-def dense_strides(shape: Shape) -> tuple[int, ...]:
-    """Return byte strides of a dense int8 tensor."""
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+def dense_strides(tensor: TensorType) -> tuple[int, ...]:
+    """Return the byte strides of a dense tensor."""
+    return tuple(prod(tensor.shape[i + 1 :]) * tensor.itemsize for i in range(len(tensor.shape)))
 
 
-def copy(source: Home, source_strides: Shape, target: Home, target_strides: Shape, shape: Shape) -> isa.Copy:
-    """Return the copy with adjoining axes merged and the rest padded to the instruction's axes."""
+def copy(
+    source: Home, source_strides: Shape, target: Home, target_strides: Shape, shape: Shape, width: int = 1
+) -> isa.Copy:
+    """Return the copy of elements of `width` bytes: adjoining axes merged, then padded to the instruction's axes."""
     axes: list[tuple[int, int, int]] = []
     for side, s, t in zip(shape, source_strides, target_strides, strict=True):
         if side == 1:
@@ -235,11 +237,12 @@ def copy(source: Home, source_strides: Shape, target: Home, target_strides: Shap
         target=target[1],
         target_strides=tuple(t for _, _, t in axes),
         shape=tuple(side for side, _, _ in axes),
+        width=width,
     )
 
 
 def _random(rng: np.random.Generator) -> TensorType:
-    return TensorType(tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5)))), "int8", random_quant(rng))
+    return random_type(rng, tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5)))))
 
 
 def _random_cut(rng: np.random.Generator, side: int) -> tuple[int, int, int]:

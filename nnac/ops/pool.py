@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from nnac import isa
-from nnac.numerics import encode_ratio
+from nnac.numerics import average_bits, encode_ratio
 from nnac.ops import exact
 from nnac.ops.base import (
     UNBOUNDED,
@@ -21,9 +21,10 @@ from nnac.ops.base import (
     Shape,
     Step,
     Work,
+    activation,
     clamp_limits,
     random_pair,
-    random_quant,
+    random_type,
 )
 from nnac.ops.conv import PAD_LIMIT, window_out, window_reach, window_rows
 from nnac.types import Array, TensorType
@@ -135,6 +136,8 @@ class _Pool(Op):
             shift=ratio[1],
             low=low,
             high=high,
+            in_bits=bound.input_quant(0).bits,
+            out_bits=bound.quant.bits,
         )
 
 
@@ -146,8 +149,8 @@ class MaxPool(_Pool):
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         low, high = clamp_limits(self.clamp, bound.quant)
-        windows = self.windows(inputs[0].astype(np.int64), bound.output.shape, -128)
-        return np.asarray(np.clip(windows.max(axis=-1), low, high)).astype(np.int8)
+        windows = self.windows(inputs[0].astype(np.int64), bound.output.shape, bound.quant.low)
+        return bound.result(exact.saturate(windows.max(axis=-1), low, high))
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         yield self.instruction(bound, step, MAX, (0, 0, 0, 0), (1, 0))
@@ -156,7 +159,7 @@ class MaxPool(_Pool):
     def sample(cls, rng: np.random.Generator) -> Sample:
         op, x = _random(cls, rng, dilate=True)
         assert x.quant is not None
-        return Sample(op, (x,), TensorType(op.infer([x.shape]), "int8", x.quant), {})
+        return Sample(op, (x,), activation(op.infer([x.shape]), x.quant), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,9 @@ class AveragePool(_Pool):
     )
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
-        return encode_ratio(bound.input_quant(0).scale / bound.quant.scale, bound.law.power_of_two_scales)
+        quant = bound.input_quant(0)
+        bits = average_bits(self.kernel[0] * self.kernel[1], quant.bits)
+        return encode_ratio(quant.scale / bound.quant.scale, bound.law.power_of_two_scales, bits)
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         x = inputs[0].astype(np.int64) - bound.input_quant(0).zero_point
@@ -187,7 +192,7 @@ class AveragePool(_Pool):
         out = exact.average(
             total, self._counts(bound), multiplier, shift, bound.quant.zero_point, bound.law.mode, low, high
         )
-        return np.asarray(out).astype(np.int8)
+        return bound.result(out)
 
     def _counts(self, bound: Bound) -> Array:
         sides = []
@@ -210,7 +215,7 @@ class AveragePool(_Pool):
         op, x = _random(cls, rng, dilate=False)
         if rng.random() < 0.5:
             op = cls(op.kernel, op.strides, op.pads, op.dilations, op.clamp, op.pads)
-        return Sample(op, (x,), TensorType(op.infer([x.shape]), "int8", random_quant(rng)), {})
+        return Sample(op, (x,), random_type(rng, op.infer([x.shape])), {})
 
 
 def _random(cls: type[_Pool], rng: np.random.Generator, dilate: bool) -> tuple[_Pool, TensorType]:
@@ -220,4 +225,4 @@ def _random(cls: type[_Pool], rng: np.random.Generator, dilate: bool) -> tuple[_
     clamp = (0.0, 1.0) if rng.random() < 0.2 else UNBOUNDED
     op = cls(kernel, random_pair(rng, 1, 4), (top, left, bottom, right), dilations, clamp)
     size = [int(rng.integers(reach[i] + 1, reach[i] + 8)) for i in (0, 1)]
-    return op, TensorType((int(rng.integers(1, 3)), *size, int(rng.integers(1, 9))), "int8", random_quant(rng))
+    return op, random_type(rng, (int(rng.integers(1, 3)), *size, int(rng.integers(1, 9))))

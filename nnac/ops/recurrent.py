@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from math import floor, log2
 from typing import ClassVar
 
@@ -153,7 +154,7 @@ class Recurrent(Op):
         weight, bias, scale = (bound.constants[self.operands + i] for i in range(3))
         _, batch, hidden = bound.output.shape
         seen, cuts, found = replace(bound.output, shape=(batch, hidden)), self.cuts(hidden), []
-        for lo, hi in zip(cuts, cuts[1:], strict=False):
+        for lo, hi in pairwise(cuts):
             constants = {1: weight[lo:hi], 2: bias[lo:hi], 3: scale[lo:hi]}
             types = tuple(TensorType(a.shape, a.dtype.name) for a in constants.values())
             found.append(_Matrix(lo, Bound((seen, *types), activation((batch, hi - lo), GATES), constants, bound.law)))

@@ -12,8 +12,8 @@ import numpy as np
 from nnac import isa
 from nnac.numerics import encode_ratio, softmax_table
 from nnac.ops import exact
-from nnac.ops.base import Block, Bound, Constraint, Op, Sample, Shape, Step, random_quant
-from nnac.types import Array, TensorType
+from nnac.ops.base import Block, Bound, Constraint, Op, Sample, Shape, Step, random_type
+from nnac.types import Array
 
 FIXED_RANGE = (0.0, 255 / 256)
 """The output's range: scale 1/256 and zero point -128."""
@@ -37,19 +37,29 @@ class Softmax(Op):
         return encode_ratio(1.0 / bound.quant.scale, bound.law.power_of_two_scales)
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        table = np.array(softmax_table(bound.input_quant(0).scale), dtype=np.int64)
-        out = exact.softmax(
-            inputs[0].astype(np.int64), table, *self._ratio(bound), bound.quant.zero_point, bound.law.mode
+        quant = bound.quant
+        return bound.result(
+            exact.softmax(
+                inputs[0],
+                self._table(bound),
+                *self._ratio(bound),
+                quant.zero_point,
+                bound.law.mode,
+                quant.low,
+                quant.high,
+            )
         )
-        return np.asarray(out).astype(np.int8)
+
+    def _table(self, bound: Bound) -> Array:
+        quant = bound.input_quant(0)
+        return np.array(softmax_table(quant.scale, quant.bits), dtype="<i4")
 
     def rows(self, bound: Bound) -> tuple[int, int]:
         count = prod(bound.output.shape[:-1])
         return count, count
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
-        table = np.array(softmax_table(bound.input_quant(0).scale), dtype="<i4")
-        return [Block(0, 1, table.tobytes(), np.zeros(0, np.int8))]
+        return [Block(0, 1, self._table(bound).tobytes(), np.zeros(0, np.int8))]
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         multiplier, shift = self._ratio(bound)
@@ -62,10 +72,11 @@ class Softmax(Op):
             multiplier=multiplier,
             shift=shift,
             out_zero=bound.quant.zero_point,
+            in_bits=bound.input_quant(0).bits,
+            out_bits=bound.quant.bits,
         )
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         shape = tuple(int(v) for v in rng.integers(1, 20, int(rng.integers(1, 4))))
-        x = TensorType(shape, "int8", random_quant(rng))
-        return Sample(cls(), (x,), TensorType(shape, "int8", random_quant(rng, 1 / 128)), {})
+        return Sample(cls(), (random_type(rng, shape),), random_type(rng, shape, 1 / 128), {})
