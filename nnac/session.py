@@ -14,7 +14,7 @@ import numpy as np
 from nnac.border import present, quantized
 from nnac.emulator import Emulator
 from nnac.errors import ModelError, ProgramError, one_line, raise_all
-from nnac.program import Program, Tensor, write_file
+from nnac.program import Program, write_file
 from nnac.types import Array
 
 OWNER = "nnac program"
@@ -35,8 +35,8 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.npz` file; the path then holds the whole file, or what it held before."""
-        data = io.BytesIO()
-        np.savez(data, **{OWNER: np.frombuffer(bytes.fromhex(self.program), np.uint8)}, **self.arrays)
+        data, owner = io.BytesIO(), np.frombuffer(bytes.fromhex(self.program), np.uint8)
+        np.savez(data, allow_pickle=False, **{OWNER: owner, **self.arrays})
         write_file(path, data.getvalue())
 
     @classmethod
@@ -130,17 +130,11 @@ class Session:
 
     def _misfits(self, arrays: Mapping[str, Array]) -> list[str]:
         problems = [f"state {name!r} is missing" for name in self._states if name not in arrays]
-        problems += [f"state {name!r} is unknown" for name in arrays if name not in self._states]
-        return problems + [
-            _misfit(name, t, arrays[name]) for name, t in self._states.items() if _wrong(t, arrays, name)
-        ]
-
-
-def _wrong(tensor: Tensor, arrays: Mapping[str, Array], name: str) -> bool:
-    array = arrays.get(name)
-    return array is not None and (array.shape != tensor.onnx_shape or array.dtype != tensor.type.dtype)
-
-
-def _misfit(name: str, tensor: Tensor, array: Array) -> str:
-    wanted, found = (tensor.type.dtype, tensor.onnx_shape), (array.dtype, array.shape)
-    return f"state {name!r} is {found[0]} {found[1]}, expected {wanted[0]} {wanted[1]}"
+        for name, array in arrays.items():
+            tensor = self._states.get(name)
+            if tensor is None:
+                problems.append(f"state {name!r} is unknown")
+            elif array.dtype != tensor.type.dtype or array.shape != tensor.onnx_shape:
+                wanted = f"{tensor.type.dtype} {tensor.onnx_shape}"
+                problems.append(f"state {name!r} is {array.dtype} {array.shape}, expected {wanted}")
+        return problems

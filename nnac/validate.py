@@ -493,13 +493,11 @@ def _overlap_problem(i: AnyInstruction, reads: Sequence[Range], writes: Sequence
 def _in_place(i: AnyInstruction, operand: int) -> bool:
     """Tell that each element of an operand is read for the one that is written over it, and for no other."""
     if isinstance(i, isa.Lookup):
-        return i.source == i.target
+        return i.source == i.target and i.in_bits == i.out_bits
     if isinstance(i, isa.Lstm):
         return operand == CELL_OPERAND and i.cell == i.cell_out
     if isinstance(i, isa.Gru):
         return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
-    if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target:
-        return i.source == i.target and i.in_bits == i.out_bits
     if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
         return False
     step = i.out_bits // 8

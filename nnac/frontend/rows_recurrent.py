@@ -57,7 +57,7 @@ class _Layer:
 
     def constant(self, index: int) -> Array:
         """Return this direction's part of a constant input, float64."""
-        return real(self.use.array(index))[self.index]
+        return np.asarray(real(self.use.array(index))[self.index])
 
     def biases(self) -> tuple[Array, Array]:
         """Return the biases of input and recurrent weights."""

@@ -267,7 +267,7 @@ class Recurrent(Op):
         bias = rng.integers(-20000, 20000, rows).astype(np.int32)
         scale = (2.0 ** rng.uniform(-10, -5, rows)).astype(np.float32)
         operands = [activation((time, batch, rows), GATES), *states((batch, hidden), quant)]
-        constants = dict(enumerate((weight, bias, scale), len(operands)))
+        constants: dict[int, Array] = dict(enumerate((weight, bias, scale), len(operands)))
         types = [TensorType(a.shape, a.dtype.name) for a in constants.values()]
         more = tuple(operands[-1:]) if op.inner else ()
         return Sample(op, (*operands, *types), activation((time, batch, hidden), quant), constants, more)
