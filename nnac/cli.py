@@ -25,6 +25,7 @@ from nnac.terminal import (
     changes,
     fail,
     named_shape,
+    named_tensors,
     note,
     progress_bar,
     show,
@@ -112,6 +113,14 @@ def cli() -> None:
     metavar="SPEC",
     help="Bits below eight: 5, 4:lloyd_max:gptq, auto:BYTES, auto:30dB, or a .toml file with rules per layer.",
 )
+@click.option(
+    "--activations",
+    type=named_tensors,
+    default="int8",
+    show_default=True,
+    metavar="int8|int16|NAMES|@FILE",
+    help="Width of the tensors: int16 for all, or for those named: a comma list, or a file with a name per line.",
+)
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
 @click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
 @click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
@@ -124,6 +133,7 @@ def compile(
     method: str,
     shapes: tuple[tuple[str, Shape], ...],
     weights: str | None,
+    activations: str | tuple[str, ...],
     check: bool,
     max_sram: int | None,
     max_flash: int | None,
@@ -149,6 +159,7 @@ def compile(
             method=method,
             shapes=dict(shapes),
             weights=weights,
+            activations=activations,
             check=check,
             budgets=budgets,
             progress=progress,

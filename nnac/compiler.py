@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError
 from nnac.frontend import import_graph, prepare
-from nnac.graph import Graph
+from nnac.graph import Graph, onnx_states
+from nnac.innerstates import inner_states
 from nnac.isa import Space
 from nnac.moments import second_moments
-from nnac.ops import Conv, Dense
+from nnac.ops import Conv, Dense, Recurrent
 from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
@@ -80,7 +82,9 @@ def compile(
     *,
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    states: Mapping[str, str] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
+    activations: str | Iterable[str] = "int8",
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -94,7 +98,12 @@ def compile(
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
+        states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
+            left out. A model with states is calibrated along sequences: consecutive samples of a file, or of the
+            iterable, are consecutive steps; the samples hold the other inputs only.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
+        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
+            operator has in int16 only).
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -106,12 +115,13 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
-    prepared, graph, samples = _open(model, calibration, method, shapes)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states)
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
     lowered = _within if plan.budget and plan.budget[0] == "bytes" else lower
-    program = lowered(graph, ranges, machine, note, check, plan, moments)
+    chosen = activations if isinstance(activations, str) else tuple(activations)
+    program = lowered(graph, ranges, machine, note, check, plan, moments, chosen)
     _keep(program, budgets or Budgets())
     return CompiledModel(program)
 
@@ -125,7 +135,11 @@ def measured_graph(
 
 
 def _open(
-    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None
+    model: Any,
+    calibration: Any,
+    method: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
     """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
@@ -136,16 +150,16 @@ def _open(
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes)
-    graph = float_graph(prepared)
+    graph = float_graph(prepared, states)
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
     samples = random_samples(inputs) if random else load_samples(calibration, inputs)
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
-def float_graph(prepared: onnx.ModelProto) -> Graph:
+def float_graph(prepared: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
     """Return the float graph of a prepared model after the float passes."""
-    graph = stages.check(import_graph(prepared), stages.FLOAT)
+    graph = stages.check(import_graph(prepared, states), stages.FLOAT)
     for step in (layout, fold, fuse):
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
@@ -159,12 +173,13 @@ def lower(
     check: bool = False,
     weights: WeightPlan | None = None,
     moments: Mapping[str, Array] | None = None,
+    activations: str | tuple[str, ...] = "int8",
 ) -> Program:
     """Return the validated program of a float graph with known ranges."""
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(quantize(encoded, ranges, law), stages.INTEGER)
+    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
     legal = stages.check(order(legalize(integer, machine)), stages.INTEGER)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)
@@ -185,6 +200,7 @@ def _within(
     check: bool,
     plan: WeightPlan,
     moments: Mapping[str, Array],
+    activations: str | tuple[str, ...],
 ) -> Program:
     """Return the program whose packed weights keep the plan's budget of bytes, which the passes only estimate.
 
@@ -196,7 +212,8 @@ def _within(
     aim = limit
     for _ in range(TIGHTER):
         try:
-            program = lower(graph, ranges, machine, note, check, replace(plan, budget=("bytes", aim)), moments)
+            tighter = replace(plan, budget=("bytes", aim))
+            program = lower(graph, ranges, machine, note, check, tighter, moments, activations)
         except ModelError:
             if closest == inf:
                 raise
@@ -252,16 +269,17 @@ def _calibrate(
             progress("calibrating", done, total)
 
     names = sorted({v.origin.name for v in graph.values.values() if v.origin})
-    ranges = calibrate(prepared, samples, names, method, step)
+    inner = partial(inner_states, graph) if any(isinstance(node.op, Recurrent) for node in graph.nodes) else None
+    ranges = calibrate(prepared, samples, names, method, step, states=onnx_states(graph), derive=inner)
     if isinstance(source, str) and source == RANDOM:
         return ranges, RANDOM
     return ranges, f"{method}, {seen[0]} samples"
 
 
 def input_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """Return the ONNX shape of every graph input."""
+    """Return the ONNX shape of every graph input that is no state."""
     shapes = {}
-    for name in graph.inputs:
+    for name in (name for name in graph.inputs if name not in dict(graph.states)):
         value = graph.values[name]
         assert value.origin is not None
         shapes[value.origin.name] = value.origin.onnx_shape(value.shape)

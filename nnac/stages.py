@@ -60,9 +60,16 @@ def _problems(graph: Graph, node: Node, stage: Stage) -> list[str]:
     operands = [graph.values[name].type for name in graph.operands(node)]
     if not all(stage.admits(t) for t in (*operands, *outputs)):
         problems.append(f"{where}: operands and output must be {' or '.join(stage.dtypes)}")
+    elif stage.quantized and not _allowed_widths(node, [*operands, outputs[0]]):
+        problems.append(f"{where}: operands and output must have bits of {node.op.widths(len(operands))}")
     elif stage.quantized and node.op.name in SHARING and not _one_quant([*operands, *outputs]):
         problems.append(f"{where}: operands and output must have one quantization")
     return problems
+
+
+def _allowed_widths(node: Node, types: list[TensorType]) -> bool:
+    widths = node.op.widths(len(types) - 1)
+    return all(t.quant is not None and t.quant.bits in bits for t, bits in zip(types, widths, strict=True))
 
 
 def _one_quant(types: list[TensorType]) -> bool:

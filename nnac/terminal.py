@@ -147,6 +147,20 @@ def named_shape(value: str) -> tuple[str, Shape]:
     return name, tuple(map(int, sides.split(",")))
 
 
+def named_tensors(value: str) -> str | tuple[str, ...]:
+    """Return int8 or int16 as they are, else the names of a comma list, or of the lines of @FILE."""
+    if value in ("int8", "int16"):
+        return value
+    try:
+        names = Path(value[1:]).read_text("utf-8").splitlines() if value.startswith("@") else value.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{value[1:]!r} cannot be read: {error}") from None
+    found = tuple(name.strip() for name in names if name.strip())
+    if not found:
+        raise click.BadParameter(f"{value!r} names no tensor; allowed: int8, int16, a comma list of names, @FILE")
+    return found
+
+
 def changes(texts: tuple[str, ...]) -> dict[str, Any]:
     """Return figures of a machine by dotted name: memory.dram.bytes_per_cycle=2.
 

@@ -24,17 +24,18 @@ def fuse(graph: Graph) -> Graph:
     made, users = draft.producers(), draft.users()
     for node in sort_nodes(list(draft.nodes.values())):
         producer = made.get(node.inputs[0])
-        interval = _interval(node)
-        if interval is None or producer is None or not isinstance(producer.op, CLAMPING):
+        limits = interval(node)
+        if limits is None or producer is None or not isinstance(producer.op, CLAMPING):
             continue
         alone = len(users[node.inputs[0]]) == 1 and node.inputs[0] not in draft.outputs
-        clamp = _intersect(producer.op.clamp, interval)
+        clamp = _intersect(producer.op.clamp, limits)
         if alone and clamp is not None:
             made[node.output] = _absorb(draft, producer, node, clamp)
     return draft.freeze()
 
 
-def _interval(node: Node) -> tuple[float, float] | None:
+def interval(node: Node) -> tuple[float, float] | None:
+    """Return the interval that an activation clamps to, if that is all it does."""
     match node.op:
         case Activation(kind="relu"):
             return 0.0, inf

@@ -2,21 +2,29 @@
 
 Rules, on the integer graph, bit-exact:
 
-1. a pool whose single output row needs more scratchpad than there is works on slices of channels, concatenated again.
+1. a pool whose single output row needs more scratchpad than there is works on slices of channels, concatenated again;
+2. a layer of 16-bit activations on a machine whose array takes none is refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from nnac.array import NO_INT16
+from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, MaxPool, Slice
+from nnac.ops import AveragePool, Concat, Conv, Dense, MaxPool, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
 
 def legalize(graph: Graph, target: Target) -> Graph:
-    """Return the graph with oversized pools split along their channels."""
+    """Return the graph with oversized pools split along their channels.
+
+    Raises:
+        TargetError: the array takes no 16-bit activations, but layers have them.
+    """
+    _refuse_int16(graph, target)
     draft = graph.draft()
     for node in graph.nodes:
         if isinstance(node.op, AveragePool | MaxPool):
@@ -24,6 +32,16 @@ def legalize(graph: Graph, target: Target) -> Graph:
             if parts > 1:
                 _split(draft, node, parts)
     return draft.freeze()
+
+
+def _refuse_int16(graph: Graph, target: Target) -> None:
+    layers = [node for node in graph.nodes if isinstance(node.op, Conv | Dense)]
+    wide = [node.name for node in layers if graph.values[node.inputs[0]].type.dtype == "int16"]
+    if wide and not target.mac.int16:
+        raise TargetError(
+            f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
+            f"first; compile with int8 activations, or for a machine with mac.int16 = 1 or 2"
+        )
 
 
 def _parts(graph: Graph, node: Node, target: Target) -> int:

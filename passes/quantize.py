@@ -4,20 +4,31 @@ Rules:
 
 1. values joined by an operator that changes none (reshape, transpose, slice, concat, pad, max pooling) share one
    quantization, over the union of their ranges; that saves a requantization at no cost in operators;
-2. an activation is int8 with scale (high - low) / 255 and the zero point that makes real zero exact; functions with a
-   natural range (softmax, sigmoid, tanh) use that; under power-of-two scales the scale is rounded up to one and the
+2. an activation is int8 with scale (high - low) / 255 and the zero point that makes real zero exact, or int16 with
+   scale max(|low|, |high|) / 32767 and zero point 0; functions with a natural range (softmax, sigmoid, tanh) use that,
+   in int16 a scale of 2**-15; under power-of-two scales the scale is rounded up to one and the
    zero point is even, so that ties fall alike whether the zero point is added after rounding (ONNX's definition, and
    ours) or before (onnxruntime's fused QLinearAdd, QLinearMul and QLinearAveragePool);
 3. weights are int8 in [-127, 127], symmetric, with a scale per output channel (per tensor if the machine demands it);
 4. biases are int32 in units of input scale * weight scale; a channel whose bias would not fit gets a larger scale;
 5. where a concat would make a tensor much coarser that others read too, the concat gets a rescaled copy of it;
-6. a constant operand of sum and product is quantized over its own range, one of concat with its group.
+6. a constant operand of sum and product is quantized over its own range and as wide as the result, one of concat with
+   its group;
+7. int16 are the tensors that the user names (or all), those that an operator takes or makes as int16 only, and what
+   shares a quantization with one of these; an operator that does not allow a tensor's width gets, or makes, a copy of
+   another width, by a sum of one operand;
+8. an identity, relu or clip of int16 is a sum of one operand, which rounds once, instead of a table with lines;
+9. values that an operator pins have its quantization, and those that it wants in steps of a power of two are int16 with
+   such a scale, with all that shares theirs: gates and states of recurrent layers; a state going out has the
+   quantization of the state coming in;
+10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
+    from or go to such a tensor are requantized there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import ceil, inf, log2
 
 import numpy as np
@@ -25,36 +36,51 @@ import numpy as np
 from nnac.calibration import Range
 from nnac.errors import ModelError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import Activation, Concat, Conv, Dense, Softmax
+from nnac.numerics import INT16_HIGH, WIDE_BITS
+from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
 from nnac.ops.activation import FIXED_RANGES
-from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT
+from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
+from nnac.passes.fuse import interval
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
 BIAS_LIMIT = 2**30
 TINY = 2.0**-100
+WIDE_SCALE = 2.0**-15
+"""Of functions with a natural range, in int16."""
 COARSER = 4
 """A concat may make the scale of a tensor that others read this many times larger."""
 
 
-def quantize(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic) -> Graph:
-    """Return the integer graph; `ranges` are by ONNX tensor name.
+def quantize(
+    graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str] = "int8"
+) -> Graph:
+    """Return the integer graph.
+
+    Args:
+        graph: with float values.
+        ranges: by ONNX tensor name.
+        law: the machine's arithmetic.
+        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
 
     Raises:
-        ModelError: a tensor has no range, or scales lie too far apart for the machine's multipliers.
+        ModelError: a tensor has no range or is not known, or scales lie too far apart for the machine's multipliers.
     """
-    graph = _spare_narrow(graph, ranges)
-    quants = _quants(graph, ranges, law)
+    graph = _apart(_spare_narrow(graph, ranges), activations)
+    quants = _quants(graph, ranges, law, activations)
     draft = graph.draft()
-    for name, quant in quants.items():
-        value = draft.values[name]
+    for name in quants.roots:
         if name not in graph.constants:
-            draft.values[name] = replace(value, type=TensorType(value.shape, "int8", quant))
+            draft.values[name] = _typed(draft.values[name], quants.of(name))
     for node in graph.nodes:
-        _constants(draft, node, quants, law)
+        _constants(draft, _fitted(draft, _summed(draft, node), quants), law)
     return draft.freeze()
+
+
+def _typed(value: Value, quant: Quant) -> Value:
+    return replace(value, type=TensorType(value.shape, quant.dtype, quant))
 
 
 def _spare_narrow(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
@@ -73,6 +99,35 @@ def _spare_narrow(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
     return draft.freeze()
 
 
+def _apart(graph: Graph, activations: str | Collection[str]) -> Graph:
+    """Return the graph with hidden values requantized where they meet what is int16 for another reason (rule 10)."""
+    if activations == "int16":
+        return graph
+    draft, group = graph.draft(), _groups(graph, hidden=False)
+    forced = {group[name] for name in _forced(graph) if name in group}
+    for node in graph.nodes:
+        if not isinstance(node.op, Recurrent) or not node.op.hidden_ties(node):
+            continue
+        if group.get(node.inputs[1]) in forced:
+            hidden = Value(draft.fresh(f"{node.inputs[1]}.hidden"), graph.values[node.inputs[1]].type)
+            draft.add_node(f"{node.name}.hidden", Sum(signs=(1,)), [node.inputs[1]], hidden)
+            draft.update(draft.nodes[node.name], inputs=(node.inputs[0], hidden.name, *node.inputs[2:]))
+        if group[node.output] in forced:
+            made = replace(graph.values[node.output], name=draft.fresh(f"{node.output}.hidden"), origin=None)
+            draft.add_node(f"{node.name}.shown", Sum(signs=(1,)), [made.name], graph.values[node.output])
+            draft.values[made.name] = made
+            draft.update(draft.nodes[node.name], output=made.name)
+    return draft.freeze()
+
+
+def _forced(graph: Graph) -> Iterator[str]:
+    """Yield the values that are int16 because of what an operator pins, steps or takes in int16 only."""
+    for node in graph.nodes:
+        yield from node.op.stepped(node)
+        yield from (name for name, quant in node.op.pins(node).items() if quant.bits == 16)
+    yield from _only_wide(graph)
+
+
 def _rescaled(draft: Draft, node: Node, name: str) -> str:
     copy = Value(draft.fresh(f"{name}.rescaled"), draft.values[name].type)
     draft.add_node(f"{node.name}.rescale", Activation(), [name], copy)
@@ -88,21 +143,110 @@ def _width(graph: Graph, name: str, ranges: Mapping[str, Range]) -> float:
 # -- activations ---------------------------------------------------------------------------------------------------
 
 
-def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic) -> dict[str, Quant]:
-    """Return the quantization of every activation, shared inside a group of values."""
+@dataclass(frozen=True, slots=True)
+class _Quants:
+    """What decides the quantization of every activation.
+
+    Attributes:
+        roots: representative of its group, by value.
+        spans: real range by representative.
+        wide: representatives of groups that are int16.
+        power_of_two: scales are powers of two.
+        pinned: quantization by representative, where an operator says it.
+        stepped: representatives whose scale is a power of two for an operator's sake.
+        forced: representatives that are int16 though nobody asked.
+    """
+
+    roots: Mapping[str, str]
+    spans: Mapping[str, Range]
+    wide: Collection[str]
+    power_of_two: bool
+    pinned: Mapping[str, Quant]
+    stepped: Collection[str]
+    forced: Collection[str]
+
+    def of(self, name: str, bits: int | None = None) -> Quant:
+        """Return the quantization of a value, by default of its own width."""
+        root = self.roots[name]
+        pin = self.pinned.get(root)
+        if pin is not None and bits in (None, pin.bits):
+            return pin
+        span = self.spans[root]
+        bits = bits or (16 if root in self.wide else 8)
+        if root in self.stepped and bits == 16:
+            return Quant(max(activation_quant(span.low, span.high, True, 16).scale, WIDE_SCALE), bits=16)
+        return activation_quant(span.low, span.high, self.power_of_two, bits)
+
+    def allowed(self, node: Node, name: str, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Return in which widths a node reads a value, given those that its operator takes (rule 10)."""
+        return (8,) if isinstance(node.op, Conv | Dense) and self.roots[name] in self.forced else bits
+
+
+def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str]) -> _Quants:
+    """Return what decides the quantization of every activation: one per group of values."""
     group = _groups(graph)
-    natural = {node.output: span for node in graph.nodes if (span := _natural(node)) is not None}
+    asked, forced = (
+        {group[name] for name in names if name in group}
+        for names in (_asked_wide(graph, group, activations), _forced(graph))
+    )
+    wide, pinned = asked | forced, _pinned(graph, group)
+    stepped = {group[name] for node in graph.nodes for name in node.op.stepped(node) if name in group}
+    made = {node.output: node for node in graph.nodes}
     spans: dict[str, list[Range]] = {}
     for name, root in group.items():
         origin = graph.values[name].origin
-        span = natural.get(name) or (ranges.get(origin.name) if origin is not None else None)
-        spans.setdefault(root, []).extend([span] if span is not None else [])
-    chosen = {root: _merge(graph, root, found, law) for root, found in spans.items()}
-    return {name: chosen[root] for name, root in group.items()}
+        natural = _natural(made[name], root in wide) if name in made else None
+        seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
+        spans.setdefault(root, []).extend([natural] if natural is not None else seen)
+    merged = {root: _merge(graph, root, found, pinned.get(root)) for root, found in spans.items()}
+    return _Quants(group, merged, wide, law.power_of_two_scales, pinned, stepped, forced - asked)
 
 
-def _groups(graph: Graph) -> dict[str, str]:
-    """Return a representative per value: union-find over the operators that change no value."""
+def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
+    """Return the quantization of the groups that operators pin.
+
+    Raises:
+        ModelError: two operators want another one.
+    """
+    found: dict[str, Quant] = {}
+    for node in graph.nodes:
+        for name, quant in node.op.pins(node).items():
+            if name in group and found.setdefault(group[name], quant) != quant:
+                raise ModelError(
+                    f"node {node.name!r} ({node.op.name}): {name!r} has steps of {quant.scale:g}, but shares its bytes "
+                    f"with a tensor that another operator has in steps of {found[group[name]].scale:g}"
+                )
+    return found
+
+
+def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Collection[str]) -> list[str]:
+    """Return the values that the user wants as int16."""
+    if isinstance(activations, str):
+        if activations not in ("int8", "int16"):
+            raise ModelError(f"activations {activations!r}: unknown; allowed: int8, int16, or names of tensors")
+        return list(group) if activations == "int16" else []
+    known = {origin.name: name for name in group if (origin := graph.values[name].origin) is not None}
+    missing = [f"{name!r}" for name in activations if name not in known]
+    if missing:
+        raise ModelError(
+            f"activations: no tensor {', '.join(missing)} in the compiled graph (what is fused or folded is not one); "
+            f"`nnac diff --all` lists those that are"
+        )
+    return [known[name] for name in activations]
+
+
+def _only_wide(graph: Graph) -> Iterator[str]:
+    """Yield the values that an operator takes or makes as int16 only."""
+    for node in graph.nodes:
+        names = (*graph.operands(node), node.output)
+        yield from (n for n, bits in zip(names, node.op.widths(len(names) - 1), strict=True) if bits == (16,))
+
+
+def _groups(graph: Graph, hidden: bool = True) -> dict[str, str]:
+    """Return a representative per value: union-find over the operators that change no value, states, and other ties.
+
+    Without `hidden`, the hidden values that go into a recurrent layer are not tied to those that come out.
+    """
     parent = {name: name for name in (*graph.inputs, *(name for node in graph.nodes for name in node.outputs))}
 
     def find(name: str) -> str:
@@ -115,28 +259,39 @@ def _groups(graph: Graph) -> dict[str, str]:
         if node.op.name in SHARING:
             for name in (n for n in graph.operands(node) if n in parent):
                 parent[find(name)] = find(node.output)
-    for source, result in graph.states:
-        parent[find(source)] = find(result)
+    ties = [*graph.states, *(pair for node in graph.nodes for pair in node.op.ties(node))]
+    loose = {pair for node in graph.nodes if isinstance(node.op, Recurrent) for pair in node.op.hidden_ties(node)}
+    for source, result in ties if hidden else (pair for pair in ties if pair not in loose):
+        if source in parent:
+            parent[find(source)] = find(result)
     return {name: find(name) for name in parent}
 
 
-def _natural(node: Node) -> Range | None:
+def _natural(node: Node, wide: bool) -> Range | None:
+    """Return the range that a function's values have by nature."""
     if isinstance(node.op, Softmax):
-        return Range(*FIXED_RANGE)
-    if isinstance(node.op, Activation) and node.op.kind in FIXED_RANGES:
-        return Range(*FIXED_RANGES[node.op.kind])
-    return None
+        span = FIXED_RANGE
+    elif isinstance(node.op, Activation) and node.op.kind in FIXED_RANGES:
+        span = FIXED_RANGES[node.op.kind]
+    else:
+        return None
+    return Range(0.0, INT16_HIGH * WIDE_SCALE) if wide else Range(*span)
 
 
-def _merge(graph: Graph, root: str, found: list[Range], law: Arithmetic) -> Quant:
+def _merge(graph: Graph, root: str, found: list[Range], pin: Quant | None) -> Range:
+    if pin is not None and not found:
+        return Range(pin.scale * (pin.low - pin.zero_point), pin.scale * (pin.high - pin.zero_point))
     if not found:
         origin = graph.values[root].origin
         raise ModelError(f"tensor {origin.name if origin else root!r} has no calibrated range")
-    return activation_quant(min(r.low for r in found), max(r.high for r in found), law.power_of_two_scales)
+    return Range(min(r.low for r in found), max(r.high for r in found))
 
 
-def activation_quant(low: float, high: float, power_of_two: bool) -> Quant:
-    """Return the int8 quantization of the real interval [low, high], which holds zero."""
+def activation_quant(low: float, high: float, power_of_two: bool, bits: int = 8) -> Quant:
+    """Return the quantization of the real interval [low, high], which holds zero, to 8 or 16 bits."""
+    if bits == 16:
+        peak = max(-low, high)
+        return Quant(_scale(peak / INT16_HIGH if peak > 0 else 1.0, power_of_two), bits=16)
     width = high - low
     scale = _scale(width / 255 if width > 0 else 1.0, power_of_two)
     lowest, highest = -128 - low / scale, 127 - high / scale
@@ -150,46 +305,109 @@ def _scale(value: float, power_of_two: bool) -> float:
     return 2.0 ** ceil(log2(value)) if power_of_two else float(np.float32(value))
 
 
-# -- constants -----------------------------------------------------------------------------------------------------
+# -- widths --------------------------------------------------------------------------------------------------------
 
 
-def _constants(draft: Draft, node: Node, quants: Mapping[str, Quant], law: Arithmetic) -> None:
-    """Quantize the constant inputs of one node."""
-    if isinstance(node.op, Conv | Dense):
-        return _layer(draft, node, quants[node.inputs[INPUT]], law)
-    inputs = list(node.inputs)
-    for i in range(len(inputs[: node.op.operands])):
-        if inputs[i] in draft.constants:
-            shared = quants[node.output] if node.op.name in SHARING else None
-            inputs[i] = _operand(draft, inputs[i], shared, law)
-    draft.update(node, inputs=tuple(inputs))
+def _summed(draft: Draft, node: Node) -> Node:
+    """Return the node, as a sum of one operand where rule 8 says so."""
+    limits = interval(node)
+    types = [draft.values[name].type for name in (node.inputs[0], node.output)]
+    if limits is None or all(kind.dtype == "int8" for kind in types):
+        return node
+    return draft.update(node, op=Sum(limits, (1,)))
 
 
-def _operand(draft: Draft, name: str, shared: Quant | None, law: Arithmetic) -> str:
-    array = draft.constants[name]
-    quant = shared or activation_quant(
-        min(0.0, float(array.min())), max(0.0, float(array.max())), law.power_of_two_scales
-    )
-    new = draft.add_constant(f"{name}.int8", quant.quantize(array))
-    draft.values[new] = replace(draft.values[new], type=TensorType(array.shape, "int8", quant))
+def _fitted(draft: Draft, node: Node, quants: _Quants) -> Node:
+    """Return the node between copies of another width where it does not allow a tensor's own (rule 7)."""
+    names = list(node.inputs[: node.op.operands])
+    *taken, made = node.op.widths(len(names))
+    for i, allowed in enumerate(taken):
+        if names[i] not in quants.roots:
+            continue
+        allowed = quants.allowed(node, names[i], allowed)
+        if quants.of(names[i]).bits not in allowed:
+            names[i] = _copy(draft, node, names[i], quants.of(names[i], allowed[0]))
+    output = node.output
+    if quants.of(output).bits not in made:
+        source = _typed(replace(draft.values[output], origin=None), quants.of(output, made[0]))
+        source = replace(source, name=draft.fresh(f"{output}.{source.type.dtype}"))
+        draft.values[source.name] = source
+        draft.add_node(f"{node.name}.width", Sum(signs=(1,)), [source.name], draft.values[output])
+        output = source.name
+    return draft.update(node, inputs=(*names, *node.inputs[len(names) :]), output=output)
+
+
+def _copy(draft: Draft, node: Node, name: str, quant: Quant) -> str:
+    """Return a copy of a value in another quantization; readers of the same value share it."""
+    new = f"{name}.{quant.dtype}"
+    if new not in draft.values:
+        value = _typed(replace(draft.values[name], name=new, origin=None), quant)
+        draft.add_node(f"{node.name}.width", Sum(signs=(1,)), [name], value)
     return new
 
 
-def _layer(draft: Draft, node: Node, quant: Quant, law: Arithmetic) -> None:
-    weight, bias = (draft.constants[node.inputs[i]].astype(np.float64) for i in (WEIGHT, BIAS))
-    if len(node.inputs) > SCALE:  # an encoding pass has chosen integers and scales already
-        scale, integer = draft.constants[node.inputs[SCALE]], draft.constants[node.inputs[WEIGHT]]
+# -- constants -----------------------------------------------------------------------------------------------------
+
+
+def _constants(draft: Draft, node: Node, law: Arithmetic) -> None:
+    """Quantize the constant inputs of one node."""
+    if isinstance(node.op, Conv | Dense):
+        return _layer(draft, node, draft.values[node.inputs[INPUT]].type.quant, law)
+    if isinstance(node.op, Recurrent):
+        return _layer(draft, _initial(draft, node), draft.values[node.output].type.quant, law)
+    inputs = list(node.inputs)
+    widths = node.op.widths(len(inputs[: node.op.operands]))
+    for i in range(len(inputs[: node.op.operands])):
+        if inputs[i] in draft.constants:
+            inputs[i] = _operand(draft, node, inputs[i], widths[i], law)
+    draft.update(node, inputs=tuple(inputs))
+
+
+def _operand(draft: Draft, node: Node, name: str, allowed: tuple[int, ...], law: Arithmetic) -> str:
+    """Quantize a constant: as the result if they share, else over its own range, in the result's bits if allowed."""
+    array, quant = draft.constants[name], draft.values[node.output].type.quant
+    assert quant is not None
+    if node.op.name not in SHARING:
+        low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
+        bits = quant.bits if quant.bits in allowed else allowed[0]
+        quant = activation_quant(low, high, law.power_of_two_scales, bits)
+    new = draft.add_constant(f"{name}.{quant.dtype}", quant.quantize(array))
+    draft.values[new] = _typed(draft.values[new], quant)
+    return new
+
+
+def _initial(draft: Draft, node: Node) -> Node:
+    """Quantize the constant initial states of a recurrent layer as the states themselves."""
+    quants = dict(node.op.pins(node))
+    for source, result in node.op.ties(node):
+        kind = draft.values[result].type.quant
+        quants |= {source: kind} if kind is not None else {}
+    inputs = list(node.inputs)
+    for i, name in enumerate(inputs[: node.op.operands]):
+        if name in draft.constants:
+            inputs[i] = draft.add_constant(f"{name}.{quants[name].dtype}", quants[name].quantize(draft.constants[name]))
+            draft.values[inputs[i]] = _typed(draft.values[inputs[i]], quants[name])
+    return draft.update(node, inputs=tuple(inputs))
+
+
+def _layer(draft: Draft, node: Node, quant: Quant | None, law: Arithmetic) -> None:
+    """Quantize weights and bias of a layer, which stand behind its operands, for an input of `quant`."""
+    assert quant is not None
+    operands, layer = node.inputs[: node.op.operands], node.inputs[node.op.operands :]
+    weight, bias = (draft.constants[name].astype(np.float64) for name in layer[:2])
+    if len(layer) > 2:  # an encoding pass has chosen integers and scales already
+        scale, integer = draft.constants[layer[2]], draft.constants[layer[0]]
     else:
         scale = weight_scales(weight, bias, quant.scale, law)
         integer = int8_weights(weight, scale)
     steps = np.rint(bias / (scale.astype(np.float64) * quant.scale)).astype(np.int64)
     _prove(node, integer, steps, quant, law)
     names = (
-        draft.add_constant(f"{node.inputs[WEIGHT]}.int8", integer),
-        draft.add_constant(f"{node.inputs[BIAS]}.int32", steps.astype(np.int32)),
-        draft.add_constant(f"{node.inputs[WEIGHT]}.scale", scale),
+        draft.add_constant(f"{layer[0]}.int8", integer),
+        draft.add_constant(f"{layer[1]}.int32", steps.astype(np.int32)),
+        draft.add_constant(f"{layer[0]}.scale", scale),
     )
-    draft.update(node, inputs=(node.inputs[INPUT], *names))
+    draft.update(node, inputs=(*operands, *names))
 
 
 def int8_weights(weight: Array, scale: Array) -> Array:
@@ -210,12 +428,13 @@ def weight_scales(weight: Array, bias: Array, input_scale: float, law: Arithmeti
 
 
 def _prove(node: Node, weight: Array, bias: Array, quant: Quant, law: Arithmetic) -> None:
-    """Prove that the sum of every output channel fits 32 bits, whatever the input."""
-    reach = max(-128 - quant.zero_point, 127 - quant.zero_point, key=abs)
+    """Prove that the sum of every output channel fits 32 bits (40 over int16), whatever the input."""
+    reach = max(quant.low - quant.zero_point, quant.high - quant.zero_point, key=abs)
+    bits = 32 + WIDE_BITS if quant.bits == 16 else 32
     worst = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1) * abs(reach) + np.abs(bias)
-    if worst.max() >= 2**31:
+    if worst.max() >= 2 ** (bits - 1):
         channel = int(worst.argmax())
         raise ModelError(
             f"node {node.name!r}: the sum of output channel {channel} can reach {int(worst.max()):,}, "
-            f"outside 32 bits; split the layer along its inputs"
+            f"outside {bits} bits; split the layer along its inputs"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nnac
-from nnac import compiler, isa, report
+from nnac import compiler, report
 from nnac.compare import Comparison, Row
 from nnac.program import Program, dumps
 from nnac.stream import encode

@@ -25,6 +25,7 @@ from nnac.numerics import GATE_BITS, INT16_HIGH, UNIT_BITS, encode_ratio
 from nnac.ops import exact
 from nnac.ops.activation import FUNCTIONS, Activation
 from nnac.ops.base import (
+    EITHER,
     Block,
     Bound,
     Constraint,
@@ -130,6 +131,13 @@ class Recurrent(Op):
 
     def pins(self, node: Node) -> dict[str, Quant]:
         return {node.inputs[0]: GATES}
+
+    def hidden_ties(self, node: Node) -> tuple[tuple[str, str], ...]:
+        """Return the pair of initial and resulting hidden values, where they share a quantization."""
+        return tuple(pair for pair in self.ties(node) if node.output in pair)
+
+    def widths(self, operands: int) -> tuple[tuple[int, ...], ...]:
+        return ((16,), *(EITHER,) * operands)
 
     def rows(self, bound: Bound) -> tuple[int, int]:
         return bound.output.shape[0], bound.output.shape[0]
