@@ -68,7 +68,7 @@ def quantize(
     Raises:
         ModelError: a tensor has no range or is not known, or scales lie too far apart for the machine's multipliers.
     """
-    graph = _apart(_spare_narrow(graph, ranges), activations)
+    graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
     quants = _quants(graph, ranges, law, activations)
     draft = graph.draft()
     for name in quants.roots:
@@ -99,10 +99,15 @@ def _spare_narrow(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
     return draft.freeze()
 
 
-def _apart(graph: Graph, activations: str | Collection[str]) -> Graph:
-    """Return the graph with hidden values requantized where they meet what is int16 for another reason (rule 10)."""
+def _apart(
+    graph: Graph, ranges: Mapping[str, Range], activations: str | Collection[str]
+) -> tuple[Graph, Mapping[str, Range]]:
+    """Return the graph with hidden values requantized where they meet what is int16 for another reason (rule 10).
+
+    The ranges of the values that this makes come along.
+    """
     if activations == "int16":
-        return graph
+        return graph, ranges
     draft, group = graph.draft(), _groups(graph, hidden=False)
     forced = {group[name] for name in _forced(graph) if name in group}
     for node in graph.nodes:
@@ -117,7 +122,8 @@ def _apart(graph: Graph, activations: str | Collection[str]) -> Graph:
             draft.add_node(f"{node.name}.shown", Sum(signs=(1,)), [made.name], graph.values[node.output])
             draft.values[made.name] = made
             draft.update(draft.nodes[node.name], output=made.name)
-    return draft.freeze()
+            ranges = {**ranges, made.name: ranges[node.output]}
+    return draft.freeze(), ranges
 
 
 def _forced(graph: Graph) -> Iterator[str]:
@@ -378,15 +384,12 @@ def _operand(draft: Draft, node: Node, name: str, allowed: tuple[int, ...], law:
 
 def _initial(draft: Draft, node: Node) -> Node:
     """Quantize the constant initial states of a recurrent layer as the states themselves."""
-    quants = dict(node.op.pins(node))
-    for source, result in node.op.ties(node):
-        kind = draft.values[result].type.quant
-        quants |= {source: kind} if kind is not None else {}
     inputs = list(node.inputs)
     for i, name in enumerate(inputs[: node.op.operands]):
         if name in draft.constants:
-            inputs[i] = draft.add_constant(f"{name}.{quants[name].dtype}", quants[name].quantize(draft.constants[name]))
-            draft.values[inputs[i]] = _typed(draft.values[inputs[i]], quants[name])
+            quant = node.op.pins(node).get(name) or draft.values[node.outputs[i - 1]].type.quant
+            inputs[i] = draft.add_constant(f"{name}.{quant.dtype}", quant.quantize(draft.constants[name]))
+            draft.values[inputs[i]] = _typed(draft.values[inputs[i]], quant)
     return draft.update(node, inputs=tuple(inputs))
 
 

@@ -390,7 +390,7 @@ class Lstm(Recurrent):
         return (node.inputs[1], node.output), (node.inputs[2], node.more[0])
 
     def stepped(self, node: Node) -> tuple[str, ...]:
-        return (node.inputs[2],)
+        return node.inputs[2], node.more[0]
 
     def _cell_bits(self, bound: Bound) -> int:
         return -round(log2(bound.input_quant(2).scale))
