@@ -5,7 +5,7 @@ Bounds as in `nnac.ops.exact`: products of magnitude up to 2**62, shifts 0..62.
 
 import numpy as np
 
-from nnac.kernels.jit import Int8, Int32, Int64, Integer, inner
+from nnac.kernels.jit import Int8, Int16, Int32, Int64, Integer, inner
 
 Accumulator = tuple[int, int]
 """Its bits, and whether it wraps."""
@@ -73,6 +73,14 @@ def scale_twice(acc: Integer, multiplier: Integer, shift: Integer) -> Integer:
     shifted = saturate(np.int64(acc) << max(31 - shift, 0), -(1 << 31), (1 << 31) - 1)
     doubled = (shifted * multiplier + (1 << 30)) >> 31
     return round_shift(doubled, max(shift - 31, 0), TFLITE)
+
+
+@inner
+def interpolate(x: Integer, table: Int16, rounding: Integer) -> Integer:
+    """`numerics.interpolate` of an int16 value: between two int16 knots, so that nothing saturates."""
+    offset = np.int64(x) + (1 << 15)
+    index, fraction = offset >> 7, offset & 127
+    return round_shift(table[index] * (128 - fraction) + table[index + 1] * fraction, 7, rounding)
 
 
 @inner

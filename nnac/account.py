@@ -16,6 +16,7 @@ from nnac import isa
 from nnac.isa import PACKERS, Load
 from nnac.packers import entropy_bits, unpack
 from nnac.program import Program
+from nnac.stream import encode
 from nnac.types import Array
 
 
@@ -113,7 +114,7 @@ def blob_account(program: Program, rows: Sequence[WeightRow], blob_bytes: int) -
     """Return where the bytes of the program's file are."""
     weights, tables = sum(row.stripe_bytes for row in rows), sum(row.table_bytes for row in rows)
     sizes = _constant_bytes(program)
-    stream, constants = len(isa.encode(program.instructions)), int(program.constants.size)
+    stream, constants = len(encode(program.instructions, program.loops)), int(program.constants.size)
     raw, channels = sum(row.raw_bytes for row in rows), sum(row.shape[0] for row in rows)
     return BlobBytes(
         blob_bytes,
@@ -236,6 +237,8 @@ def _constant_bytes(program: Program) -> dict[str, int]:
                 found["params"][present[i.params].source] = present[i.params].source_bytes
             case isa.Lookup() | isa.Softmax() if i.table in present:
                 found["functions"][present[i.table].source] = present[i.table].source_bytes
+            case isa.Lstm() | isa.Gru() if i.tables in present:
+                found["functions"][present[i.tables].source] = present[i.tables].source_bytes
             case _:
                 pass
     return {what: sum(sizes.values()) for what, sizes in found.items()}

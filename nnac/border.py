@@ -12,9 +12,14 @@ from nnac.types import Array
 
 
 def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return integer arrays in device layout by tensor name, for arrays by ONNX input name."""
-    tensors = {t.onnx_name: t for t in map(program.tensor, program.inputs)}
-    problems = [f"input {name!r} is missing" for name in tensors if name not in inputs]
+    """Return integers in device layout by tensor name, for arrays by ONNX input name; states may be left out.
+
+    Raises:
+        ModelError: all that does not fit.
+    """
+    tensors, states = {t.onnx_name: t for t in map(program.tensor, program.inputs)}, dict(program.states)
+    missing = [name for name, t in tensors.items() if name not in inputs and t.name not in states]
+    problems = [f"input {name!r} is missing" for name in missing]
     problems += [
         f"input {name!r} is unknown; the model has {', '.join(map(repr, tensors))}"
         for name in inputs
@@ -23,7 +28,7 @@ def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]
     arrays = {name: np.asarray(array) for name, array in inputs.items()}
     problems += [p for name, t in tensors.items() if name in arrays for p in _problems(name, t, arrays[name])]
     raise_all(ModelError, "the inputs do not fit the model:", problems)
-    return {t.name: _to_device(t, arrays[name]) for name, t in tensors.items()}
+    return {t.name: _to_device(t, arrays[name]) for name, t in tensors.items() if name in arrays}
 
 
 def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nnac.errors import ModelError, one_line, raise_all
 from nnac.floatmodel import FloatModel
-from nnac.types import Array
+from nnac.types import Array, First
 
 METHODS = ("minmax", "percentile", "mse")
 
@@ -63,6 +63,8 @@ def calibrate(
     method: str = "minmax",
     progress: Callable[[int], None] | None = None,
     percentile: float = 99.99,
+    states: Mapping[str, str] | None = None,
+    derive: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None,
 ) -> dict[str, Range]:
     """Run the float model on the samples and return the range of each named float tensor.
 
@@ -74,6 +76,8 @@ def calibrate(
             mse takes the ends that minimise the expected squared error of the int8 asymmetric quantizer.
         progress: called with the number of samples done, after each.
         percentile: for that method alone, in (50, 100]; within one bin (1/128), never cutting more than it says.
+        states: as for `FloatModel`; the samples are steps of sequences then.
+        derive: returns more tensors, under names of their own, from those of one run; their ranges come too.
 
     Raises:
         ModelError: unknown method or tensor, no samples, a sample that does not fit the model, a value that is not
@@ -83,13 +87,19 @@ def calibrate(
         raise ModelError(f"calibration method {method!r} is unknown, choose one of {', '.join(METHODS)}")
     if not 50 < percentile <= 100:
         raise ModelError(f"calibration percentile is {percentile}, expected more than 50, at most 100")
-    runner = FloatModel(model, tensors)
-    wanted = {name: _Extremes() if method == "minmax" else _Histogram() for name in tensors}
+    runner = FloatModel(model, tensors, states)
+    fresh = _Extremes if method == "minmax" else _Histogram
+    wanted: dict[str, _Extremes] = {name: fresh() for name in tensors}
     seen: dict[str, _Extremes] = {}
     done = 0
     for done, sample in enumerate(samples, 1):
         try:
-            seen.update(_collect(wanted, runner.run(sample)))
+            values = runner.run(sample)
+            if derive is not None:
+                more = derive(values)
+                wanted |= {name: fresh() for name in more if name not in wanted}
+                values |= more
+            seen.update(_collect(wanted, values))
         except ModelError as error:
             raise ModelError(f"calibration sample {done}: {error}") from error
         if progress is not None:
@@ -286,8 +296,9 @@ class _RandomSamples:
 
     def __iter__(self) -> Iterator[Sample]:
         draw = np.random.default_rng(self.seed)
-        for _ in range(self.count):
-            yield {name: draw.standard_normal(shape, np.float32) for name, shape in self.inputs.items()}
+        for number in range(self.count):
+            sample = {name: draw.standard_normal(shape, np.float32) for name, shape in self.inputs.items()}
+            yield sample if number else First(sample)
 
 
 class _GivenSamples:
@@ -304,7 +315,8 @@ class _GivenSamples:
 
     def __iter__(self) -> Iterator[Sample]:
         for number, sample in enumerate(self._source, 1):
-            yield self._fitted(f"calibration sample {number}", sample)
+            fitted = self._fitted(f"calibration sample {number}", sample)
+            yield First(fitted) if number == 1 or isinstance(sample, First) else fitted
 
     def _fitted(self, where: str, sample: Mapping[str, Array]) -> Sample:
         if not isinstance(sample, Mapping):
@@ -318,7 +330,7 @@ class _GivenSamples:
 
 
 class _FileSamples:
-    """The samples of .npz files, one file after the other, one sample in memory at a time."""
+    """The samples of .npz files, one file after the other, one sample in memory at a time; a file is a sequence."""
 
     __slots__ = ("_files", "_inputs", "_length")
 
@@ -339,8 +351,10 @@ class _FileSamples:
         for file in self._files:
             with ExitStack() as stack:
                 columns = _columns(stack, file, self._inputs)
-                for arrays in zip(*(column.rows() for column in columns), strict=True):
-                    yield dict(zip(self._inputs, arrays, strict=True))
+                rows = zip(*(column.rows() for column in columns), strict=True)
+                for number, arrays in enumerate(rows):
+                    sample = dict(zip(self._inputs, arrays, strict=True))
+                    yield sample if number else First(sample)
 
 
 # .npz files

@@ -20,7 +20,7 @@ from nnac.emulator import Emulator
 from nnac.errors import ModelError
 from nnac.floatmodel import FloatModel
 from nnac.program import Layer, Program, Tensor
-from nnac.types import Array
+from nnac.types import Array, First
 
 if TYPE_CHECKING:
     import onnx
@@ -128,10 +128,10 @@ def compare(
         ModelError: the model is not the one that the program was compiled from, or there are no samples.
     """
     tensors = _comparable(program)
-    twin = _twin(model, tensors)
-    emulator, tallies, done = Emulator(program), {t.name: _Tally() for t in tensors}, 0
+    twin = _twin(model, program, tensors)
+    pair, tallies, done = (Emulator(program), Emulator(program)), {t.name: _Tally() for t in tensors}, 0
     for done, sample in enumerate(samples, 1):
-        _one(emulator, twin, tensors, sample, tallies)
+        _one(pair, twin, tensors, sample, tallies)
         if progress is not None:
             progress("comparing", done, count(samples))
     if not done:
@@ -155,20 +155,28 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return tensor.space, tensor.address, tensor.ready, tensor.pieces
 
 
-def _twin(model: onnx.ModelProto, tensors: list[Tensor]) -> FloatModel:
+def _twin(model: onnx.ModelProto, program: Program, tensors: list[Tensor]) -> FloatModel:
+    states = {program.tensor(source).onnx_name: program.tensor(result).onnx_name for source, result in program.states}
     try:
-        return FloatModel(model, [t.onnx_name for t in tensors])
+        return FloatModel(model, [t.onnx_name for t in tensors], states)
     except ModelError as error:
         raise ModelError(f"the model does not belong to the program: {error}") from None
 
 
 def _one(
-    emulator: Emulator, twin: FloatModel, tensors: list[Tensor], sample: Mapping[str, Array], tallies: dict[str, _Tally]
+    pair: tuple[Emulator, Emulator],
+    twin: FloatModel,
+    tensors: list[Tensor],
+    sample: Mapping[str, Array],
+    tallies: dict[str, _Tally],
 ) -> None:
-    program = emulator.program
+    """Add one sample; the first emulator keeps its own states, the second takes the float model's."""
+    program = pair[0].program
     truth, inputs = twin.run(sample), quantized(program, sample)
-    found = emulator.trace(inputs)
-    alone = emulator.trace(inputs, _truths(program, truth))
+    if isinstance(sample, First):
+        pair[0].clear_states()
+    found = pair[0].trace(inputs)
+    alone = pair[1].trace(inputs, _truths(program, truth))
     for tensor in tensors:
         tallies[tensor.name].add(tensor, truth[tensor.onnx_name], found[tensor.name], alone[tensor.name])
 

@@ -6,9 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nnac.border import present, quantized
-from nnac.emulator import Emulator
 from nnac.program import Program, dumps, write_file
+from nnac.session import Session
 from nnac.timing import Timeline, simulate
 from nnac.types import Array
 
@@ -18,10 +17,10 @@ class CompiledModel:
     """A program with real-valued inputs and outputs under their ONNX names and shapes."""
 
     program: Program
-    _emulator: Emulator | None = field(default=None, repr=False)
+    _session: Session | None = field(default=None, repr=False)
 
     def run(self, inputs: Mapping[str, Array], raw: bool = False) -> dict[str, Array]:
-        """Run one inference on the emulator.
+        """Run one inference on the emulator; states that are not given are zero (`session` keeps them).
 
         Args:
             inputs: one array per model input, of its ONNX shape: reals (quantized half to even, saturated), or
@@ -31,10 +30,14 @@ class CompiledModel:
         Raises:
             ModelError: an input is missing, unknown, has another shape or dtype, or is not finite.
         """
-        if self._emulator is None:
-            self._emulator = Emulator(self.program)
-        outputs = self._emulator.run(quantized(self.program, inputs))
-        return {t.onnx_name: present(t, outputs[t.name], raw) for t in map(self.program.tensor, self.program.outputs)}
+        if self._session is None:
+            self._session = self.session()
+        self._session.reset()
+        return self._session.step(inputs, raw)
+
+    def session(self) -> Session:
+        """Return a new session, in which states live on from step to step."""
+        return Session(self.program)
 
     def simulate(self) -> Timeline:
         """Return the timeline of one inference."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError
 from nnac.frontend import import_graph, prepare
-from nnac.graph import Graph
+from nnac.graph import Graph, onnx_states
+from nnac.innerstates import inner_states
 from nnac.isa import Space
 from nnac.moments import second_moments
-from nnac.ops import Conv, Dense
+from nnac.ops import Conv, Dense, Recurrent
 from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
@@ -80,6 +82,7 @@ def compile(
     *,
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    states: Mapping[str, str] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     activations: str | Iterable[str] = "int8",
     check: bool = False,
@@ -95,6 +98,9 @@ def compile(
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
+        states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
+            left out. A model with states is calibrated along sequences: consecutive samples of a file, or of the
+            iterable, are consecutive steps; the samples hold the other inputs only.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
             operator has in int16 only).
@@ -109,7 +115,7 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
-    prepared, graph, samples = _open(model, calibration, method, shapes)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states)
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
@@ -129,7 +135,11 @@ def measured_graph(
 
 
 def _open(
-    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None
+    model: Any,
+    calibration: Any,
+    method: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
     """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
@@ -140,16 +150,16 @@ def _open(
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes)
-    graph = float_graph(prepared)
+    graph = float_graph(prepared, states)
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
     samples = random_samples(inputs) if random else load_samples(calibration, inputs)
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
-def float_graph(prepared: onnx.ModelProto) -> Graph:
+def float_graph(prepared: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
     """Return the float graph of a prepared model after the float passes."""
-    graph = stages.check(import_graph(prepared), stages.FLOAT)
+    graph = stages.check(import_graph(prepared, states), stages.FLOAT)
     for step in (layout, fold, fuse):
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
@@ -259,16 +269,17 @@ def _calibrate(
             progress("calibrating", done, total)
 
     names = sorted({v.origin.name for v in graph.values.values() if v.origin})
-    ranges = calibrate(prepared, samples, names, method, step)
+    inner = partial(inner_states, graph) if any(isinstance(node.op, Recurrent) for node in graph.nodes) else None
+    ranges = calibrate(prepared, samples, names, method, step, states=onnx_states(graph), derive=inner)
     if isinstance(source, str) and source == RANDOM:
         return ranges, RANDOM
     return ranges, f"{method}, {seen[0]} samples"
 
 
 def input_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """Return the ONNX shape of every graph input."""
+    """Return the ONNX shape of every graph input that is no state."""
     shapes = {}
-    for name in graph.inputs:
+    for name in (name for name in graph.inputs if name not in dict(graph.states)):
         value = graph.values[name]
         assert value.origin is not None
         shapes[value.origin.name] = value.origin.onnx_shape(value.shape)

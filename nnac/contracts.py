@@ -14,6 +14,7 @@ import numpy as np
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Space
+from nnac.numerics import UNIT_BITS
 
 SHIFT_MAX = 62
 PRODUCT_MAX = 1 << 62
@@ -145,6 +146,35 @@ MIXED = Rule(
     "bits zeros sources strides",
 )
 NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
+
+PEEPHOLE_SHIFT_MAX = 30
+
+
+def _even(*names: str) -> Rule:
+    return Rule(
+        lambda i: all(getattr(i, n) % 2 == 0 for n in names), "int16 data lie at even addresses", " ".join(names)
+    )
+
+
+def _apart(i: isa.Lstm | isa.Gru) -> bool:
+    """Tell that the new state and the hidden values share no bytes."""
+    writes = i.writes()
+    return len(writes) == 1 or writes[0].end <= writes[1].start or writes[1].end <= writes[0].start
+
+
+CELL = (
+    _positive("batch", "hidden", "clip"),
+    SCALED,
+    Rule(lambda i: i.out_bits in (8, 16), "hidden values have 8 or 16 bits", "out_bits"),
+    Rule(
+        lambda i: -128 <= i.out_zero <= 127 if i.out_bits == 8 else i.out_zero == 0,
+        "the zero point fits int8; it is 0 for int16",
+        "out_zero out_bits",
+    ),
+    _even("gates", "recurrent", "tables"),
+    Rule(lambda i: i.out_bits == 8 or i.target % 2 == 0, "an int16 target lies at an even address", "target"),
+)
+"""What all cell updates keep; multipliers under 2**31 times Q1.30 stay within 2**61."""
 
 RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Load: (
@@ -309,6 +339,24 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         SCALED,
         Rule(lambda i: i.table % 4 == 0, "the table is aligned to 4 bytes", "table"),
     ),
+    isa.Lstm: (
+        *CELL,
+        _even("cell", "cell_out"),
+        Rule(lambda i: i.cell_bits <= UNIT_BITS, f"a cell has at most {UNIT_BITS} fractional bits", "cell_bits"),
+        Rule(
+            lambda i: i.peephole_shift <= PEEPHOLE_SHIFT_MAX,
+            f"the peepholes' shift is at most {PEEPHOLE_SHIFT_MAX}",
+            "peephole_shift",
+        ),
+        Rule(lambda i: i.coupled in (0, 1) and i.peepholes in (0, 1), "these are 0 or 1", "coupled peepholes"),
+        Rule(_apart, "cell_out and target share no bytes", "cell_out target"),
+    ),
+    isa.Gru: (
+        *CELL,
+        _even("state", "state_out"),
+        Rule(lambda i: i.phase <= isa.FINISH, "the phase is 0 (whole), 1 (reset) or 2 (finish)", "phase"),
+        Rule(_apart, "state_out and target share no bytes", "state_out target"),
+    ),
 }
 """Contracts by instruction; of a kind's rules each may rely on those before it."""
 
@@ -361,6 +409,8 @@ def work_of(i: AnyInstruction) -> int:
             return i.count
         case isa.Softmax():
             return 3 * i.rows * i.length
+        case isa.Lstm() | isa.Gru():
+            return 8 * i.units
         case _:
             assert_never(i)
 

@@ -14,6 +14,7 @@ from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program, Tensor
 
 POOLS = {0: "max", 1: "average"}
+PHASES = {isa.WHOLE: "whole", isa.RESET: "reset", isa.FINISH: "finish"}
 
 
 def disassemble(program: Program) -> Iterator[str]:
@@ -92,6 +93,10 @@ def operands(i: AnyInstruction) -> str:
                 f"{_wide(i.in_bits)}, table {_buffer(i.table)}, "
                 f"{_scaled(i.multiplier, i.shift)}, zero {i.out_zero}"
             )
+        case isa.Lstm():
+            return _lstm(i)
+        case isa.Gru():
+            return _gru(i)
         case _:
             assert_never(i)
 
@@ -150,6 +155,26 @@ def _nest(i: isa.Sum | isa.Mul, multipliers: Sequence[int] = ()) -> str:
         factor = f" times {multipliers[n]}" if multipliers else ""
         terms.append(f"{_sram(source)}({_list(i.operand_strides(n))}){_wide(i.bits[n])} zero {zero}{factor}")
     return f"{_sram(i.target)} {_sides(i.shape)}{_wide(i.out_bits)} <- {', '.join(terms)}"
+
+
+def _lstm(i: isa.Lstm) -> str:
+    peepholes = f", peepholes shift {i.peephole_shift}" if i.peepholes else ""
+    state = f"cell {_sram(i.cell_out)} <- {_sram(i.cell)} bits {i.cell_bits}"
+    return f"{_cell(i, state)}{peepholes}{', coupled' if i.coupled else ''}"
+
+
+def _gru(i: isa.Gru) -> str:
+    new = "" if i.phase == isa.RESET else f"{_sram(i.state_out)} <- "
+    return f"{PHASES[i.phase]} {_cell(i, f'state {new}{_sram(i.state)}')}"
+
+
+def _cell(i: isa.Lstm | isa.Gru, state: str) -> str:
+    """Return what the updates of all recurrent cells have."""
+    return (
+        f"{_sram(i.target)} int{i.out_bits} {_sides((i.batch, i.hidden))} <- gates {_sram(i.gates)} "
+        f"recurrent {_sram(i.recurrent)}, {state}, tables {_buffer(i.tables)}, clip {i.clip}, "
+        f"{_scaled(i.multiplier, i.shift)}, zero {i.out_zero}"
+    )
 
 
 def _result(zero: int, low: int, high: int) -> str:

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Space
-from nnac.numerics import WIDE_BITS, Rounding
+from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
 from nnac.types import DTYPES, Array
 
@@ -100,6 +100,13 @@ class Emulator:
         raw = self.memory[tensor.space][tensor.address : tensor.address + tensor.type.nbytes]
         return raw.view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape).copy()
 
+    def clear_states(self) -> None:
+        """Set all states to real zero."""
+        for tensor in (self.program.tensor(source) for source, _ in self.program.states):
+            quant = tensor.type.quant
+            assert quant is not None
+            self.write(tensor, np.full(tensor.type.shape, quant.zero_point, tensor.type.dtype))
+
     def write(self, tensor: Tensor, array: Array) -> None:
         """Put a tensor into its home."""
         raw = _raw(array)
@@ -129,6 +136,10 @@ class Emulator:
                 self._lookup(instruction)
             case isa.Softmax():
                 self._softmax(instruction)
+            case isa.Lstm():
+                self._lstm(instruction)
+            case isa.Gru():
+                self._gru(instruction)
             case _:
                 assert_never(instruction)
 
@@ -354,6 +365,59 @@ class Emulator:
                 half - 1,
                 self.mode,
             )
+
+    def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
+        return self.memory[space][address : address + 2 * rows * columns].view(np.int16).reshape(rows, columns)
+
+    def _lstm(self, i: isa.Lstm) -> None:
+        from nnac.kernels.cells import lstm_cell
+
+        behind = i.tables + 6 * INTERPOLATION_ENTRIES
+        peepholes = (
+            self._shorts(Space.WEIGHTS, behind, 3, i.hidden) if i.peepholes else np.zeros((3, i.hidden), np.int16)
+        )
+        hidden = np.empty((i.batch, i.hidden), np.int16)
+        lstm_cell(
+            self._shorts(Space.SRAM, i.gates, i.batch, 4 * i.hidden),
+            self._shorts(Space.SRAM, i.recurrent, i.batch, 4 * i.hidden),
+            self._shorts(Space.SRAM, i.cell, i.batch, i.hidden),
+            self._shorts(Space.WEIGHTS, i.tables, 3, INTERPOLATION_ENTRIES),
+            peepholes,
+            self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden),
+            hidden,
+            i.cell_bits,
+            i.coupled,
+            i.peephole_shift,
+            *self._cell_law(i),
+        )
+        self._put_hidden(i, hidden)
+
+    def _gru(self, i: isa.Gru) -> None:
+        from nnac.kernels.cells import gru_cell, gru_reset
+
+        hidden = np.empty((i.batch, i.hidden), np.int16)
+        operands = (
+            self._shorts(Space.SRAM, i.gates, i.batch, 3 * i.hidden),
+            self._shorts(Space.SRAM, i.recurrent, i.batch, 3 * i.hidden),
+            self._shorts(Space.SRAM, i.state, i.batch, i.hidden),
+            self._shorts(Space.WEIGHTS, i.tables, 2, INTERPOLATION_ENTRIES),
+        )
+        if i.phase == isa.RESET:
+            gru_reset(*operands, hidden, *self._cell_law(i))
+        else:
+            new = self._shorts(Space.SRAM, i.state_out, i.batch, i.hidden)
+            gru_cell(*operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
+        self._put_hidden(i, hidden)
+
+    def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
+        """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
+        half = 1 << (i.out_bits - 1)
+        return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
+
+    def _put_hidden(self, i: isa.Cell, hidden: Array) -> None:
+        """Write hidden values, which are within their width."""
+        raw = _raw(hidden.astype(np.int8) if i.out_bits == 8 else hidden)
+        self.memory[Space.SRAM][i.target : i.target + raw.size] = raw
 
 
 def _operand(x: Array, wide: bool) -> Array:

@@ -10,7 +10,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from nnac.errors import ModelError, one_line, raise_all
-from nnac.types import Array
+from nnac.types import Array, First
 
 MAX_IR_VERSION = 13  # onnx 1.23 writes 14, onnxruntime 1.31 reads up to 13
 _LOG_FATAL = 4  # lower levels print each error a second time, with the model's raw node names, on stderr
@@ -26,14 +26,18 @@ class FloatModel:
         model: an ONNX model with its weights inside (external data already loaded).
         tensors: names of graph inputs, initializers or node outputs to return besides the graph outputs; each name
             once, in this order after the graph outputs; None for the graph outputs alone.
+        states: graph inputs by name, and the graph output that becomes each in the next run. Left out of the inputs,
+            they start from zeros, with the first run and with every `First`.
 
     Raises:
         ModelError: a tensor name does not exist, the weights are outside the file, or onnxruntime refuses the model.
     """
 
-    __slots__ = ("_names", "_optional", "_session", "_specs")
+    __slots__ = ("_kept", "_names", "_optional", "_session", "_specs", "_states")
 
-    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, tensors: Sequence[str] | None = None, states: Mapping[str, str] | None = None
+    ) -> None:
         if any(uses_external_data(tensor) for tensor in _tensors_of(model)):
             raise ModelError("the model's weights are in external files: load them (onnx.load does) before running it")
         wanted = list(dict.fromkeys(tensors or ()))
@@ -42,6 +46,7 @@ class FloatModel:
         self._specs = {info.name: info for info in model.graph.input}
         self._names = list(dict.fromkeys([*(info.name for info in model.graph.output), *wanted]))
         self._session = _start(_exposing(model, self._names))
+        self._states, self._kept = dict(states or {}), dict[str, Array]()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return name -> array for the graph outputs, then the named tensors.
@@ -54,7 +59,9 @@ class FloatModel:
             ModelError: an input is missing, unknown, of another shape or dtype, or not finite (all problems at once),
                 or onnxruntime fails.
         """
-        feeds = self._feeds(inputs)
+        if isinstance(inputs, First) or not self._kept:
+            self._kept = {name: _zeros(self._specs[name]) for name in self._states}
+        feeds = self._feeds({**self._kept, **inputs})
         try:
             values = self._session.run(self._names, feeds)
         except Exception as error:
@@ -62,6 +69,7 @@ class FloatModel:
         found = dict(zip(self._names, values, strict=True))
         odd = [f"{name!r} is a {type(value).__name__}" for name, value in found.items() if not _is_array(value)]
         raise_all(ModelError, "only tensors can be read:", odd)
+        self._kept = {source: found[result] for source, result in self._states.items()}
         return found
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -78,6 +86,12 @@ class FloatModel:
                 problems.append(f"input {name!r}: {error}")
         raise_all(ModelError, "the inputs do not fit the model:", problems)
         return feeds
+
+
+def _zeros(info: onnx.ValueInfoProto) -> Array:
+    """Return the array of zeros of a graph input with a fixed shape."""
+    kind = info.type.tensor_type
+    return np.zeros(tuple(dim.dim_value for dim in kind.shape.dim), _dtype(kind.elem_type))
 
 
 def _is_array(value: object) -> bool:

@@ -25,6 +25,8 @@ class Operator(Protocol):
 
     def infer(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]: ...
 
+    def shapes(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -77,17 +79,33 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operator at work: values in, one value out; the name is the ONNX node's."""
+    """One operator at work: values in, values out; the name is the ONNX node's.
+
+    Attributes:
+        output: the value that it makes; for an operator that makes several, the first.
+        more: the other values that it makes.
+    """
 
     name: str
     op: Any  # an Operator; Any lets passes match on concrete classes without a cast
     inputs: tuple[str, ...]
     output: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All values that it makes."""
+        return (self.output, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A network: nodes in topological order, typed values, constant arrays."""
+    """A network: nodes in topological order, typed values, constant arrays.
+
+    Attributes:
+        states: pairs (input, output) of values that a device keeps between calls: what a call writes to the output, the
+            next one finds in the input.
+    """
 
     name: str
     nodes: tuple[Node, ...]
@@ -95,6 +113,7 @@ class Graph:
     constants: Mapping[str, Array]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    states: tuple[tuple[str, str], ...] = ()
 
     def types(self, names: Iterable[str]) -> tuple[TensorType, ...]:
         """Return the types of the named values."""
@@ -109,6 +128,12 @@ class Graph:
         return Draft(self)
 
 
+def onnx_states(graph: Graph) -> dict[str, str]:
+    """Return the states by their ONNX names: input -> output."""
+    origins = [[graph.values[name].origin for name in pair] for pair in graph.states]
+    return {source.name: result.name for source, result in origins if source is not None and result is not None}
+
+
 class Draft:
     """A graph under change inside one pass; `freeze` sorts, prunes and checks it."""
 
@@ -118,10 +143,11 @@ class Draft:
         self.values: dict[str, Value] = dict(graph.values)
         self.constants: dict[str, Array] = dict(graph.constants)
         self.inputs, self.outputs = list(graph.inputs), list(graph.outputs)
+        self.states = dict(graph.states)
 
     def producers(self) -> dict[str, Node]:
         """Return the node that makes each computed value."""
-        return {node.output: node for node in self.nodes.values()}
+        return {name: node for node in self.nodes.values() for name in node.outputs}
 
     def users(self) -> dict[str, list[Node]]:
         """Return the nodes that read each value (outputs of the graph are not listed)."""
@@ -146,11 +172,12 @@ class Draft:
         self.constants[name] = array
         return name
 
-    def add_node(self, name: str, op: Operator, inputs: Sequence[str], output: Value) -> Node:
-        """Add a node with its output value; a value that stands already gets its new description."""
-        node = Node(self.fresh(name) if name in self.nodes else name, op, tuple(inputs), output.name)
+    def add_node(self, name: str, op: Operator, inputs: Sequence[str], output: Value, *more: Value) -> Node:
+        """Add a node with its output values; a value that stands already gets its new description."""
+        made = self.fresh(name) if name in self.nodes else name
+        node = Node(made, op, tuple(inputs), output.name, tuple(value.name for value in more))
         self.nodes[node.name] = node
-        self.values[output.name] = output
+        self.values |= {value.name: value for value in (output, *more)}
         return node
 
     def update(self, node: Node, **changes: Any) -> Node:
@@ -164,6 +191,7 @@ class Draft:
             if old in node.inputs:
                 self.update(node, inputs=tuple(new if name == old else name for name in node.inputs))
         self.outputs = [new if name == old else name for name in self.outputs]
+        self.states = {source: new if name == old else name for source, name in self.states.items()}
 
     def freeze(self) -> Graph:
         """Return the sorted, pruned graph.
@@ -173,7 +201,7 @@ class Draft:
         """
         nodes = sort_nodes(list(self.nodes.values()))
         live = _live(nodes, self.outputs)
-        kept = tuple(node for node in nodes if node.output in live)
+        kept = tuple(node for node in nodes if not live.isdisjoint(node.outputs))
         names = live | set(self.inputs)
         values = {name: value for name, value in self.values.items() if name in names}
         constants = {name: array for name, array in self.constants.items() if name in names}
@@ -184,12 +212,13 @@ class Draft:
             MappingProxyType(constants),
             tuple(self.inputs),
             tuple(self.outputs),
+            tuple(self.states.items()),
         )
 
 
 def sort_nodes(nodes: Sequence[Node]) -> list[Node]:
     """Return the nodes in topological order, stable with respect to the given order."""
-    made = {node.output: i for i, node in enumerate(nodes)}
+    made = {name: i for i, node in enumerate(nodes) for name in node.outputs}
     waits = [len({made[name] for name in node.inputs if name in made}) for node in nodes]
     readers: list[list[int]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):
@@ -218,6 +247,6 @@ def _drain(nodes: Sequence[Node], waits: list[int], readers: list[list[int]]) ->
 def _live(nodes: Sequence[Node], outputs: Iterable[str]) -> set[str]:
     live = set(outputs)
     for node in reversed(nodes):
-        if node.output in live:
-            live.update(node.inputs)
+        if not live.isdisjoint(node.outputs):
+            live.update((*node.inputs, *node.more, node.output))
     return live

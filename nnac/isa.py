@@ -8,20 +8,19 @@ its instructions must have finished before this one may start.
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import IntEnum
-from itertools import islice
 from typing import Any, ClassVar, NamedTuple
 
-from nnac.errors import ProgramError
+from nnac.numerics import INTERPOLATION_ENTRIES
 
 AXES = 6
 """Axes of a strided copy."""
 PACKERS = ("raw", "fixed", "bitmap", "runs", "entropy")
 """How a Load expands its bytes, by the number in `Load.packer`; `nnac.packers` says what each one means."""
+WHOLE, RESET, FINISH = range(3)
+"""Phases of a GRU's step."""
 LOOPS = 4
 """Axes of an elementwise operand."""
 
@@ -418,9 +417,97 @@ class Softmax(Instruction):
         return (_row(self.target, self.rows * self.length, self.out_bits),)
 
 
-AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Lookup | Softmax
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell(Instruction):
+    """Base of the updates of recurrent cells: one step of `hidden` units for each of `batch` rows, row-major.
+
+    Gates and their recurrent parts are int16 in Q3.12, beside each other in ONNX order; tables of 513 int16 knots lie
+    behind each other in the weight buffer. `clip` bounds the pre-activations (32767: the whole range). The target is
+    int8 or, with `out_bits` 16, int16.
+    """
+
+    gates: int = _field("u32")
+    recurrent: int = _field("u32")
+    target: int = _field("u32")
+    batch: int = _field("u32")
+    hidden: int = _field("u32")
+    tables: int = _field("u32")
+    clip: int = _field("i16")
+    multiplier: int = _field("u32")
+    shift: int = _field("u8")
+    out_zero: int = _field("i16")
+    out_bits: int = _field("u8")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    @property
+    def units(self) -> int:
+        return self.batch * self.hidden
+
+    def _short(self, address: int, values: int = 1) -> Range:
+        """Return the range of so many int16 values per unit."""
+        return Range(Space.SRAM, address, address + 2 * values * self.units)
+
+    def _constants(self, tables: int, rows: int = 0) -> Range:
+        """Return the range of tables, and of rows of one int16 per hidden unit behind them."""
+        count = tables * INTERPOLATION_ENTRIES + rows * self.hidden
+        return Range(Space.WEIGHTS, self.tables, self.tables + 2 * count)
+
+    def _result(self) -> Range:
+        return Range(Space.SRAM, self.target, self.target + self.units * self.out_bits // 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lstm(Cell):
+    """One step of LSTM cells (`numerics.lstm_cell`): gates i, o, f, c; cells int16 in steps of 2**-cell_bits.
+
+    The tables are f, g, h, then, with `peepholes`, int16 (3, hidden) of i, o, f. `coupled`: f is one minus i. The cell
+    may be updated in place.
+    """
+
+    opcode: ClassVar[int] = 10
+    cell: int = _field("u32")
+    cell_out: int = _field("u32")
+    cell_bits: int = _field("u8")
+    coupled: int = _field("u8")
+    peepholes: int = _field("u8")
+    peephole_shift: int = _field("u8")
+
+    def reads(self) -> tuple[Range, ...]:
+        constants = self._constants(3, 3 if self.peepholes else 0)
+        return self._short(self.gates, 4), self._short(self.recurrent, 4), self._short(self.cell), constants
+
+    def writes(self) -> tuple[Range, ...]:
+        return self._short(self.cell_out), self._result()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gru(Cell):
+    """One step of GRU cells (`numerics.gru_cell`): gates z, r, h; tables f, g; state int16 in Q0.15.
+
+    Phase 0 is a whole step with the reset behind the recurrent weights (ONNX, linear_before_reset = 1). With the reset
+    before them, phase 1 writes reset times state to the target, for the weights to see, and phase 2 ends the step. The
+    state may be updated in place; phase 1 leaves it alone.
+    """
+
+    opcode: ClassVar[int] = 11
+    phase: int = _field("u8")
+    state: int = _field("u32")
+    state_out: int = _field("u32")
+
+    def reads(self) -> tuple[Range, ...]:
+        gates, recurrent = self._short(self.gates, 3), self._short(self.recurrent, 3)
+        return gates, recurrent, self._short(self.state), self._constants(2)
+
+    def writes(self) -> tuple[Range, ...]:
+        return (self._result(),) if self.phase == RESET else (self._short(self.state_out), self._result())
+
+
+AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Lookup | Softmax | Lstm | Gru
 OPCODES: dict[int, type[AnyInstruction]] = {
-    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Lookup, Softmax)
+    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Lookup, Softmax, Lstm, Gru)
 }
 
 
@@ -450,63 +537,14 @@ def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int
     return Range(space, start + sum(min(s, 0) for s in spans), start + sum(max(s, 0) for s in spans) + width)
 
 
-def encode(instructions: tuple[AnyInstruction, ...]) -> bytes:
-    """Return the byte stream of a program.
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Instructions [start, start + body * count) are `count` rounds of `body` instructions.
 
-    Raises:
-        ProgramError: a value does not fit its field.
+    A round differs from the one before it by a constant step per field (addresses, and the counts in wait tokens). The
+    byte stream holds the first round and the steps; `decode` unrolls it, so that readers see what is executed.
     """
-    return b"".join(bytes([i.opcode]) + b"".join(_encode_field(i, f) for f in fields(i)) for i in instructions)
 
-
-def _encode_field(instruction: AnyInstruction, f: Any) -> bytes:
-    value, code, count = getattr(instruction, f.name), CODES[f.metadata["code"]], f.metadata["count"]
-    values = value if isinstance(value, tuple) else (value,)
-    try:
-        if count and len(values) != count:
-            raise struct.error(f"{len(values)} values for {count} places")
-        head = b"" if count else struct.pack("<B", len(values))
-        return head + struct.pack(f"<{len(values)}{code}", *values)
-    except struct.error as error:
-        kind = type(instruction).__name__
-        raise ProgramError(
-            f"{kind}.{f.name} = {value!r} does not fit its field ({f.metadata['code']}): {error}"
-        ) from None
-
-
-def decode(stream: bytes, count: int | None = None) -> tuple[AnyInstruction, ...]:
-    """Return the instructions of a byte stream, of which there are `count` if given; the inverse of `encode`.
-
-    Raises:
-        ProgramError: unknown opcode, the stream ends inside an instruction, or it holds another number of them.
-    """
-    found = tuple(_decode(stream) if count is None else islice(_decode(stream), count + 1))
-    if count is not None and len(found) != count:
-        more = "more" if len(found) > count else f"{len(found):,}"
-        raise ProgramError(f"instruction stream: expected {count:,} instructions, found {more}")
-    return found
-
-
-def _decode(stream: bytes) -> Iterator[AnyInstruction]:
-    at = 0
-    while at < len(stream):
-        kind = OPCODES.get(stream[at])
-        if kind is None:
-            raise ProgramError(f"instruction stream: unknown opcode {stream[at]} at byte {at}")
-        start, at, values = at, at + 1, {}
-        try:
-            for f in fields(kind):
-                values[f.name], at = _decode_field(stream, at, f)
-        except struct.error:
-            raise ProgramError(f"instruction stream: cut short inside {kind.__name__} at byte {start}") from None
-        yield kind(**values)
-
-
-def _decode_field(stream: bytes, at: int, f: Any) -> tuple[Any, int]:
-    code, count = CODES[f.metadata["code"]], f.metadata["count"]
-    if count == 0:
-        (count,), at = struct.unpack_from("<B", stream, at), at + 1
-    layout = f"<{count}{code}"
-    values = struct.unpack_from(layout, stream, at)
-    single = f.metadata["count"] == 1
-    return (values[0] if single else values), at + struct.calcsize(layout)
+    start: int
+    body: int
+    count: int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnac.floatmodel import FloatModel
-from nnac.graph import Graph, Node
+from nnac.graph import Graph, Node, onnx_states
 from nnac.ops import Conv, Dense
 from nnac.ops.conv import INPUT, WEIGHT
 from nnac.types import Array
@@ -34,7 +34,7 @@ def second_moments(
     nodes = {node.name: node for node in graph.nodes if node.name in set(layers) and isinstance(node.op, Conv | Dense)}
     sources = {name: graph.values[node.inputs[INPUT]].origin for name, node in nodes.items()}
     known = {name: origin for name, origin in sources.items() if origin is not None}
-    twin = FloatModel(model, sorted({origin.name for origin in known.values()}))
+    twin = FloatModel(model, sorted({origin.name for origin in known.values()}), onnx_states(graph))
     sums: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for sample in samples:

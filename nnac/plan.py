@@ -43,10 +43,12 @@ class Task:
     Attributes:
         operands: storages of the scratchpad operands.
         output: storage of the output.
+        more: storages of the other outputs.
         stripe: output rows per stripe (0 for a move, which is not striped; in a cascade that of the last task counts).
-        buffers: bytes of the staging buffers in the scratchpad, one entry per operand and then the output; 0 where the
-            tensor lies in the scratchpad itself. A staged tensor that is cut has two such buffers, used in turn; the
-            output of a task inside a cascade has one, which the next task reads.
+        buffers: bytes of the staging buffers in the scratchpad, one entry per operand, then the output, the other
+            outputs, and the operator's working memory; 0 where the tensor lies in the scratchpad itself. A staged
+            tensor that is cut has two such buffers, used in turn; the output of a task inside a cascade has one, which
+            the next task reads.
         copies: 1 or 2, per entry of `buffers`.
         blocks_outer: the outer loop runs over blocks of constants, the inner over stripes (else the other way round).
     """
@@ -55,10 +57,16 @@ class Task:
     bound: Bound
     operands: tuple[str, ...]
     output: str
+    more: tuple[str, ...] = ()
     stripe: int = 0
     buffers: tuple[int, ...] = ()
     copies: tuple[int, ...] = ()
     blocks_outer: bool = False
+
+    @property
+    def storages(self) -> tuple[str, ...]:
+        """All storages that it touches, in the order of `buffers`."""
+        return (*self.operands, self.output, *self.more)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from nnac import isa
 from nnac.errors import NnacError, ProgramError
 from nnac.graph import Origin
 from nnac.isa import AnyInstruction, Space
+from nnac.stream import decode, encode
 from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
 from nnac.types import DTYPES, Array, Quant, TensorType
 
@@ -151,10 +152,13 @@ class KnownAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A compiled network for one target. Inputs and outputs are named by tensor; states come with recurrent nets.
+    """A compiled network for one target. Inputs and outputs are named by tensor.
 
     Attributes:
         constants: uint8 image that lies at address 0 of the target's constants memory.
+        states: pairs (input, output) of tensors that the device keeps: an inference finds in the input what the one
+            before it left in the output; the program's last instructions copy it there.
+        loops: rounds of instructions that differ by constant steps; the file holds each loop's first round only.
         used: bytes used per memory (scratchpad peak, weight buffer, spills with constants, ...).
         lower_bound: bytes of the largest set of scratchpad tensors alive at once; no placement needs less.
         calibration: how the ranges were found, e.g. "minmax, 100 samples"; "random" marks a blob for timing only.
@@ -172,6 +176,8 @@ class Program:
     lower_bound: int
     calibration: str
     known_answer: KnownAnswer
+    states: tuple[tuple[str, str], ...] = ()
+    loops: tuple[isa.Loop, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         """Return the tensor called `name`."""
@@ -197,7 +203,7 @@ def dumps(program: Program) -> bytes:
     """Return the bytes of the program's `.nna` file; equal programs give equal bytes."""
     from safetensors.numpy import save
 
-    stream = np.frombuffer(isa.encode(program.instructions), dtype=np.uint8)
+    stream = np.frombuffer(encode(program.instructions, program.loops), dtype=np.uint8)
     sections = {"instructions": stream, "constants": np.ascontiguousarray(program.constants)}
     head = _head(program) | {"digests": {name: _sha(array) for name, array in sections.items()}}
     text = json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -214,6 +220,7 @@ def _head(program: Program) -> dict[str, Any]:
         "target_digest": target_digest(program.target),
         "inputs": list(program.inputs),
         "outputs": list(program.outputs),
+        "states": [list(pair) for pair in program.states],
         "tensors": [_tensor_to_dict(t) for t in program.tensors],
         "layers": [asdict(layer) for layer in program.layers],
         "used": {space.label: count for space, count in program.used.items()},
@@ -338,10 +345,11 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
     if target_digest(target) != head["target_digest"]:
         raise ProgramError("the embedded target does not match its digest")
     answer = head["known_answer"]
+    instructions, loops = decode(sections["instructions"].tobytes(), head["instruction_count"])
     return Program(
         name=head["name"],
         target=target,
-        instructions=isa.decode(sections["instructions"].tobytes(), head["instruction_count"]),
+        instructions=instructions,
         constants=sections["constants"],
         tensors=tuple(_tensor(t) for t in head["tensors"]),
         inputs=tuple(head["inputs"]),
@@ -351,6 +359,8 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
         lower_bound=head["lower_bound"],
         calibration=head["calibration"],
         known_answer=KnownAnswer(answer["seed"], dict(answer["digests"])),
+        states=tuple((source, result) for source, result in head["states"]),
+        loops=loops,
     )
 
 

@@ -16,8 +16,8 @@ def run(graph: Graph, inputs: Mapping[str, Array], law: Arithmetic) -> dict[str,
     """Return every computed value of an integer graph for its inputs, all of them integers in device layout."""
     values: dict[str, Array] = {**graph.constants, **inputs}
     for node in graph.nodes:
-        result = node.op.reference(bind(graph, node, law), [values[name] for name in node.inputs])
-        values[node.output] = result
+        made = node.op.results(bind(graph, node, law), [values[name] for name in node.inputs])
+        values.update(zip(node.outputs, made, strict=True))
     return {name: array for name, array in values.items() if name not in graph.constants}
 
 

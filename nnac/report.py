@@ -22,6 +22,7 @@ from nnac import array as mac_array
 from nnac.isa import Space
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
+from nnac.stream import encode
 from nnac.targets import Target, explain, target_digest, target_to_dict
 from nnac.timing import OUTSIDE, LayerTime, Timeline
 from nnac.types import Array
@@ -282,7 +283,7 @@ def by_memory(found: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]
 
 def header(program: Program, blob_bytes: int, digest: str) -> Table:
     """Return what a program is: model, target, calibration, sizes, digest (SHA-256 of the file)."""
-    instructions = len(isa.encode(program.instructions))
+    instructions = len(encode(program.instructions, program.loops))
     rest = blob_bytes - instructions - program.constants.size
     outputs = ", ".join(program.tensor(name).onnx_name for name in program.known_answer.digests)
     return facts(

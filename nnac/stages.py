@@ -40,7 +40,7 @@ def check(graph: Graph, stage: Stage) -> Graph:
         ModelError: with every node whose shape, dtype or quantization is not what the stage demands.
     """
     problems = [problem for node in graph.nodes for problem in _problems(graph, node, stage)]
-    made = {*graph.inputs, *graph.constants, *(node.output for node in graph.nodes)}
+    made = {*graph.inputs, *graph.constants, *(name for node in graph.nodes for name in node.outputs)}
     problems += [f"output {name!r} is not computed" for name in graph.outputs if name not in made]
     raise_all(ModelError, f"graph {graph.name!r} is not legal at stage {stage.name!r}:", problems)
     return graph
@@ -53,15 +53,16 @@ def _problems(graph: Graph, node: Node, stage: Stage) -> list[str]:
     problems = [f"{where}: needs: {sentence}" for sentence in node.op.problems(shapes)]
     if problems:
         return problems
-    output = graph.values[node.output].type
-    if node.op.infer(shapes) != output.shape:
-        problems.append(f"{where}: makes shape {node.op.infer(shapes)}, its value says {output.shape}")
+    outputs = graph.types(node.outputs)
+    for shape, output in zip(node.op.shapes(shapes), outputs, strict=True):
+        if shape != output.shape:
+            problems.append(f"{where}: makes shape {shape}, its value says {output.shape}")
     operands = [graph.values[name].type for name in graph.operands(node)]
-    if not all(stage.admits(t) for t in (*operands, output)):
+    if not all(stage.admits(t) for t in (*operands, *outputs)):
         problems.append(f"{where}: operands and output must be {' or '.join(stage.dtypes)}")
-    elif stage.quantized and not _allowed_widths(node, [*operands, output]):
+    elif stage.quantized and not _allowed_widths(node, [*operands, outputs[0]]):
         problems.append(f"{where}: operands and output must have bits of {node.op.widths(len(operands))}")
-    elif stage.quantized and node.op.name in SHARING and not _one_quant([*operands, output]):
+    elif stage.quantized and node.op.name in SHARING and not _one_quant([*operands, *outputs]):
         problems.append(f"{where}: operands and output must have one quantization")
     return problems
 

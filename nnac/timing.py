@@ -8,7 +8,8 @@ as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for
-  softmax; elements take two lanes where an operand or the result has 16 bits); the decoder's bytes over its rate;
+  softmax, `cell_passes` for a recurrent cell; elements take two lanes where an operand or the result has 16 bits);
+  the decoder's bytes over its rate;
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
   port of the scratchpad or weight buffer once per instruction, one after the other; partial sums stay in the
@@ -249,8 +250,22 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
             return over(i.count * wide, lanes)
         case isa.Softmax():
             return 2 * i.rows * over(i.length * wide, lanes)
+        case isa.Lstm() | isa.Gru():
+            return cell_passes(i) * over(2 * i.units, lanes)
         case _:
             assert_never(i)
+
+
+def cell_passes(i: isa.Lstm | isa.Gru) -> int:
+    """Return how often the vector unit goes over the units of a recurrent cell.
+
+    A table with the sum and the clip in front of it is one pass, a product with its sum or its rounding is one: five
+    tables and three products for an LSTM (a coupled gate saves a table, peepholes add three products), three tables
+    and three products for a GRU, of which one each belong to the reset.
+    """
+    if isinstance(i, isa.Lstm):
+        return 8 - i.coupled + 3 * i.peepholes
+    return {isa.WHOLE: 6, isa.RESET: 2, isa.FINISH: 4}[i.phase]
 
 
 def elements_lanes(i: AnyInstruction) -> int:

@@ -14,6 +14,10 @@ Array = NDArray[Any]
 DTYPES = {name: np.dtype(name) for name in ("float32", "int8", "int16", "int32", "int64", "uint8", "bool")}
 
 
+class First(dict[str, Array]):
+    """The first inputs of a sequence: states start from zeros."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quant:
     """Per-tensor affine quantization: real = scale * (integer - zero_point).

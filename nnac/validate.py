@@ -6,7 +6,8 @@ Kernels have no bounds checks, so only a validated program may run. What holds a
 2. every instruction's values fit their fields, keep the kernels' contracts (`nnac.contracts`), touch used bytes only;
 3. constants never change, and weight-buffer bytes are read only after a Load of this program has filled them, with
    multipliers, shifts and exponentials of legal value;
-4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums and products;
+4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums, products and the
+   states of recurrent cells;
 5. no wait can block for ever, no two accesses to the same bytes are left without an order when one writes, and the
    whole program is a bounded amount of work.
 """
@@ -38,6 +39,8 @@ from nnac.types import DTYPES, Array, Quant, TensorType
 
 SHOWN = 10
 """Problems that an error lists; the rest is counted."""
+CELL_OPERAND = 2
+"""Which of the ranges that a recurrent cell reads is its state; hidden values and new state are apart by contract."""
 LANES = 32
 """Output channels that the convolution kernel packs together."""
 
@@ -274,10 +277,27 @@ def _ports(program: Program) -> Iterator[str]:
             yield f"input {t.name!a}: ready after instruction {t.ready}, expected -1"
         if t.space == program.constants_space and t.address < program.constants.size:
             yield f"input {t.name!a}: lies in the constants"
+    yield from _states(program, known)
     places = sorted((t.space, t.address, t.address + t.type.nbytes, t.name) for t in inputs)
     for (space, _, end, name), (other, start, _, second) in pairwise(places):
         if space == other and start < end:
             yield f"inputs {name!a} and {second!a}: they share bytes"
+
+
+def _states(program: Program, known: dict[str, Tensor]) -> Iterator[str]:
+    """States: an input each, of the same type as the output that becomes it, no input twice."""
+    for source, result in program.states:
+        if source not in program.inputs or result not in program.outputs:
+            yield f"state {source!a:.80}: no input whose next value is an output"
+        elif _kind(known[source]) != _kind(known[result]):
+            yield f"state {source!a:.80}: its next value {result!a:.80} has another type"
+    if len({source for source, _ in program.states}) < len(program.states):
+        yield "a state has two next values"
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    """Return what a state and its next value have in common; a reshape of the same bytes may lie between them."""
+    return tensor.onnx_shape, tensor.type.dtype, tensor.type.quant
 
 
 # -- layers and the known answer -----------------------------------------------------------------------------------
@@ -474,6 +494,10 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
     """Tell that each element of an operand is read for the one that is written over it, and for no other."""
     if isinstance(i, isa.Lookup):
         return i.source == i.target and i.in_bits == i.out_bits
+    if isinstance(i, isa.Lstm):
+        return operand == CELL_OPERAND and i.cell == i.cell_out
+    if isinstance(i, isa.Gru):
+        return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
     if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
         return False
     step = i.out_bits // 8

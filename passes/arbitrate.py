@@ -4,7 +4,8 @@ Rules:
 
 1. the order is found by running the program once at the target's own rates with each port (or the shared bus) as an
    exclusive resource: when it is free, the first instruction in program order that is ready gets it;
-2. a transfer then waits for the one before it on the same port, if that one runs on another engine and no token says so
+2. where a loop uses such a port, the order is that of the program: all rounds of a loop wait for the same;
+3. a transfer then waits for the one before it on the same port, if that one runs on another engine and no token says so
    already.
 
 The machine needs no arbiter then, and timing stays a longest path: nothing gets slower when a rate grows.
@@ -16,17 +17,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
-from nnac.isa import AnyInstruction, Engine, Space
+from nnac.isa import AnyInstruction, Engine, Loop, Space
 from nnac.targets import Target
 from nnac.timing import OUTSIDE, cost, ports_of
 
 Port = Space
 
 
-def arbitrate(instructions: Sequence[AnyInstruction], target: Target) -> tuple[AnyInstruction, ...]:
+def arbitrate(
+    instructions: Sequence[AnyInstruction], target: Target, loops: Sequence[Loop] = ()
+) -> tuple[AnyInstruction, ...]:
     """Return the instructions with tokens that serialize every port outside the chip."""
     ports = [_ports(i, target) for i in instructions]
-    order = _service_order(instructions, ports, [cost(i, target).cycles for i in instructions])
+    if any(ports[index] for loop in loops for index in range(loop.start, loop.start + loop.body)):
+        order = [index for index, used in enumerate(ports) if used]
+    else:
+        order = _service_order(instructions, ports, [cost(i, target).cycles for i in instructions])
     result, count, held = list(instructions), _counts(instructions), dict[Port, int]()
     for index in order:
         for port in ports[index]:

@@ -7,13 +7,18 @@ Rules:
 2. when all blocks of a layer fit the buffer together, each is loaded once; else once per stripe;
 3. a staged operand is copied in before, a staged output copied out after each stripe;
 4. in a cascade each stripe goes through all its tasks before the next stripe begins;
-5. spills lie behind the constants where both share a memory.
+5. spills lie behind the constants where both share a memory;
+6. the steps of a sequence become a loop where they differ by constant address steps only: all but the first one, which
+   may load constants and reads the initial states; constants that do not fit the weight buffer together lie at the same
+   addresses in every step;
+7. at the end, every state is copied from where it was made to where the next call looks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -24,11 +29,11 @@ from nnac.array import taken_folds
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import PACKERS, AnyInstruction, Space
-from nnac.ops import Block, Move, Slab, Step
-from nnac.ops.base import aligned
+from nnac.ops import Block, Move, Recurrent, Slab, Step
+from nnac.ops.base import Turn, aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
-from nnac.passes.schedule import schedule
+from nnac.passes.schedule import periodic, schedule
 from nnac.passes.sparse_packing import Packing, pack_weights
 from nnac.plan import Plan, Task
 from nnac.program import Encoding, KnownAnswer, Layer, Piece, Program, Tensor
@@ -102,18 +107,22 @@ class _Loader:
         self.emitter, self.blocks = emitter, blocks
         total = sum(p.block.nbytes for p in blocks.values())
         self.resident = total <= emitter.ring.size
-        if self.resident:
-            emitter.ring.reserve(total)
+        emitter.ring.reserve(total)
         self.at: dict[tuple[int, int], tuple[int, int]] = {}
         self.last: tuple[int, int] | None = None
 
-    def need(self, key: tuple[int, int]) -> list[AnyInstruction]:
-        """Return the loads that make a block present; its addresses are in `at` then."""
+    def need(self, key: tuple[int, int]) -> tuple[tuple[AnyInstruction, ...], tuple[int, int]]:
+        """Return the loads that make a block present, and its addresses."""
         if key == self.last or (self.resident and key in self.at):
-            return []
+            return (), self.at[key]
         self.at[key], loads = self.emitter.load(self.blocks[key])
         self.last = key
-        return loads
+        return tuple(loads), self.at[key]
+
+    def rewind(self) -> None:
+        """Let blocks that do not fit together lie where they lay in the round before."""
+        if not self.resident:
+            self.emitter.ring.top = 0
 
 
 Packings = dict[tuple[object, ...], Packing]
@@ -148,6 +157,8 @@ class _Emitter:
         self.graph: Graph = plan.tiling.graph
         self.image, self.ring = _Image(), _Ring(self.target.memory["weights"].bytes)
         self.instructions: list[AnyInstruction] = []
+        self.loops: list[isa.Loop] = []
+        self.folds: dict[tuple[int, int], int] = {}
         self.layers: list[Layer] = []
         self.pieces: dict[str, list[Piece]] = {}
         self.ready: dict[str, int] = {name: -1 for name in self.graph.inputs}
@@ -206,30 +217,47 @@ class _Emitter:
 
     def _group(self, group: range) -> None:
         """Emit one task, or the tasks of a cascade stripe by stripe, and record what each of them is made of."""
-        runs: dict[int, list[tuple[int, int]]] = {t: [] for t in group}
-        for t, instructions in self._turns(group):
+        runs: dict[tuple[int, int], list[tuple[int, int]]] = {
+            (t, part): [] for t in group for part in range(len(self.tiling.tasks[t].node.op.parts))
+        }
+        rounds: list[int] = []
+        for t, turn in self._turns(group):
             first = len(self.instructions)
-            self.instructions += instructions
-            if runs[t] and runs[t][-1][1] == first:
-                first = runs[t].pop()[0]
-            runs[t].append((first, len(self.instructions)))
-        for t in group:
-            task = self.tiling.tasks[t]
-            self.ready[task.output] = runs[t][-1][1] - 1
-            weights = sum(p.block.weights.size for p in self.blocks[t])
-            inputs = tuple(name for name in self.graph.operands(task.node) if name not in self.graph.constants)
-            self.layers.append(
-                Layer(
-                    task.node.name,
-                    task.node.op.name,
-                    tuple(runs[t]),
-                    inputs,
-                    task.node.output,
-                    task.node.op.work(task.bound).macs,
-                    weights,
-                    self._encoding(t),
-                )
+            if turn.step != len(rounds):
+                rounds = [*rounds, first] if turn.step else self._roll(rounds, first)
+            self.instructions += turn.instructions
+            own = runs[t, turn.part]
+            if own and own[-1][1] == first:
+                first = own.pop()[0]
+            own.append((first, len(self.instructions)))
+        self._roll(rounds, len(self.instructions))
+        for (t, part), own in runs.items():
+            self._record_layer(t, part, own)
+
+    def _roll(self, rounds: list[int], end: int) -> list[int]:
+        """Enter the rounds of a sequence that begin at `rounds` and end at `end` as a loop; return no rounds."""
+        body = end - rounds[-1] if rounds else 0
+        if len(rounds) > 1 and all(b - a == body for a, b in pairwise(rounds)):
+            self.loops.append(isa.Loop(rounds[0], body, len(rounds)))
+        return []
+
+    def _record_layer(self, t: int, part: int, runs: list[tuple[int, int]]) -> None:
+        task = self.tiling.tasks[t]
+        node, label, first = task.node, task.node.op.parts[part], part == 0
+        for name in (task.output, *task.more):
+            self.ready[name] = max(self.ready.get(name, -1), runs[-1][1] - 1)
+        self.layers.append(
+            Layer(
+                f"{node.name} ({label})" if label else node.name,
+                node.op.name,
+                tuple(runs),
+                tuple(name for name in self.graph.operands(node) if name not in self.graph.constants),
+                node.output,
+                node.op.work(task.bound).macs if first else 0,
+                sum(p.block.weights.size for p in self.blocks[t]) if first else 0,
+                self._encoding(t) if first else None,
             )
+        )
 
     def _encoding(self, t: int) -> Encoding | None:
         blocks, name = [p.block.weights for p in self.blocks[t]], self.tiling.tasks[t].node.name
@@ -240,12 +268,12 @@ class _Emitter:
             len(np.unique(np.concatenate(blocks))), sqnr if sqnr < inf else None, PACKERS[packing.packer], packing.sizes
         )
 
-    def _turns(self, group: range) -> Iterator[tuple[int, Iterable[AnyInstruction]]]:
+    def _turns(self, group: range) -> Iterator[tuple[int, Turn]]:
         """Yield (task, instructions) in the order of execution."""
         last = self.tiling.tasks[group[-1]]
         if isinstance(last.node.op, Move):
             homes = [self._home(name) for name in last.operands]
-            yield group[-1], last.node.op.copies(last.bound, homes, self._home(last.output))
+            yield group[-1], Turn(tuple(last.node.op.copies(last.bound, homes, self._home(last.output))))
             return
         total, period = last.node.op.rows(last.bound)
         spans = [
@@ -253,8 +281,10 @@ class _Emitter:
             for base in range(0, total, period)
             for lo in range(0, period, last.stripe)
         ]
+        if isinstance(last.node.op, Recurrent) and last.node.op.reverse:
+            spans.reverse()
         if last.blocks_outer:
-            yield group[-1], self._block_by_block(last, group[-1], spans)
+            yield group[-1], Turn(tuple(self._block_by_block(last, group[-1], spans)))
             return
         loader = _Loader(self, {(t, b): p for t in group for b, p in enumerate(self.blocks[t])})
         whole: dict[tuple[int, int], Slab] = {}
@@ -262,11 +292,14 @@ class _Emitter:
             above: Slab | None = None
             for t, wanted in zip(group, self._wanted(group, rows), strict=True):
                 task = self.tiling.tasks[t]
-                step = self._stage(task, t, wanted, count, whole, above)
-                yield t, self._stripe(task, t, step, loader)
-                above = step.output
+                stripe = self._stage(task, t, wanted, count, whole, above)
+                for turn in self._stripe(task, t, stripe, loader):
+                    yield t, turn
+                above = stripe.output
                 if t != group[-1]:
-                    self._record_piece(task, step.output)
+                    self._record_piece(task, stripe.output)
+        if copies := self._more_home(last, group[-1]):
+            yield group[-1], Turn(copies, len(last.node.op.parts) - 1)
 
     def _wanted(self, group: range, rows: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the output rows of each task of a group that `rows` of the last one need."""
@@ -285,16 +318,43 @@ class _Emitter:
         piece = Piece(len(self.instructions) - 1, slab.address, slab.lo * pitch, (slab.hi - slab.lo) * pitch)
         self.pieces.setdefault(task.output, []).append(piece)
 
-    def _stripe(self, task: Task, t: int, step: _Stripe, loader: _Loader) -> Iterator[AnyInstruction]:
-        """Yield one stripe of a task: copies in, its blocks one after the other, the copy home."""
-        yield from step.copies
-        for b, placed in enumerate(self.blocks[t]):
-            yield from loader.need((t, b))
-            at = loader.at[t, b]
-            yield from self._lower(task, Step(step.inputs, step.output, placed.block, *at))
-        if not self.blocks[t]:
-            yield from self._lower(task, Step(step.inputs, step.output))
-        yield from self._home_copies(task, step, None)
+    def _stripe(self, task: Task, t: int, stripe: _Stripe, loader: _Loader) -> Iterator[Turn]:
+        """Yield one stripe of a task: copies in, the work, the copy home."""
+        op, blocks, rounds = task.node.op, [placed.block for placed in self.blocks[t]], 0
+        if stripe.copies:
+            yield Turn(stripe.copies)
+        step, latest = Step(stripe.inputs, stripe.output, self._more(task, t), self._scratch(t)), 0
+
+        def fetch(block: int) -> tuple[tuple[AnyInstruction, ...], tuple[int, int]]:
+            nonlocal latest
+            latest = block
+            return loader.need((t, block))
+
+        for turn in op.turns(task.bound, step, blocks, fetch):
+            if turn.step != rounds:
+                loader.rewind()
+                rounds = turn.step
+            yield replace(turn, instructions=tuple(self._counted(t, latest, i) for i in turn.instructions))
+        if copies := tuple(self._home_copies(task, stripe, None)):
+            yield Turn(copies, len(op.parts) - 1)
+
+    def _more(self, task: Task, t: int) -> tuple[int, ...]:
+        """Return where the other outputs lie while the task works: in their homes, or staged."""
+        staged = self.plan.staging[t][len(task.operands) + 1 :]
+        return tuple(at[0] if at else self._home(name)[1] for name, at in zip(task.more, staged, strict=False))
+
+    def _more_home(self, task: Task, t: int) -> tuple[AnyInstruction, ...]:
+        """Return the copies that take the other outputs of a task home at its end."""
+        copies = []
+        for name, address in zip(task.more, self._more(task, t), strict=True):
+            home = self._home(name)
+            if home[0] != Space.SRAM:
+                copies.append(self._flat_copy((Space.SRAM, address), home, self.tiling.storages[name].nbytes))
+        return tuple(copies)
+
+    def _scratch(self, t: int) -> int:
+        at = self.plan.staging[t][-1]
+        return at[0] if at else 0
 
     def _block_by_block(self, task: Task, t: int, spans: list[tuple[int, int]]) -> Iterator[AnyInstruction]:
         """Yield a task whose outer loop runs over its blocks: operands are staged again for each."""
@@ -305,7 +365,8 @@ class _Emitter:
             for count, rows in enumerate(spans):
                 step = self._stage(task, t, rows, b * len(spans) + count, whole, None)
                 yield from step.copies
-                yield from self._lower(task, Step(step.inputs, step.output, placed.block, *at))
+                one = Step(step.inputs, step.output, block=placed.block, params=at[0], weights=at[1])
+                yield from (self._counted(t, b, i) for i in task.node.op.lower(task.bound, one))
                 yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
 
     def _stage(
@@ -367,8 +428,9 @@ class _Emitter:
         pitch = self._pitch(task)
         if task.output in self.tiling.homes and self._home(task.output)[0] == Space.SRAM:
             return Slab(self._home(task.output)[1] + rows[0] * pitch, *rows)
-        assert (rows[1] - rows[0]) * pitch <= task.buffers[-1], f"staging buffer of {task.output} is too small"
-        buffers = self.plan.staging[index][-1]
+        place = len(task.operands)
+        assert (rows[1] - rows[0]) * pitch <= task.buffers[place], f"staging buffer of {task.output} is too small"
+        buffers = self.plan.staging[index][place]
         return Slab(buffers[count % len(buffers)], *rows)
 
     def _pitch(self, task: Task) -> int:
@@ -414,16 +476,14 @@ class _Emitter:
             )
         return (base, weights), loads
 
-    def _lower(self, task: Task, step: Step) -> Iterator[AnyInstruction]:
-        """Yield the operator's instructions; convolutions carry the folds that a zero-skipping array takes."""
-        for instruction in task.node.op.lower(task.bound, step):
-            skips = (
-                isinstance(instruction, isa.Conv) and self.target.mac.zero_skip != "none" and instruction.groups == 1
-            )
-            if skips and step.block is not None:
-                weights = step.block.weights.reshape(step.block.hi - step.block.lo, -1)
-                instruction = replace(instruction, taps=taken_folds(weights, self.target.mac))
-            yield instruction
+    def _counted(self, t: int, b: int, i: AnyInstruction) -> AnyInstruction:
+        """Return an instruction that works with block `b`; a convolution carries the folds that the array takes."""
+        if not isinstance(i, isa.Conv) or self.target.mac.zero_skip == "none" or i.groups > 1:
+            return i
+        if (t, b) not in self.folds:
+            block = self.blocks[t][b].block
+            self.folds[t, b] = taken_folds(block.weights.reshape(block.hi - block.lo, -1), self.target.mac)
+        return replace(i, taps=self.folds[t, b])
 
     def _flat_copy(self, source: Home, target: Home, nbytes: int) -> AnyInstruction:
         return copy(source, (1,), target, (1,), (nbytes,))
@@ -439,23 +499,38 @@ class _Emitter:
     def program(self, calibration: str, known_answer: KnownAnswer) -> Program:
         for group in self.tiling.groups:
             self._group(group)
+        self._keep_states()
         used = self._used()
         self._check_capacity(used)
-        tensors = tuple(self._tensor(name) for name in (*self.graph.inputs, *(n.output for n in self.graph.nodes)))
+        names = (*self.graph.inputs, *(name for node in self.graph.nodes for name in node.outputs))
+        scheduled = schedule(self.instructions, self.target.decoder.ahead)
         return Program(
             name=self.graph.name,
             target=self.target,
-            instructions=arbitrate(schedule(self.instructions, self.target.decoder.ahead), self.target),
+            instructions=periodic(arbitrate(scheduled, self.target, self.loops), self.loops),
             constants=self.image.array(),
-            tensors=tensors,
+            tensors=tuple(map(self._tensor, names)),
             inputs=self.graph.inputs,
             outputs=self.graph.outputs,
+            states=self.graph.states,
+            loops=tuple(self.loops),
             layers=tuple(self.layers),
             used=used,
             lower_bound=self.plan.lower_bound,
             calibration=calibration,
             known_answer=known_answer,
         )
+
+    def _keep_states(self) -> None:
+        """Emit rule 7; a state that is its own result stays where it is."""
+        for source, result in self.graph.states:
+            homes = [self._home(self.tiling.root[name]) for name in (result, source)]
+            if homes[0] == homes[1]:
+                continue
+            first = len(self.instructions)
+            self.instructions.append(self._flat_copy(homes[0], homes[1], self.graph.values[source].type.nbytes))
+            runs = ((first, first + 1),)
+            self.layers.append(Layer(f"{source} (keep)", "State", runs, (result,), source, 0, 0))
 
     def _tensor(self, name: str) -> Tensor:
         value, root = self.graph.values[name], self.tiling.root[name]

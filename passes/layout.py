@@ -11,7 +11,8 @@ topological order until nothing changes (no rule computes anything, so the pass 
 5. a dense layer behind a flattened transpose reads the tensor as it lies: its weight columns are permuted;
 6. a move at a graph input or output becomes part of that tensor's `Origin` (the host writes and reads it moved); an
    input that comes to a spatial operator through elementwise ones, concats, slices or pads, or has other readers too,
-   is made channels last and moved back; that move then sinks by the rules above.
+   is made channels last and moved back; that move then sinks by the rules above;
+7. a state keeps ONNX's order of axes, going out and coming in, so that its bytes are copied as they are.
 """
 
 from __future__ import annotations
@@ -234,8 +235,12 @@ class _Sweep:
         """Return the move that all readers of an input make; else the one to channels last if a reader comes to it."""
         readers = users[value.name]
         moves = dict.fromkeys(reader.op for reader in readers if isinstance(reader.op, Transpose | Reshape))
+        state = value.name in self.draft.states
         if len(moves) == 1 and all(reader.op in moves for reader in readers):
-            return next(iter(moves))
+            move = next(iter(moves))
+            return None if state and isinstance(move, Transpose) else move
+        if state:
+            return None
         steps = value.origin.steps if value.origin is not None else ()
         fresh = not any(step == "transpose" for step, _ in steps)
         return _channels_last(value.shape) if fresh and self._comes_to_channels_last(value.name, users) else None
@@ -267,6 +272,8 @@ class _Sweep:
         source, target = self.draft.values[node.inputs[0]], self.draft.values[node.output]
         taken = (*self.draft.inputs, *self.draft.outputs, *self.draft.constants)
         if source.name in taken or target.origin is None:
+            return
+        if target.name in self.draft.states.values() and isinstance(node.op, Transpose):
             return
         step = ("transpose", node.op.perm) if isinstance(node.op, Transpose) else ("reshape", target.shape)
         self.draft.values[source.name] = replace(source, origin=target.origin.after(*step))

@@ -54,7 +54,7 @@ class _Live:
 
     def change(self, node: Node) -> tuple[int, int]:
         """Return (bytes that the node adds, bytes that are free after it)."""
-        new = 0 if isinstance(node.op, Reshape) else self.graph.values[node.output].type.nbytes
+        new = 0 if isinstance(node.op, Reshape) else sum(t.nbytes for t in self.graph.types(node.outputs))
         dying = [n for n in {self.root[n] for n in self.graph.operands(node)} if self.left[n] == 1]
         freed = sum(self.graph.values[n].type.nbytes for n in dying if n not in self.graph.constants)
         return new, 0 if isinstance(node.op, Reshape) else freed
@@ -77,7 +77,7 @@ def _peak(graph: Graph, nodes: Sequence[Node]) -> int:
 def _greedy(graph: Graph) -> list[Node]:
     """Return the nodes, always the ready one that leaves the fewest bytes alive."""
     place = {node.name: i for i, node in enumerate(graph.nodes)}
-    made = {node.output: node.name for node in graph.nodes}
+    made = {name: node.name for node in graph.nodes for name in node.outputs}
     dag = nx.DiGraph()
     dag.add_nodes_from(place)
     dag.add_edges_from((made[n], node.name) for node in graph.nodes for n in node.inputs if n in made)

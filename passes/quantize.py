@@ -17,7 +17,12 @@ Rules:
 7. int16 are the tensors that the user names (or all), those that an operator takes or makes as int16 only, and what
    shares a quantization with one of these; an operator that does not allow a tensor's width gets, or makes, a copy of
    another width, by a sum of one operand;
-8. an identity, relu or clip of int16 is a sum of one operand, which rounds once, instead of a table with lines.
+8. an identity, relu or clip of int16 is a sum of one operand, which rounds once, instead of a table with lines;
+9. values that an operator pins have its quantization, and those that it wants in steps of a power of two are int16 with
+   such a scale, with all that shares theirs: gates and states of recurrent layers; a state going out has the
+   quantization of the state coming in;
+10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
+    from or go to such a tensor are requantized there.
 """
 
 from __future__ import annotations
@@ -32,9 +37,9 @@ from nnac.calibration import Range
 from nnac.errors import ModelError
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.numerics import INT16_HIGH, WIDE_BITS
-from nnac.ops import Activation, Concat, Conv, Dense, Softmax, Sum
+from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
 from nnac.ops.activation import FIXED_RANGES
-from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT
+from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
 from nnac.passes.fuse import interval
 from nnac.stages import SHARING
@@ -63,7 +68,7 @@ def quantize(
     Raises:
         ModelError: a tensor has no range or is not known, or scales lie too far apart for the machine's multipliers.
     """
-    graph = _spare_narrow(graph, ranges)
+    graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
     quants = _quants(graph, ranges, law, activations)
     draft = graph.draft()
     for name in quants.roots:
@@ -94,6 +99,41 @@ def _spare_narrow(graph: Graph, ranges: Mapping[str, Range]) -> Graph:
     return draft.freeze()
 
 
+def _apart(
+    graph: Graph, ranges: Mapping[str, Range], activations: str | Collection[str]
+) -> tuple[Graph, Mapping[str, Range]]:
+    """Return the graph with hidden values requantized where they meet what is int16 for another reason (rule 10).
+
+    The ranges of the values that this makes come along.
+    """
+    if activations == "int16":
+        return graph, ranges
+    draft, group = graph.draft(), _groups(graph, hidden=False)
+    forced = {group[name] for name in _forced(graph) if name in group}
+    for node in graph.nodes:
+        if not isinstance(node.op, Recurrent) or not node.op.hidden_ties(node):
+            continue
+        if group.get(node.inputs[1]) in forced:
+            hidden = Value(draft.fresh(f"{node.inputs[1]}.hidden"), graph.values[node.inputs[1]].type)
+            draft.add_node(f"{node.name}.hidden", Sum(signs=(1,)), [node.inputs[1]], hidden)
+            draft.update(draft.nodes[node.name], inputs=(node.inputs[0], hidden.name, *node.inputs[2:]))
+        if group[node.output] in forced:
+            made = replace(graph.values[node.output], name=draft.fresh(f"{node.output}.hidden"), origin=None)
+            draft.add_node(f"{node.name}.shown", Sum(signs=(1,)), [made.name], graph.values[node.output])
+            draft.values[made.name] = made
+            draft.update(draft.nodes[node.name], output=made.name)
+            ranges = {**ranges, made.name: ranges[node.output]}
+    return draft.freeze(), ranges
+
+
+def _forced(graph: Graph) -> Iterator[str]:
+    """Yield the values that are int16 because of what an operator pins, steps or takes in int16 only."""
+    for node in graph.nodes:
+        yield from node.op.stepped(node)
+        yield from (name for name, quant in node.op.pins(node).items() if quant.bits == 16)
+    yield from _only_wide(graph)
+
+
 def _rescaled(draft: Draft, node: Node, name: str) -> str:
     copy = Value(draft.fresh(f"{name}.rescaled"), draft.values[name].type)
     draft.add_node(f"{node.name}.rescale", Activation(), [name], copy)
@@ -118,33 +158,71 @@ class _Quants:
         spans: real range by representative.
         wide: representatives of groups that are int16.
         power_of_two: scales are powers of two.
+        pinned: quantization by representative, where an operator says it.
+        stepped: representatives whose scale is a power of two for an operator's sake.
+        forced: representatives that are int16 though nobody asked.
     """
 
     roots: Mapping[str, str]
     spans: Mapping[str, Range]
     wide: Collection[str]
     power_of_two: bool
+    pinned: Mapping[str, Quant]
+    stepped: Collection[str]
+    forced: Collection[str]
 
     def of(self, name: str, bits: int | None = None) -> Quant:
         """Return the quantization of a value, by default of its own width."""
         root = self.roots[name]
+        pin = self.pinned.get(root)
+        if pin is not None and bits in (None, pin.bits):
+            return pin
         span = self.spans[root]
-        return activation_quant(span.low, span.high, self.power_of_two, bits or (16 if root in self.wide else 8))
+        bits = bits or (16 if root in self.wide else 8)
+        if root in self.stepped and bits == 16:
+            return Quant(max(activation_quant(span.low, span.high, True, 16).scale, WIDE_SCALE), bits=16)
+        return activation_quant(span.low, span.high, self.power_of_two, bits)
+
+    def allowed(self, node: Node, name: str, bits: tuple[int, ...]) -> tuple[int, ...]:
+        """Return in which widths a node reads a value, given those that its operator takes (rule 10)."""
+        return (8,) if isinstance(node.op, Conv | Dense) and self.roots[name] in self.forced else bits
 
 
 def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str]) -> _Quants:
     """Return what decides the quantization of every activation: one per group of values."""
     group = _groups(graph)
-    wide = {group[name] for name in (*_asked_wide(graph, group, activations), *_only_wide(graph)) if name in group}
+    asked, forced = (
+        {group[name] for name in names if name in group}
+        for names in (_asked_wide(graph, group, activations), _forced(graph))
+    )
+    wide, pinned = asked | forced, _pinned(graph, group)
+    stepped = {group[name] for node in graph.nodes for name in node.op.stepped(node) if name in group}
     made = {node.output: node for node in graph.nodes}
     spans: dict[str, list[Range]] = {}
     for name, root in group.items():
         origin = graph.values[name].origin
         natural = _natural(made[name], root in wide) if name in made else None
-        span = natural or (ranges.get(origin.name) if origin is not None else None)
-        spans.setdefault(root, []).extend([span] if span is not None else [])
-    merged = {root: _merge(graph, root, found) for root, found in spans.items()}
-    return _Quants(group, merged, wide, law.power_of_two_scales)
+        seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
+        spans.setdefault(root, []).extend([natural] if natural is not None else seen)
+    merged = {root: _merge(graph, root, found, pinned.get(root)) for root, found in spans.items()}
+    return _Quants(group, merged, wide, law.power_of_two_scales, pinned, stepped, forced - asked)
+
+
+def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
+    """Return the quantization of the groups that operators pin.
+
+    Raises:
+        ModelError: two operators want another one.
+    """
+    found: dict[str, Quant] = {}
+    for node in graph.nodes:
+        for name, quant in node.op.pins(node).items():
+            if name in group and found.setdefault(group[name], quant) != quant:
+                raise ModelError(
+                    f"node {node.name!r} ({node.op.name}): {name!r} has steps of {quant.scale:g}, but shares its bytes "
+                    f"with a tensor that another operator has in steps of {found[group[name]].scale:g}"
+                )
+    return found
 
 
 def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Collection[str]) -> list[str]:
@@ -170,9 +248,12 @@ def _only_wide(graph: Graph) -> Iterator[str]:
         yield from (n for n, bits in zip(names, node.op.widths(len(names) - 1), strict=True) if bits == (16,))
 
 
-def _groups(graph: Graph) -> dict[str, str]:
-    """Return a representative per value: union-find over the operators that change no value."""
-    parent = {name: name for name in (*graph.inputs, *(node.output for node in graph.nodes))}
+def _groups(graph: Graph, hidden: bool = True) -> dict[str, str]:
+    """Return a representative per value: union-find over the operators that change no value, states, and other ties.
+
+    Without `hidden`, the hidden values that go into a recurrent layer are not tied to those that come out.
+    """
+    parent = {name: name for name in (*graph.inputs, *(name for node in graph.nodes for name in node.outputs))}
 
     def find(name: str) -> str:
         while parent[name] != name:
@@ -184,6 +265,11 @@ def _groups(graph: Graph) -> dict[str, str]:
         if node.op.name in SHARING:
             for name in (n for n in graph.operands(node) if n in parent):
                 parent[find(name)] = find(node.output)
+    ties = [*graph.states, *(pair for node in graph.nodes for pair in node.op.ties(node))]
+    loose = {pair for node in graph.nodes if isinstance(node.op, Recurrent) for pair in node.op.hidden_ties(node)}
+    for source, result in ties if hidden else (pair for pair in ties if pair not in loose):
+        if source in parent:
+            parent[find(source)] = find(result)
     return {name: find(name) for name in parent}
 
 
@@ -198,7 +284,9 @@ def _natural(node: Node, wide: bool) -> Range | None:
     return Range(0.0, INT16_HIGH * WIDE_SCALE) if wide else Range(*span)
 
 
-def _merge(graph: Graph, root: str, found: list[Range]) -> Range:
+def _merge(graph: Graph, root: str, found: list[Range], pin: Quant | None) -> Range:
+    if pin is not None and not found:
+        return Range(pin.scale * (pin.low - pin.zero_point), pin.scale * (pin.high - pin.zero_point))
     if not found:
         origin = graph.values[root].origin
         raise ModelError(f"tensor {origin.name if origin else root!r} has no calibrated range")
@@ -240,7 +328,10 @@ def _fitted(draft: Draft, node: Node, quants: _Quants) -> Node:
     names = list(node.inputs[: node.op.operands])
     *taken, made = node.op.widths(len(names))
     for i, allowed in enumerate(taken):
-        if names[i] in quants.roots and quants.of(names[i]).bits not in allowed:
+        if names[i] not in quants.roots:
+            continue
+        allowed = quants.allowed(node, names[i], allowed)
+        if quants.of(names[i]).bits not in allowed:
             names[i] = _copy(draft, node, names[i], quants.of(names[i], allowed[0]))
     output = node.output
     if quants.of(output).bits not in made:
@@ -267,9 +358,9 @@ def _copy(draft: Draft, node: Node, name: str, quant: Quant) -> str:
 def _constants(draft: Draft, node: Node, law: Arithmetic) -> None:
     """Quantize the constant inputs of one node."""
     if isinstance(node.op, Conv | Dense):
-        quant = draft.values[node.inputs[INPUT]].type.quant
-        assert quant is not None
-        return _layer(draft, node, quant, law)
+        return _layer(draft, node, draft.values[node.inputs[INPUT]].type.quant, law)
+    if isinstance(node.op, Recurrent):
+        return _layer(draft, _initial(draft, node), draft.values[node.output].type.quant, law)
     inputs = list(node.inputs)
     widths = node.op.widths(len(inputs[: node.op.operands]))
     for i in range(len(inputs[: node.op.operands])):
@@ -291,21 +382,35 @@ def _operand(draft: Draft, node: Node, name: str, allowed: tuple[int, ...], law:
     return new
 
 
-def _layer(draft: Draft, node: Node, quant: Quant, law: Arithmetic) -> None:
-    weight, bias = (draft.constants[node.inputs[i]].astype(np.float64) for i in (WEIGHT, BIAS))
-    if len(node.inputs) > SCALE:  # an encoding pass has chosen integers and scales already
-        scale, integer = draft.constants[node.inputs[SCALE]], draft.constants[node.inputs[WEIGHT]]
+def _initial(draft: Draft, node: Node) -> Node:
+    """Quantize the constant initial states of a recurrent layer as the states themselves."""
+    inputs = list(node.inputs)
+    for i, name in enumerate(inputs[: node.op.operands]):
+        if name in draft.constants:
+            quant = node.op.pins(node).get(name) or draft.values[node.outputs[i - 1]].type.quant
+            inputs[i] = draft.add_constant(f"{name}.{quant.dtype}", quant.quantize(draft.constants[name]))
+            draft.values[inputs[i]] = _typed(draft.values[inputs[i]], quant)
+    return draft.update(node, inputs=tuple(inputs))
+
+
+def _layer(draft: Draft, node: Node, quant: Quant | None, law: Arithmetic) -> None:
+    """Quantize weights and bias of a layer, which stand behind its operands, for an input of `quant`."""
+    assert quant is not None
+    operands, layer = node.inputs[: node.op.operands], node.inputs[node.op.operands :]
+    weight, bias = (draft.constants[name].astype(np.float64) for name in layer[:2])
+    if len(layer) > 2:  # an encoding pass has chosen integers and scales already
+        scale, integer = draft.constants[layer[2]], draft.constants[layer[0]]
     else:
         scale = weight_scales(weight, bias, quant.scale, law)
         integer = int8_weights(weight, scale)
     steps = np.rint(bias / (scale.astype(np.float64) * quant.scale)).astype(np.int64)
     _prove(node, integer, steps, quant, law)
     names = (
-        draft.add_constant(f"{node.inputs[WEIGHT]}.int8", integer),
-        draft.add_constant(f"{node.inputs[BIAS]}.int32", steps.astype(np.int32)),
-        draft.add_constant(f"{node.inputs[WEIGHT]}.scale", scale),
+        draft.add_constant(f"{layer[0]}.int8", integer),
+        draft.add_constant(f"{layer[1]}.int32", steps.astype(np.int32)),
+        draft.add_constant(f"{layer[0]}.scale", scale),
     )
-    draft.update(node, inputs=(node.inputs[INPUT], *names))
+    draft.update(node, inputs=(*operands, *names))
 
 
 def int8_weights(weight: Array, scale: Array) -> Array:

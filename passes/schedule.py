@@ -4,7 +4,8 @@ Rules:
 
 1. an instruction waits for what it depends on (see `nnac.hazards`) when that runs on another engine;
 2. a wait that an earlier instruction of the same engine has done already is left out;
-3. where the decoder may run at most `ahead` of the array, a load waits until no more array instructions than that are
+3. all rounds of a loop wait alike: for the same instructions counted from the round's own (see `periodic`);
+4. where the decoder may run at most `ahead` of the array, a load waits until no more array instructions than that are
    unfinished in front of it.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nnac.hazards import dependencies
-from nnac.isa import AnyInstruction, Engine
+from nnac.isa import AnyInstruction, Engine, Loop
 
 
 def schedule(instructions: Sequence[AnyInstruction], ahead: int = 0) -> tuple[AnyInstruction, ...]:
@@ -32,3 +33,31 @@ def schedule(instructions: Sequence[AnyInstruction], ahead: int = 0) -> tuple[An
         waited[engine] = [max(a, b) for a, b in zip(done, waits, strict=True)]
         scheduled.append(replace(instruction, waits=waits))
     return tuple(scheduled)
+
+
+def periodic(instructions: Sequence[AnyInstruction], loops: Sequence[Loop]) -> tuple[AnyInstruction, ...]:
+    """Return the instructions with equal wait tokens in all rounds of a loop, counted from the round.
+
+    A token only grows by that, and names instructions in front of its own if it did so before.
+    """
+    result = list(instructions)
+    for loop in loops:
+        for first in range(loop.start, loop.start + loop.body):
+            rounds = range(first, loop.start + loop.body * loop.count, loop.body)
+            waits = _common([result[index].waits for index in rounds], _advance(instructions, loop))
+            for index, tokens in zip(rounds, waits, strict=True):
+                result[index] = replace(result[index], waits=tokens)
+    return tuple(result)
+
+
+def _advance(instructions: Sequence[AnyInstruction], loop: Loop) -> list[int]:
+    """Return how many instructions of each engine one round has."""
+    engines = [i.engine for i in instructions[loop.start : loop.start + loop.body]]
+    return [engines.count(engine) for engine in Engine]
+
+
+def _common(waits: Sequence[tuple[int, ...]], advance: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the tokens of all rounds: per engine the latest that any round needs, or none where no round waits."""
+    bases = [max(0, *(w[e] - k * step for k, w in enumerate(waits))) for e, step in enumerate(advance)]
+    needed = [any(w[e] for w in waits) for e in range(len(advance))]
+    return [tuple(bases[e] + k * step if needed[e] else 0 for e, step in enumerate(advance)) for k in range(len(waits))]

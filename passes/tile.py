@@ -12,7 +12,10 @@ Rules:
    to home), are never cut;
 5. where a layer's constants exceed the weight buffer and its tensors are staged, either the constants are loaded again
    per stripe or the operands per block of constants: what moves fewer bytes; a cascade keeps its constants resident;
-6. constants that an operator reads like an activation are staged from the constants memory.
+6. constants that an operator reads like an activation are staged from the constants memory;
+7. a recurrent operator takes its stripes in the order of time; it may end a cascade, but no task behind it joins one,
+   since rows of a sequence cannot be computed twice;
+8. states live through the whole program, and a state's result to its end, where it replaces the old state.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
-from nnac.ops import Move, Reshape
+from nnac.ops import Move, Recurrent, Reshape
 from nnac.ops.base import aligned, bind
 from nnac.plan import Storage, Strategy, Task, Tiling
 from nnac.targets import Target
@@ -58,7 +61,11 @@ def _roots(graph: Graph) -> dict[str, str]:
 def _tasks(graph: Graph, target: Target, root: Mapping[str, str]) -> tuple[Task, ...]:
     return tuple(
         Task(
-            node, bind(graph, node, target.arithmetic), tuple(root[n] for n in graph.operands(node)), root[node.output]
+            node,
+            bind(graph, node, target.arithmetic),
+            tuple(root[n] for n in graph.operands(node)),
+            root[node.output],
+            tuple(root[n] for n in node.more),
         )
         for node in graph.nodes
         if not isinstance(node.op, Reshape)
@@ -76,8 +83,8 @@ def _storages(graph: Graph, tasks: tuple[Task, ...], root: Mapping[str, str]) ->
         for name in task.operands:
             known = storages.get(name) or fresh(name, index)
             storages[name] = replace(known, last=index, readers=known.readers + 1)
-        storages[task.output] = fresh(task.output, index)
-    for name in graph.outputs:
+        storages |= {name: fresh(name, index) for name in (task.output, *task.more)}
+    for name in (*graph.outputs, *(source for source, _ in graph.states)):
         storages[root[name]] = replace(storages[root[name]], last=len(tasks))
     return storages
 
@@ -155,7 +162,9 @@ class _Tiler:
         if victim.readers != 1 or first < 0 or last != first + 1 or last >= len(self.tasks):
             return False
         writer, reader = self.tasks[first], self.tasks[last]
-        if isinstance(writer.node.op, Move) or isinstance(reader.node.op, Move):
+        if isinstance(writer.node.op, Move | Recurrent) or isinstance(reader.node.op, Move):
+            return False
+        if isinstance(reader.node.op, Recurrent) and reader.node.op.reverse:
             return False
         if writer.node.output not in reader.node.inputs or not (_one_period(writer) and _one_period(reader)):
             return False
@@ -167,7 +176,7 @@ class _Tiler:
 
     def _too_large(self, group: range, need: int) -> CapacityError:
         task = self.tasks[group.start]
-        largest = max((self.storages[name] for name in (*task.operands, task.output)), key=lambda s: s.nbytes)
+        largest = max((self.storages[name] for name in task.storages), key=lambda s: s.nbytes)
         return CapacityError(
             f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, "
             f"the largest {largest.label!r} of {largest.nbytes:,} bytes",
@@ -182,11 +191,11 @@ class _Tiler:
         """Return the group's tasks with stripes and buffers: the highest stripes that fit, by bisection."""
         last = self.tasks[group[-1]]
         if isinstance(last.node.op, Move):
-            empty = (0,) * (len(last.operands) + 1)
+            empty = (0,) * (len(last.operands) + 2)
             return [replace(last, buffers=empty, copies=empty)]
         room = self.budget - sum(aligned(s.nbytes) for s in self.live(group))
         _, period = last.node.op.rows(last.bound)
-        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in (*last.operands, last.output))
+        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in last.storages)
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
         while low < high:
             middle = (low + high + 1) // 2
@@ -204,7 +213,7 @@ class _Tiler:
         for t in reversed(group):
             task = self.tasks[t]
             if isinstance(task.node.op, Move):
-                result.append([(0, 0)] * (len(task.operands) + 1))
+                result.append([(0, 0)] * (len(task.operands) + 2))
                 continue
             rows = min(rows, task.node.op.rows(task.bound)[1])
             result.append(self._task_buffers(task, rows))
@@ -232,12 +241,19 @@ class _Tiler:
             buffers.append((0, 0) if inside else (aligned(nbytes), 1 if whole else 2))
         nbytes = aligned(self.storages[task.output].nbytes // total * rows)
         if task.output in self.streamed:
-            return [*buffers, (nbytes, 1)]
-        return [*buffers, (0, 0) if self.homes[task.output] == Space.SRAM else (nbytes, 1 if rows == total else 2)]
+            buffers.append((nbytes, 1))
+        else:
+            buffers.append((0, 0) if self.homes[task.output] == Space.SRAM else (nbytes, 1 if rows == total else 2))
+        more = [(aligned(self.storages[name].nbytes), self.homes[name]) for name in task.more]
+        buffers += [(0, 0) if home == Space.SRAM else (size, 1) for size, home in more]
+        scratch = aligned(op.scratch(bound))
+        return [*buffers, (scratch, 1 if scratch else 0)]
 
     def _blocks_outer(self, task: Task) -> bool:
         """Tell whether loading operands once per block moves fewer bytes than loading constants once per stripe."""
         constants = _constant_bytes(task)
+        if isinstance(task.node.op, Recurrent):
+            return False
         if constants <= self.target.memory["weights"].bytes or {*task.operands, task.output} & self.streamed:
             return False
         total, period = task.node.op.rows(task.bound)

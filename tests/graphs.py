@@ -17,10 +17,12 @@ def graph_of(sample: Sample) -> Graph:
     """Return the graph of one node: its run-time operands are graph inputs."""
     names = tuple(f"x{i}" for i in range(len(sample.inputs)))
     values = {n: Value(n, t, Origin(n)) for n, t in zip(names, sample.inputs, strict=True)}
-    values["y"] = Value("y", sample.output, Origin("y"))
+    results = {f"y{i or ''}": kind for i, kind in enumerate((sample.output, *sample.more))}
+    values |= {n: Value(n, t, Origin(n)) for n, t in results.items()}
     constants = {names[i]: array for i, array in sample.constants.items()}
     inputs = tuple(n for n in names if n not in constants)
-    return Graph("sample", (Node("node", sample.op, names, "y"),), values, constants, inputs, ("y",))
+    node = Node("node", sample.op, names, "y", tuple(results)[1:])
+    return Graph("sample", (node,), values, constants, inputs, node.outputs)
 
 
 def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, Array]:

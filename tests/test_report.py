@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import nnac
-from nnac import compiler, isa, report
+from nnac import compiler, report
 from nnac.compare import Comparison, Row
 from nnac.program import Program, dumps
+from nnac.stream import encode
 from nnac.sweep import Point
 from nnac.targets import Target, load_target, target_names
 from nnac.timing import Timeline, simulate, what_if
@@ -175,7 +176,7 @@ def test_traffic_names_memory_and_purpose(timeline: Timeline) -> None:
 def test_header_splits_the_blob(program: Program) -> None:
     blob = dumps(program)
     text = report.text(report.header(program, len(blob), program.digest()))
-    instructions = len(isa.encode(program.instructions))
+    instructions = len(encode(program.instructions))
     rest = len(blob) - instructions - program.constants.size
     split = f"instructions {instructions:,}, constants {program.constants.size:,}, metadata {rest:,}"
     assert split in " ".join(text.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -80,15 +81,40 @@ class Builder:
         result = self.emit(
             use, op, inputs, f"{name}.{suffix}" if back else name, Origin(name, back), views.apply(steps, shape)
         )
+        self._move_back(result, name, back)
+
+    def deliver(self, value: str, use: Use, output: int, back: Steps) -> None:
+        """Let ONNX output `output` of `use` be `value` after the steps `back`, of which there is at least one."""
+        name, made = use.outputs[output], self.draft.values[value]
+        if made.origin is None:
+            self.draft.values[value] = replace(made, origin=Origin(name, back))
+        self._move_back(value, name, back)
+
+    def _move_back(self, value: str, name: str, back: Steps) -> None:
+        """Add the moves from a device value to ONNX tensor `name`."""
         for i, step in enumerate(back):
             rest = back[i + 1 :]
             target = self._fresh(f"{name}.view") if rest else name
-            result = self._move(result, step, target, Origin(name, rest))
+            value = self._move(value, step, target, Origin(name, rest))
 
     def emit(
-        self, use: Use, op: Op, inputs: Sequence[str], name: str, origin: Origin | None, expected: Shape | None = None
+        self,
+        use: Use,
+        op: Op,
+        inputs: Sequence[str],
+        name: str,
+        origin: Origin | None,
+        expected: Shape | None = None,
+        node: str = "",
     ) -> str:
-        """Add `op` under the node's name after checking its constraints; return the name of its result.
+        """Add `op` after checking its constraints; return the name of its result.
+
+        Args:
+            use: where it comes from; its name is the node's, unless `node` says another.
+            op, inputs: the operator and the values that it reads.
+            name, origin: of its result.
+            expected: the shape that ONNX's inference found.
+            node: the node's name.
 
         Raises:
             Refused: a constraint is broken, or the shape differs from what ONNX's inference says.
@@ -102,9 +128,23 @@ class Builder:
                 f"rules of {op.name}"
             )
         name = name if origin is not None and name == origin.name else self._fresh(name)
-        node = use.name if use.name not in self.draft.nodes else self._fresh_node(use.name)
+        node = node or use.name
+        node = node if node not in self.draft.nodes else self._fresh_node(node)
         self.draft.add_node(node, op, inputs, Value(name, TensorType(shape), origin))
         return name
+
+    def emit_all(self, op: Op, inputs: Sequence[str], names: Sequence[str], node: str) -> list[str]:
+        """Add an operator with several results under `node`, as far as it has them; return their names.
+
+        Raises:
+            Refused: a constraint is broken.
+        """
+        shapes = [self.draft.values[each].shape for each in inputs]
+        check(op, shapes)
+        made = [Value(self._fresh(n), TensorType(s)) for n, s in zip(names, op.shapes(shapes), strict=False)]
+        node = node if node not in self.draft.nodes else self._fresh_node(node)
+        self.draft.add_node(node, op, inputs, *made)
+        return [value.name for value in made]
 
     def stub(self, use: Use) -> None:
         """Give the outputs of a node that could not be imported a value, so that the check of the rest goes on."""

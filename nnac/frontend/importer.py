@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 import numpy as np
 import onnx
 
 from nnac.errors import ModelError, one_line, raise_all
-from nnac.frontend import rows_dense, rows_elementwise, rows_move, rows_window
+from nnac.frontend import rows_dense, rows_elementwise, rows_move, rows_recurrent, rows_window
 from nnac.frontend.builder import Builder
+from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph
 
-TABLE: dict[str, Row] = dict(
-    sorted({**rows_window.ROWS, **rows_dense.ROWS, **rows_elementwise.ROWS, **rows_move.ROWS}.items())
-)
+_ROOMS = (rows_window, rows_dense, rows_elementwise, rows_move, rows_recurrent)
+TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
 
 _SHOWN = 4
 
@@ -26,8 +26,12 @@ def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     return [(name, ", ".join(op.name for op in row.ops), row.sentences) for name, row in TABLE.items()]
 
 
-def import_graph(model: onnx.ModelProto) -> Graph:
+def import_graph(model: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
     """Return the float graph of a model that `prepare` has returned.
+
+    Args:
+        model: the prepared model.
+        states: graph inputs and the outputs that become them in the next call; found by their names if left out.
 
     Raises:
         ModelError: what is not supported, all at once.
@@ -42,6 +46,7 @@ def import_graph(model: onnx.ModelProto) -> Graph:
         problems += [f"{use.op_type} {use.name!r}: {text}" for text in _import(builder, use)]
     raise_all(ModelError, "the model cannot be compiled:", problems)
     builder.draft.outputs = [info.name for info in model.graph.output]
+    builder.draft.states = find_states(model.graph, states)
     return builder.draft.freeze()
 
 

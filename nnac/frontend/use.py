@@ -171,4 +171,6 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
         return onnx.numpy_helper.to_array(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return [each.decode("utf-8", "replace") for each in value]
     return value

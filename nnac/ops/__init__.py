@@ -6,6 +6,7 @@ from nnac.ops.conv import Conv, Dense
 from nnac.ops.elementwise import Mul, Sum
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.pool import AveragePool, MaxPool
+from nnac.ops.recurrent import Gru, Lstm, Recurrent, Rnn
 from nnac.ops.softmax import Softmax
 
 REGISTRY: tuple[type[Op], ...] = (
@@ -22,6 +23,9 @@ REGISTRY: tuple[type[Op], ...] = (
     Slice,
     Concat,
     Pad,
+    Lstm,
+    Gru,
+    Rnn,
 )
 
 __all__ = [
@@ -33,12 +37,16 @@ __all__ = [
     "Concat",
     "Conv",
     "Dense",
+    "Gru",
+    "Lstm",
     "MaxPool",
     "Move",
     "Mul",
     "Op",
     "Pad",
+    "Recurrent",
     "Reshape",
+    "Rnn",
     "Sample",
     "Slab",
     "Slice",

@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, Function] = {
     "leaky_relu": lambda x, alpha: np.where(x < 0, alpha * x, x),
     "sigmoid": lambda x: 0.5 * (np.tanh(0.5 * x) + 1.0),
     "tanh": np.tanh,
+    "softsign": lambda x: x / (1.0 + np.abs(x)),
     "hard_sigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0.0, 1.0),
     "hard_swish": lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),
 }

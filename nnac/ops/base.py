@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 from typing import Any, ClassVar
 
@@ -83,6 +83,8 @@ class Step:
     Attributes:
         inputs: a slab per scratchpad operand, in the node's order.
         output: the slab to fill.
+        more: scratchpad addresses of the other outputs, which are never cut.
+        scratch: scratchpad address of the operator's working memory.
         block: the constants, or None for an operator without any.
         params: weight-buffer address of the block's params.
         weights: weight-buffer address of the block's decoded weights.
@@ -90,9 +92,29 @@ class Step:
 
     inputs: tuple[Slab, ...]
     output: Slab
+    more: tuple[int, ...] = ()
+    scratch: int = 0
     block: Block | None = None
     params: int = 0
     weights: int = 0
+
+
+Fetch = Callable[[int], tuple[tuple[AnyInstruction, ...], tuple[int, int]]]
+"""Brings a block of constants into the weight buffer: the loads that it takes, and the addresses of params, weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Instructions of one stripe that belong together.
+
+    Attributes:
+        part: index into the operator's `parts`.
+        step: of a sequence: turns of equal `step` form one round of its loop.
+    """
+
+    instructions: tuple[AnyInstruction, ...]
+    part: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +126,14 @@ class Bound:
         output: type of the output.
         constants: the constant inputs by position.
         law: the machine's arithmetic.
+        more: types of the other outputs.
     """
 
     inputs: tuple[TensorType, ...]
     output: TensorType
     constants: dict[int, Array]
     law: Arithmetic
+    more: tuple[TensorType, ...] = ()
 
     @property
     def quant(self) -> Quant:
@@ -131,7 +155,8 @@ class Bound:
 def bind(graph: Graph, node: Node, law: Arithmetic) -> Bound:
     """Return the node's operator bound to its place in an integer graph."""
     constants = {i: graph.constants[name] for i, name in enumerate(node.inputs) if name in graph.constants}
-    return Bound(graph.types(node.inputs), graph.values[node.output].type, constants, law)
+    output, *more = graph.types(node.outputs)
+    return Bound(graph.types(node.inputs), output, constants, law, tuple(more))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +167,7 @@ class Sample:
     inputs: tuple[TensorType, ...]
     output: TensorType
     constants: dict[int, Array]
+    more: tuple[TensorType, ...] = ()
 
 
 EITHER = (8, 16)
@@ -156,10 +182,16 @@ class Op(ABC):
     layout: ClassVar[str] = "any"
     operands: ClassVar[int | None] = None
     """How many leading inputs are tensors in the scratchpad (None: all); the rest travels through the weight buffer."""
+    parts: ClassVar[tuple[str, ...]] = ("",)
+    """Labels of what reports list apart from each other."""
 
     @abstractmethod
     def infer(self, shapes: Sequence[Shape]) -> Shape:
         """Return the output's shape for the inputs' shapes."""
+
+    def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+        """Return the shapes of all outputs."""
+        return (self.infer(shapes),)
 
     def problems(self, shapes: Sequence[Shape]) -> list[str]:
         """Return the sentence of the first constraint that this use breaks (later ones may rely on it)."""
@@ -168,6 +200,22 @@ class Op(ABC):
     @abstractmethod
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         """Return the exact integer output for integer inputs (all of them, constants included), in numpy int64."""
+
+    def results(self, bound: Bound, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """Return the exact integers of all outputs (see `reference`)."""
+        return (self.reference(bound, inputs),)
+
+    def pins(self, node: Node) -> dict[str, Quant]:
+        """Return the values of `node` that have one quantization and no other."""
+        return {}
+
+    def ties(self, node: Node) -> tuple[tuple[str, str], ...]:
+        """Return pairs of values of `node` that share a quantization."""
+        return ()
+
+    def stepped(self, node: Node) -> tuple[str, ...]:
+        """Return the values of `node` that are int16 in steps of a power of two."""
+        return ()
 
     def widths(self, operands: int) -> tuple[tuple[int, ...], ...]:
         """Return the bits that are allowed for each of the scratchpad operands and, behind them, for the output.
@@ -203,9 +251,22 @@ class Op(ABC):
         """Return the constants in blocks of at most `limit` bytes, cut at `granule` channels if possible."""
         return []
 
+    def scratch(self, bound: Bound) -> int:
+        """Return the bytes of scratchpad that a stripe needs as working memory."""
+        return 0
+
     def lower(self, bound: Bound, step: Step) -> Iterator[AnyInstruction]:
         """Yield the instructions of one step; none for what costs nothing or is not cut into stripes."""
         return iter(())
+
+    def turns(self, bound: Bound, step: Step, blocks: Sequence[Block], fetch: Fetch) -> Iterator[Turn]:
+        """Yield the work of one stripe: its blocks of constants one after the other."""
+        if not blocks:
+            yield Turn(tuple(self.lower(bound, step)))
+        for index, block in enumerate(blocks):
+            loads, (params, weights) = fetch(index)
+            lowered = self.lower(bound, replace(step, block=block, params=params, weights=weights))
+            yield Turn((*loads, *lowered))
 
     @classmethod
     @abstractmethod

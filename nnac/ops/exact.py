@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nnac.numerics import (
+    GATE_BITS,
     INT8_HIGH,
     INT8_LOW,
     INT16_HIGH,
@@ -19,6 +20,7 @@ from nnac.numerics import (
     INTERPOLATION_SHIFT,
     SHIFT_MAX,
     SOFTMAX_ENTRIES,
+    UNIT_BITS,
     Rounding,
 )
 
@@ -197,6 +199,118 @@ def interpolate(
         left, right = knots[own, index], knots[own, index + 1]
     blend = left * (128 - fraction) + right * fraction
     return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
+
+
+def rescale(
+    value: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """``saturate(round_shift(value * multiplier, shift) + zero_point)``; TFLITE counts as HALF_AWAY. |value| <= 2**31.
+
+    Raises:
+        ValueError: a shift is outside 0..62.
+    """
+    return saturate(round_shift(_int64(value) * _int64(multiplier), shift, rounding) + zero_point, low, high)
+
+
+def gate(
+    x: Integers,
+    r: Integers,
+    limit: int,
+    rounding: Rounding,
+    weight: Integers = 0,
+    cell: Integers = 0,
+    peephole_shift: int = 0,
+) -> Int64:
+    """Pre-activations of gates; see `numerics.gate`. Bounds: int16 operands, a shift of at most 30."""
+    total = ((_int64(x) + _int64(r)) << peephole_shift) + _int64(weight) * _int64(cell)
+    return saturate(round_shift(total, peephole_shift, rounding), -limit, limit)
+
+
+def lstm_cell(
+    x: npt.NDArray[np.integer],
+    r: npt.NDArray[np.integer],
+    cell: npt.NDArray[np.integer],
+    functions: npt.NDArray[np.integer],
+    cell_bits: int,
+    coupled: bool,
+    limit: int,
+    rounding: Rounding,
+    peepholes: npt.ArrayLike = ((0,), (0,), (0,)),
+    peephole_shift: int = 0,
+) -> tuple[Int64, Int64]:
+    """One step of an LSTM: the new cells, and the hidden values in Q1.30; see `numerics.lstm_cell`.
+
+    Args:
+        x, r: (..., 4 * hidden), the gates i, o, f, c beside each other.
+        cell: (..., hidden).
+        functions: (3, 513).
+        cell_bits, coupled, limit, rounding, peephole_shift: as in the law.
+        peepholes: (3, hidden), or zeros that broadcast to it.
+    """
+    parts = list(zip(np.split(_int64(x), 4, -1), np.split(_int64(r), 4, -1), strict=True))
+    weights = _int64(peepholes)
+    cell = _int64(cell)
+
+    def activated(k: int, function: int, weight: Integers = 0, seen: Integers = 0) -> Int64:
+        return interpolate(
+            gate(*parts[k], limit, rounding, weight, seen, peephole_shift), functions[function], rounding
+        )
+
+    i = activated(0, 0, weights[0], cell)
+    f = (1 << UNIT_BITS) - i if coupled else activated(2, 0, weights[2], cell)
+    g = activated(3, 1)
+    total = ((f * cell) << (UNIT_BITS - cell_bits)) + i * g
+    new = saturate(round_shift(total, 2 * UNIT_BITS - cell_bits, rounding), INT16_LOW, INT16_HIGH)
+    o = activated(1, 0, weights[1], new)
+    seen = saturate(new << max(0, GATE_BITS - cell_bits), INT16_LOW, INT16_HIGH)
+    return new, o * interpolate(seen, functions[2], rounding)
+
+
+def gru_reset(
+    x: npt.NDArray[np.integer],
+    r: npt.NDArray[np.integer],
+    state: npt.NDArray[np.integer],
+    function: npt.ArrayLike,
+    limit: int,
+    rounding: Rounding,
+) -> Int64:
+    """The reset gate, of which x and r are the parts, times the state in Q1.30; see `numerics.gru_reset`."""
+    return interpolate(gate(x, r, limit, rounding), function, rounding) * _int64(state)
+
+
+def gru_cell(
+    x: npt.NDArray[np.integer],
+    r: npt.NDArray[np.integer],
+    state: npt.NDArray[np.integer],
+    functions: npt.NDArray[np.integer],
+    after: bool,
+    limit: int,
+    rounding: Rounding,
+) -> Int64:
+    """One step of a GRU: the new states; see `numerics.gru_cell`.
+
+    Args:
+        x, r: (..., 3 * hidden), the gates z, r, h beside each other.
+        state: (..., hidden).
+        functions: (2, 513).
+        after, limit, rounding: as in the law.
+    """
+    (x_z, x_r, x_h), (r_z, r_r, r_h) = np.split(_int64(x), 3, -1), np.split(_int64(r), 3, -1)
+    z = interpolate(gate(x_z, r_z, limit, rounding), functions[0], rounding)
+    if after:
+        reset = interpolate(gate(x_r, r_r, limit, rounding), functions[0], rounding)
+        candidate = gate(x_h, 0, limit, rounding, reset, r_h, UNIT_BITS)
+    else:
+        candidate = gate(x_h, r_h, limit, rounding)
+    n = interpolate(candidate, functions[1], rounding)
+    total = ((1 << UNIT_BITS) - z) * n + z * _int64(state)
+    return saturate(round_shift(total, UNIT_BITS, rounding), INT16_LOW, INT16_HIGH)
 
 
 def _int64(value: npt.ArrayLike) -> Int64:
