@@ -14,7 +14,6 @@ from numba.core.registry import cpu_target
 
 from nnac.kernels.jit import microkernel
 from nnac.kernels.tile import (
-    ARGUMENTS,
     avx2_tile,
     avx512_tile,
     avxvnni_tile,
@@ -65,6 +64,11 @@ def forced(name: str) -> Iterator[None]:
 def tile() -> int:
     """The address of the tile function (`Tile.multiply`) of the processor in use, compiled at its first use."""
     return _tile_address(processor())
+
+
+def width() -> int:
+    """Channels of a panel of packed weights (`nnac.kernels.panels`) for the processor in use."""
+    return 64 if processor() == "avx512" else 16
 
 
 @functools.cache

@@ -76,29 +76,25 @@ def scale_twice(acc: Integer, multiplier: Integer, shift: Integer) -> Integer:
 
 
 @inner
-def finish_row(
-    acc: Int32, bias: Int32, multiplier: Int64, shift: Int64, accumulator: Accumulator, output: Output, y: Int8
-) -> None:
-    """One pixel's sums to int8, channel by channel: bias, narrowing, requantize. The pairs are lifted."""
+def finish_row(acc: Int32, multiplier: Int32, shift: Int64, accumulator: Accumulator, output: Output, y: Int8) -> None:
+    """One pixel's sums to int8, channel by channel: narrowing, requantize. The pairs are lifted."""
     zero_point, low, high, rounding = output
-    _add_bias(acc, bias, accumulator)
+    _narrow(acc, accumulator)
     if rounding == TFLITE:
         for n in range(y.size):
-            y[n] = saturate(scale_twice(acc[n], multiplier[n], shift[n]) + zero_point, low, high)
+            y[n] = saturate(scale_twice(acc[n], np.int64(multiplier[n]), shift[n]) + zero_point, low, high)
         return
     for n in range(y.size):
-        y[n] = saturate(scale_once(acc[n], multiplier[n], shift[n], rounding) + zero_point, low, high)
+        y[n] = saturate(scale_once(acc[n], np.int64(multiplier[n]), shift[n], rounding) + zero_point, low, high)
 
 
 @inner
-def _add_bias(acc: Int32, bias: Int32, accumulator: Accumulator) -> None:
-    """The finished sums, in an accumulator that may be narrower than 32 bits."""
+def _narrow(acc: Int32, accumulator: Accumulator) -> None:
+    """The finished sums in an accumulator that may be narrower than 32 bits."""
     bits, wraps = accumulator
-    for n in range(bias.size):
-        acc[n] += bias[n]
     if bits >= 32:
         return
     half = np.int64(1) << (bits - 1)
-    for n in range(bias.size):
+    for n in range(acc.size):
         total = np.int64(acc[n])
         acc[n] = ((total + half) & (2 * half - 1)) - half if wraps else saturate(total, -half, half - 1)

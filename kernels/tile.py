@@ -24,7 +24,6 @@ from nnac.kernels.vectors import (
     microkernel,
     routine,
     shuffle,
-    splat,
     spread,
     store,
     variables,
@@ -134,7 +133,9 @@ class Tile(ABC):
             last = builder.udiv(builder.mul(builder.add(tile, LONG(1)), rows), tiles)
             here, there = advance(builder, x, first, pitch), advance(builder, sums, first, stride)
             rest = (here, pitch, panel, steps, stride, zero, there)
-            choose(builder, builder.sub(last, first), range(1, self.rows + 1), partial(self._call, builder, vectors, rest))
+            choose(
+                builder, builder.sub(last, first), range(1, self.rows + 1), partial(self._call, builder, vectors, rest)
+            )
 
     def _call(self, builder: Builder, vectors: int, rest: tuple[Value, ...], rows: int) -> None:
         routine(builder, f"tile_{rows}_{vectors}", partial(self._tile, rows, vectors), *rest)
