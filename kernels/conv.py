@@ -4,13 +4,17 @@ import numpy as np
 from numba import types
 
 from nnac.kernels import machine
+from nnac.kernels.finish import LANES
 from nnac.kernels.jit import INT, Int8, Int32, Int64, inner, kernel, sink, source
 from nnac.kernels.panels import aligned, multiply, pack, packed_size, padded, steps_of
-from nnac.kernels.requantize import Accumulator, Output, finish_row, lift
-from nnac.kernels.vectors import address
+from nnac.kernels.requantize import lift
+from nnac.kernels.vectors import address, call_address
 
 Window = tuple[int, int, int, int, int, int]
 """Stride, dilation, padding before: each down, then right."""
+
+Ends = tuple[int, int, int, int, int, int, int]
+"""How sums end: address of `finish.finish`, zero point, low, high, rounding, accumulator's bits, whether it wraps."""
 
 FEW = 16
 """Pixels under which packing the weights takes longer than it saves."""
@@ -23,8 +27,8 @@ PANEL_ROWS = 96
 @inner
 def _lifted(multiplier: Int32, shift: Int8, rounding: int) -> tuple[Int32, Int64]:
     """The pairs of all channels as `requantize.finish_row` wants them."""
-    multipliers = np.empty(multiplier.size, np.int32)
-    shifts = np.empty(multiplier.size, np.int64)
+    multipliers = np.zeros(multiplier.size + LANES, np.int32)
+    shifts = np.zeros(multiplier.size + LANES, np.int64)
     for n in range(multiplier.size):
         multipliers[n], shifts[n] = lift(multiplier[n], shift[n], rounding)
     return multipliers, shifts
@@ -41,8 +45,7 @@ def _group(
     y: Int8,
     window: Window,
     x_zero: int,
-    accumulator: Accumulator,
-    output: Output,
+    ends: Ends,
     tile: int,
     width: int,
 ) -> None:
@@ -50,11 +53,11 @@ def _group(
     weights = w.reshape(w.shape[0], -1)
     pixels = y.shape[0] * y.shape[1]
     if pixels < FEW:
-        _few(x, channel, w, bias, multiplier, shift, y, window, x_zero, accumulator, output)
+        _few(x, channel, w, bias, multiplier, shift, y, window, x_zero, ends)
         return
     packed = aligned(packed_size(w.shape[0], weights.shape[1]))
     pack(weights, bias, width, packed)
-    _panels(x, channel, w.shape, packed, multiplier, shift, y, window, x_zero, accumulator, output, tile, width)
+    _panels(x, channel, w.shape, packed, multiplier, shift, y, window, x_zero, ends, tile, width)
 
 
 @inner
@@ -68,8 +71,7 @@ def _panels(
     y: Int8,
     window: Window,
     x_zero: int,
-    accumulator: Accumulator,
-    output: Output,
+    ends: Ends,
     tile: int,
     width: int,
 ) -> None:
@@ -92,10 +94,40 @@ def _panels(
             at = address(x) + channel + start * reach if reach else address(patches)
             multiply(tile, at, reach if reach else pitch, count, depth, packed, first, columns, x_zero, sums)
             last = min(first + width, taps[0])
-            for i in range(count):
-                row = y[(start + i) // y.shape[1], (start + i) % y.shape[1], first:last]
-                total = sums[i * columns : i * columns + last - first]
-                finish_row(total, multiplier[first:last], shift[first:last], accumulator, output, row)
+            _finish(sums, start, count, columns, multiplier[first:], shift[first:], y[:, :, first:last], ends)
+
+
+@inner
+def _finish(
+    sums: Int32, start: int, count: int, columns: int, multiplier: Int32, shift: Int64, y: Int8, ends: Ends
+) -> None:
+    """Sums of `count` pixels from number `start` on to int8, in runs of pixels at equal distances."""
+    ending, zero, low, high, rounding, bits, wraps = ends
+    even = y.strides[0] == y.shape[1] * y.strides[1]
+    done = 0
+    while done < count:
+        row, column = (start + done) // y.shape[1], (start + done) % y.shape[1]
+        run = count - done if even else min(count - done, y.shape[1] - column)
+        call_address(
+            ending,
+            (
+                address(sums) + done * columns * 4,
+                run,
+                columns * 4,
+                y.shape[2],
+                address(multiplier),
+                address(shift),
+                address(y) + row * y.strides[0] + column * y.strides[1],
+                y.strides[1],
+                zero,
+                low,
+                high,
+                rounding,
+                bits,
+                wraps,
+            ),
+        )
+        done += run
 
 
 @inner
@@ -131,18 +163,17 @@ def _few(
     y: Int8,
     window: Window,
     x_zero: int,
-    accumulator: Accumulator,
-    output: Output,
+    ends: Ends,
 ) -> None:
     """Very few patches: the weights are read once, where they lie."""
     weights = w.reshape(w.shape[0], -1)
     patch = np.empty(weights.shape[1], np.int8)
-    sums = np.empty(w.shape[0], np.int32)
+    sums = np.empty(padded(w.shape[0]), np.int32)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             _gather(x, channel, w.shape, i, j, window, x_zero, patch)
             _multiply_rows(patch, x_zero, weights, bias, sums)
-            finish_row(sums, multiplier, shift, accumulator, output, y[i, j])
+            _finish(sums, i * y.shape[1] + j, 1, w.shape[0], multiplier, shift, y, ends)
 
 
 @inner
@@ -200,8 +231,7 @@ def _depthwise(
     window: Window,
     channel: int,
     x_zero: int,
-    accumulator: Accumulator,
-    output: Output,
+    ends: Ends,
 ) -> None:
     """One input channel per output channel: taps outside, channels inside."""
     channels = w.shape[0]
@@ -210,12 +240,12 @@ def _depthwise(
     for n in range(channels):
         for k in range(weights.shape[1]):
             taps[k, n] = weights[n, k]
-    acc = np.empty((y.shape[1], channels), np.int32)
+    flat = np.empty(y.shape[1] * channels + LANES, np.int32)
+    acc = flat[: y.shape[1] * channels].reshape(y.shape[1], channels)
     for row in range(y.shape[0]):
         acc[:] = bias
         _depthwise_row(x, channel, taps, w.shape, row, window, x_zero, acc)
-        for column in range(y.shape[1]):
-            finish_row(acc[column], multiplier, shift, accumulator, output, y[row, column])
+        _finish(flat, row * y.shape[1], y.shape[1], channels, multiplier, shift, y, ends)
 
 
 @inner
@@ -254,7 +284,7 @@ def _depthwise_row(
     source(types.int32, 1),
     source(types.int8, 1),
     sink(types.int8, 3),
-    *[INT] * 17,
+    *[INT] * 18,
 )
 def _conv2d(
     x: Int8,
@@ -280,14 +310,14 @@ def _conv2d(
     acc_wraps: int,
     tile: int,
     width: int,
+    finish: int,
 ) -> None:
     """`conv2d` on the machine's tiles."""
     window = (stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left)
-    output = (y_zero, low, high, rounding)
-    accumulator = (acc_bits, acc_wraps)
+    ends = (finish, y_zero, low, high, rounding, acc_bits, acc_wraps)
     multipliers, shifts = _lifted(multiplier, shift, rounding)
     if w.shape[3] == 1 and group_out == 1:
-        _depthwise(x, w, bias, multipliers, shifts, y, window, channel_offset, x_zero, accumulator, output)
+        _depthwise(x, w, bias, multipliers, shifts, y, window, channel_offset, x_zero, ends)
         return
     first = 0
     while first < w.shape[0]:
@@ -298,13 +328,12 @@ def _conv2d(
             group * w.shape[3],
             w[first:last],
             bias[first:last],
-            multipliers[first:last],
-            shifts[first:last],
+            multipliers[first:],
+            shifts[first:],
             y[:, :, first:last],
             window,
             x_zero,
-            accumulator,
-            output,
+            ends,
             tile,
             width,
         )
@@ -385,4 +414,5 @@ def conv2d(
         acc_wraps,
         machine.tile(),
         machine.width(),
+        machine.finish(),
     )

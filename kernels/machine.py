@@ -12,6 +12,7 @@ from typing import Any
 
 from numba.core.registry import cpu_target
 
+from nnac.kernels.finish import finish_rows
 from nnac.kernels.jit import microkernel
 from nnac.kernels.tile import (
     avx2_tile,
@@ -64,6 +65,18 @@ def forced(name: str) -> Iterator[None]:
 def tile() -> int:
     """The address of the tile function (`Tile.multiply`) of the processor in use, compiled at its first use."""
     return _tile_address(processor())
+
+
+@functools.cache
+def finish() -> int:
+    """The address of the function that ends sums (`finish.finish`), compiled at its first use."""
+
+    @microkernel
+    def ended(arguments: int) -> None:
+        finish_rows(arguments)
+
+    compiled: int = ended.address
+    return compiled
 
 
 def width() -> int:

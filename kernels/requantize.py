@@ -5,12 +5,8 @@ Bounds as in `nnac.ops.exact`: products of magnitude up to 2**62, shifts 0..62.
 
 import numpy as np
 
-from nnac.kernels.jit import Int8, Int32, Int64, Integer, inner
+from nnac.kernels.jit import Integer, inner
 
-Accumulator = tuple[int, int]
-"""Its bits, and whether it wraps."""
-Output = tuple[int, int, int, int]
-"""Zero point, low, high, rounding."""
 HALF_EVEN, HALF_UP, TFLITE = 0, 1, 3
 """As `nnac.numerics.Rounding`; what is neither HALF_EVEN nor HALF_UP rounds half away in wide expressions."""
 
@@ -73,28 +69,3 @@ def scale_twice(acc: Integer, multiplier: Integer, shift: Integer) -> Integer:
     shifted = saturate(np.int64(acc) << max(31 - shift, 0), -(1 << 31), (1 << 31) - 1)
     doubled = (shifted * multiplier + (1 << 30)) >> 31
     return round_shift(doubled, max(shift - 31, 0), TFLITE)
-
-
-@inner
-def finish_row(acc: Int32, multiplier: Int32, shift: Int64, accumulator: Accumulator, output: Output, y: Int8) -> None:
-    """One pixel's sums to int8, channel by channel: narrowing, requantize. The pairs are lifted."""
-    zero_point, low, high, rounding = output
-    _narrow(acc, accumulator)
-    if rounding == TFLITE:
-        for n in range(y.size):
-            y[n] = saturate(scale_twice(acc[n], np.int64(multiplier[n]), shift[n]) + zero_point, low, high)
-        return
-    for n in range(y.size):
-        y[n] = saturate(scale_once(acc[n], np.int64(multiplier[n]), shift[n], rounding) + zero_point, low, high)
-
-
-@inner
-def _narrow(acc: Int32, accumulator: Accumulator) -> None:
-    """The finished sums in an accumulator that may be narrower than 32 bits."""
-    bits, wraps = accumulator
-    if bits >= 32:
-        return
-    half = np.int64(1) << (bits - 1)
-    for n in range(acc.size):
-        total = np.int64(acc[n])
-        acc[n] = ((total + half) & (2 * half - 1)) - half if wraps else saturate(total, -half, half - 1)

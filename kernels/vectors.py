@@ -40,6 +40,16 @@ def store(builder: Builder, value: Value, address: Value) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
 
 
+def store_first(builder: Builder, value: Value, address: Value, count: Value) -> None:
+    """The first `count` lanes, which are bytes, one by one."""
+    lanes = value.type.count
+    block = cgutils.alloca_once(builder, value.type)
+    builder.store(value, block)
+    with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
+        byte = load(builder, builder.add(builder.ptrtoint(block, LONG), lane), BYTE)
+        store(builder, byte, builder.add(address, lane))
+
+
 def advance(builder: Builder, address: Value, index: Value, stride: int | Value) -> Value:
     """``address + index * stride``, in bytes."""
     return builder.add(address, builder.mul(index, LONG(stride) if isinstance(stride, int) else stride))
