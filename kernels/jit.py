@@ -60,6 +60,12 @@ def inner(function: Function) -> Function:
     return wrapped
 
 
+def microkernel(function: Callable[[int], None]) -> Any:
+    """Compiles a function of the address of its arguments, for kernels to call by its own `address`."""
+    with _our_cache():
+        return _numba.cfunc(types.void(INT), cache=True)(function)
+
+
 @contextmanager
 def _our_cache() -> Iterator[None]:
     """Points numba's cache at our folder, for our kernels only: others in this process keep theirs."""

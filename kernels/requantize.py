@@ -5,12 +5,8 @@ Bounds as in `nnac.ops.exact`: products of magnitude up to 2**62, shifts 0..62.
 
 import numpy as np
 
-from nnac.kernels.jit import Int8, Int16, Int32, Int64, Integer, inner
+from nnac.kernels.jit import Int16, Integer, inner
 
-Accumulator = tuple[int, int]
-"""Its bits, and whether it wraps."""
-Output = tuple[int, int, int, int]
-"""Zero point, low, high, rounding."""
 HALF_EVEN, HALF_UP, TFLITE = 0, 1, 3
 """As `nnac.numerics.Rounding`; what is neither HALF_EVEN nor HALF_UP rounds half away in wide expressions."""
 
@@ -81,32 +77,3 @@ def interpolate(x: Integer, table: Int16, rounding: Integer) -> Integer:
     offset = np.int64(x) + (1 << 15)
     index, fraction = offset >> 7, offset & 127
     return round_shift(table[index] * (128 - fraction) + table[index + 1] * fraction, 7, rounding)
-
-
-@inner
-def finish_row(
-    acc: Int32, bias: Int32, multiplier: Int64, shift: Int64, accumulator: Accumulator, output: Output, y: Int8
-) -> None:
-    """One pixel's sums to int8, channel by channel: bias, narrowing, requantize. The pairs are lifted."""
-    zero_point, low, high, rounding = output
-    _add_bias(acc, bias, accumulator)
-    if rounding == TFLITE:
-        for n in range(y.size):
-            y[n] = saturate(scale_twice(acc[n], multiplier[n], shift[n]) + zero_point, low, high)
-        return
-    for n in range(y.size):
-        y[n] = saturate(scale_once(acc[n], multiplier[n], shift[n], rounding) + zero_point, low, high)
-
-
-@inner
-def _add_bias(acc: Int32, bias: Int32, accumulator: Accumulator) -> None:
-    """The finished sums, in an accumulator that may be narrower than 32 bits."""
-    bits, wraps = accumulator
-    for n in range(bias.size):
-        acc[n] += bias[n]
-    if bits >= 32:
-        return
-    half = np.int64(1) << (bits - 1)
-    for n in range(bias.size):
-        total = np.int64(acc[n])
-        acc[n] = ((total + half) & (2 * half - 1)) - half if wraps else saturate(total, -half, half - 1)

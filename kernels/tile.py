@@ -1,113 +1,260 @@
-"""The register tile of matrix products, in LLVM's vector types: the one place where numba's loops do not get there.
+"""The register tiles of matrix products, one form per kind of processor: ``bias + (x - zero) @ weights.T`` in int32.
 
-Numba's loop vectorizer sums along the reduction axis and adds up the lanes afterwards, which costs more than the
-products where that axis is short. Here a lane is an output channel. The vectors are LLVM's portable ones; where the
-machine has an instruction for sums of pairs of int16 products (vpmaddwd, vpdpwssd), LLVM finds it.
+All forms read the same packed weights (`nnac.kernels.panels`) and make the same bits: sums are exact modulo 2**32.
+A lane is an output channel (column); a step takes four values of the reduction axis.
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
-from numba import types
-from numba.core import cgutils as typed_cgutils
-from numba.extending import intrinsic
+from nnac.kernels.vectors import (
+    BYTE,
+    HALF,
+    LONG,
+    WORD,
+    Builder,
+    Value,
+    advance,
+    call,
+    choose,
+    load,
+    loop,
+    microkernel,
+    routine,
+    shuffle,
+    spread,
+    store,
+    variables,
+    vector,
+)
 
-from nnac.kernels.jit import Int8, Int16, inner
-
-LANES = 16
-VECTORS = 2
-CHANNELS = LANES * VECTORS
-"""Output channels of a tile."""
-PIXELS = 4
-"""Patches of a tile: times two vectors, the eight sums that hide the latency of a product."""
-
-cgutils: Any = typed_cgutils
-_WORD, _INDEX = ir.IntType(32), ir.IntType(64)
-_SUMS = ir.VectorType(_WORD, LANES)
-_PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
-_PRODUCTS = ir.VectorType(_WORD, 2 * LANES)
-
-
-@inner
-def pack(weights: Int8) -> Int16:
-    """(N, K) weights as (blocks of CHANNELS, pairs of K, CHANNELS, 2); zero where N or K end early."""
-    count, depth = weights.shape
-    packed = np.zeros((-(-count // CHANNELS), (depth + 1) // 2, CHANNELS, 2), np.int16)
-    for n in range(count):
-        block, lane = n // CHANNELS, n % CHANNELS
-        for k in range(depth):
-            packed[block, k // 2, lane, k % 2] = weights[n, k]
-    return packed
+COLUMNS = 16
+"""Panels are this wide, or a multiple."""
+ARGUMENTS = 8
+"""Of a tile function: see `Tile.multiply`."""
 
 
-def _multiply_tile(typing: Any, panel: Any, m: Any, packed: Any, block: Any, acc: Any) -> Any:
-    """``acc[m : m + PIXELS, block * CHANNELS : ...] = panel[m : m + PIXELS] @ packed[block]``.
+@dataclass(frozen=True)
+class Tile(ABC):
+    """A tile of `rows` patches times `vectors` of weights, each for `columns` output channels."""
 
-    Args:
-        typing: numba's own; a kernel does not pass it.
-        panel: int16 (rows, 2 * pairs), C-contiguous.
-        m: first row; all rows of the tile exist.
-        packed: from `pack`.
-        block: of packed.
-        acc: int32 (rows, blocks * CHANNELS), C-contiguous; the tile is overwritten.
-    """
-    return types.void(panel, m, packed, block, acc), _generate
+    rows: int
+    vectors: int
+    columns: int
+    offset: int = 0
+    """What `patch` adds to the values of x."""
+
+    @property
+    @abstractmethod
+    def sums(self) -> Any:
+        """The type of a vector of sums: `columns` times a whole number of lanes."""
+
+    @abstractmethod
+    def patch(self, builder: Builder, word: Value) -> Value:
+        """Four values of x (plus `offset`) for all columns."""
+
+    @abstractmethod
+    def weights(self, builder: Builder, raw: Value) -> Value:
+        """Four int8 weights of each column, ready for `step`."""
+
+    @abstractmethod
+    def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
+        """The sums with four more products in each column."""
+
+    def fold(self, builder: Builder, sums: Value) -> Value:
+        """One sum per column: the lanes of a column lie side by side."""
+        lanes, total = self.sums.count // self.columns, None
+        for lane in range(lanes):
+            part = shuffle(builder, sums, sums, list(range(lane, self.sums.count, lanes)))
+            total = part if total is None else builder.add(total, part)
+        return total
+
+    def multiply(
+        self,
+        builder: Builder,
+        x: Value,
+        pitch: Value,
+        rows: Value,
+        panel: Value,
+        steps: Value,
+        width: Value,
+        zero: Value,
+        sums: Value,
+    ) -> None:
+        """Rows of x against one panel.
+
+        Args:
+            builder: where the code goes; all others are 64-bit integers.
+            x: address of the first row, int8; a row is read in whole steps.
+            pitch: bytes from one row to the next.
+            rows: at least 1.
+            panel: address: bias, column sums (int32, `width` each), then steps of `width` times four int8 weights.
+            steps: of four values each.
+            width: columns of the panel, a multiple of COLUMNS, at most `nnac.kernels.panels.WIDTH`.
+            zero: zero point of x.
+            sums: address of int32 (rows, width).
+        """
+        across = self.vectors * self.columns
+        blocks = builder.udiv(builder.add(width, LONG(across - 1)), LONG(across))
+        with loop(builder, blocks) as block:
+            column = builder.mul(block, LONG(across))
+            left = builder.udiv(builder.sub(width, column), LONG(self.columns))
+            full = builder.icmp_unsigned(">", left, LONG(self.vectors))
+            vectors = builder.select(full, LONG(self.vectors), left)
+            cases = range(1 if across > COLUMNS else self.vectors, self.vectors + 1)
+            here, there = (advance(builder, at, column, 4) for at in (panel, sums))
+            stride = builder.mul(width, LONG(4))
+            choose(
+                builder,
+                vectors,
+                cases,
+                lambda count: self._rows(builder, count, x, pitch, rows, here, steps, stride, zero, there),
+            )
+
+    def _rows(
+        self,
+        builder: Builder,
+        vectors: int,
+        x: Value,
+        pitch: Value,
+        rows: Value,
+        panel: Value,
+        steps: Value,
+        stride: Value,
+        zero: Value,
+        sums: Value,
+    ) -> None:
+        """All rows, in tiles of about the same size."""
+        tiles = builder.udiv(builder.add(rows, LONG(self.rows - 1)), LONG(self.rows))
+        with loop(builder, tiles) as tile:
+            first = builder.udiv(builder.mul(tile, rows), tiles)
+            last = builder.udiv(builder.mul(builder.add(tile, LONG(1)), rows), tiles)
+            here, there = advance(builder, x, first, pitch), advance(builder, sums, first, stride)
+            rest = (here, pitch, panel, steps, stride, zero, there)
+            choose(
+                builder, builder.sub(last, first), range(1, self.rows + 1), partial(self._call, builder, vectors, rest)
+            )
+
+    def _call(self, builder: Builder, vectors: int, rest: tuple[Value, ...], rows: int) -> None:
+        routine(builder, f"tile_{rows}_{vectors}", partial(self._tile, rows, vectors), *rest)
+
+    def _tile(
+        self,
+        rows: int,
+        vectors: int,
+        builder: Builder,
+        x: Value,
+        pitch: Value,
+        panel: Value,
+        steps: Value,
+        stride: Value,
+        zero: Value,
+        sums: Value,
+    ) -> None:
+        """All sums in registers, one step after the other."""
+        tile = [(i, j) for i in range(rows) for j in range(vectors)]
+        totals = dict(zip(tile, variables(builder, self.sums, len(tile)), strict=True))
+        starts = [advance(builder, x, LONG(i), pitch) for i in range(rows)]
+        first = advance(builder, panel, LONG(2), stride)
+        with loop(builder, steps) as step:
+            here = advance(builder, first, step, stride)
+            weights = [self._load(builder, here, j) for j in range(vectors)]
+            for i in range(rows):
+                patch = self.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))
+                for j in range(vectors):
+                    total = totals[i, j]
+                    builder.store(self.step(builder, builder.load(total), patch, weights[j]), total)
+        for j in range(vectors):
+            start = self._start(builder, panel, stride, zero, j)
+            for i in range(rows):
+                target = advance(builder, advance(builder, sums, LONG(i), stride), LONG(j), 4 * self.columns)
+                store(builder, builder.add(self.fold(builder, builder.load(totals[i, j])), start), target)
+
+    def _load(self, builder: Builder, address: Value, j: int) -> Value:
+        """One step of the vector's weights."""
+        kind = vector(BYTE, 4 * self.columns)
+        return self.weights(builder, load(builder, builder.add(address, LONG(4 * self.columns * j)), kind))
+
+    def _start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
+        """What the zero point and the bias add to a column's products."""
+        kind, at = vector(WORD, self.columns), builder.add(panel, LONG(4 * self.columns * j))
+        bias, column_sums = load(builder, at, kind), load(builder, builder.add(at, stride), kind)
+        lifted = spread(builder, builder.trunc(builder.add(zero, LONG(self.offset)), WORD), self.columns)
+        return builder.sub(bias, builder.mul(lifted, column_sums))
 
 
-multiply_tile: Any = intrinsic(_multiply_tile)
-"""`_multiply_tile`, for kernels to call without its first argument."""
+@dataclass(frozen=True)
+class Vnni(Tile):
+    """x86's vpdpbusd: unsigned times signed bytes, so x is lifted by 128. `columns` are 16 (AVX-512) or 8 (AVX)."""
+
+    offset: int = 128
+
+    @property
+    def sums(self) -> Any:
+        return vector(WORD, self.columns)
+
+    def patch(self, builder: Builder, word: Value) -> Value:
+        return spread(builder, builder.xor(word, WORD(-0x7F7F7F80)), self.columns)
+
+    def weights(self, builder: Builder, raw: Value) -> Value:
+        return builder.bitcast(raw, self.sums)
+
+    def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
+        return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * self.columns}", self.sums, sums, x, weights)
 
 
-def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """The tile in LLVM: all sums in registers, one step per pair of the reduction axis."""
-    panel, packed, acc = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4))
-    pairs = cgutils.unpack_tuple(builder, packed.shape)[1]
-    width = cgutils.unpack_tuple(builder, acc.shape)[1]
-    tile = [(i, j) for i in range(PIXELS) for j in range(VECTORS)]
-    sums = {at: cgutils.alloca_once_value(builder, ir.Constant(_SUMS, None)) for at in tile}
-    rows = [builder.mul(builder.add(arguments[1], _INDEX(i)), pairs) for i in range(PIXELS)]  # in words of a pair
-    first = builder.mul(builder.mul(arguments[3], pairs), _INDEX(CHANNELS))
-    with cgutils.for_range(builder, pairs) as loop:
-        step = builder.add(first, builder.mul(loop.index, _INDEX(CHANNELS)))
-        weights = [_load(builder, packed, builder.add(step, _INDEX(j * LANES)), _PAIRS) for j in range(VECTORS)]
-        patches = [_spread(builder, _load(builder, panel, builder.add(row, loop.index), _WORD)) for row in rows]
-        for i, j in tile:
-            products = _add_pairs(builder, _multiply(builder, patches[i], weights[j]))
-            builder.store(builder.add(builder.load(sums[i, j]), products), sums[i, j])
-    for i, j in tile:
-        row = builder.mul(builder.add(arguments[1], _INDEX(i)), width)
-        column = builder.add(builder.mul(arguments[3], _INDEX(CHANNELS)), _INDEX(j * LANES))
-        builder.store(builder.load(sums[i, j]), _address(builder, acc, builder.add(row, column), _SUMS), align=4)
-    return context.get_dummy_value()
+@dataclass(frozen=True)
+class Sdot(Tile):
+    """ARM's dot product of signed bytes."""
+
+    @property
+    def sums(self) -> Any:
+        return vector(WORD, 4)
+
+    def patch(self, builder: Builder, word: Value) -> Value:
+        return builder.bitcast(spread(builder, word, 4), vector(BYTE, 16))
+
+    def weights(self, builder: Builder, raw: Value) -> Value:
+        return raw
+
+    def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
+        return call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", self.sums, sums, x, weights)
 
 
-def _address(builder: Any, array: Any, word: Any, kind: Any) -> Any:
-    """Where the array's 32-bit word of that number lies, to be read as `kind`."""
-    words = builder.bitcast(array.data, _WORD.as_pointer())
-    return builder.bitcast(builder.gep(words, [word]), kind.as_pointer())
+@dataclass(frozen=True)
+class Widened(Tile):
+    """Products of int16 values in portable vectors, for every processor."""
+
+    @property
+    def sums(self) -> Any:
+        return vector(WORD, 16)
+
+    def patch(self, builder: Builder, word: Value) -> Value:
+        return self.weights(builder, builder.bitcast(spread(builder, word, 4), vector(BYTE, 16)))
+
+    def weights(self, builder: Builder, raw: Value) -> Value:
+        return builder.sext(raw, vector(HALF, 16))
+
+    def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
+        return builder.add(sums, builder.sext(builder.mul(x, weights), self.sums))
 
 
-def _load(builder: Any, array: Any, word: Any, kind: Any) -> Any:
-    """`kind` from the array's word of that number."""
-    return builder.load(_address(builder, array, word, kind), align=4)
+@dataclass(frozen=True)
+class Madd(Widened):
+    """x86's vpmaddwd: int16 products, summed in pairs; no saturation as in vpmaddubsw."""
+
+    @property
+    def sums(self) -> Any:
+        return vector(WORD, 8)
+
+    def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
+        return builder.add(sums, call(builder, "llvm.x86.avx2.pmadd.wd", self.sums, x, weights))
 
 
-def _spread(builder: Any, word: Any) -> Any:
-    """One pair of values in all lanes."""
-    lanes = ir.Constant(_SUMS, ir.Undefined)
-    single = builder.insert_element(lanes, word, _WORD(0))
-    return builder.bitcast(builder.shuffle_vector(single, lanes, ir.Constant(_SUMS, [0] * LANES)), _PAIRS)
-
-
-def _multiply(builder: Any, a: Any, b: Any) -> Any:
-    """The 32-bit products of 16-bit values."""
-    return builder.mul(builder.sext(a, _PRODUCTS), builder.sext(b, _PRODUCTS))
-
-
-def _add_pairs(builder: Any, products: Any) -> Any:
-    """Even plus odd lanes."""
-    even, odd = (ir.Constant(_SUMS, list(range(start, 2 * LANES, 2))) for start in (0, 1))
-    return builder.add(
-        builder.shuffle_vector(products, products, even), builder.shuffle_vector(products, products, odd)
-    )
+avx512_tile = microkernel(Vnni(6, 4, 16).multiply, ARGUMENTS)
+avxvnni_tile = microkernel(Vnni(6, 2, 8).multiply, ARGUMENTS)
+avx2_tile = microkernel(Madd(4, 2, 4).multiply, ARGUMENTS)
+neon_tile = microkernel(Sdot(6, 4, 4).multiply, ARGUMENTS)
+portable_tile = microkernel(Widened(2, 2, 4).multiply, ARGUMENTS)

@@ -1,0 +1,151 @@
+"""Which of the innermost loops this machine runs: chosen at first use by what its processor has.
+
+All make the same bits. $NNAC_PROCESSOR names one of PROCESSORS instead, as `forced` does for a while.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from numba.core.registry import cpu_target
+
+from nnac.kernels.finish import finish_rows
+from nnac.kernels.jit import microkernel
+from nnac.kernels.tile import (
+    avx2_tile,
+    avx512_tile,
+    avxvnni_tile,
+    neon_tile,
+    portable_tile,
+)
+
+NEEDS = {
+    "avx512": ("avx512f", "avx512bw", "avx512vnni"),
+    "avxvnni": ("avx2", "avxvnni"),
+    "avx2": ("avx2",),
+    "neon": ("neon", "dotprod"),
+    "portable": (),
+}
+"""What a processor must have, fastest first; the names are LLVM's."""
+PROCESSORS = tuple(NEEDS)
+
+_forced: ContextVar[str | None] = ContextVar("processor", default=None)
+
+
+def runnable() -> tuple[str, ...]:
+    """The names of PROCESSORS that this machine runs, fastest first."""
+    return tuple(name for name, needs in NEEDS.items() if _features().issuperset(needs) or _has_wide_vnni(name))
+
+
+def processor() -> str:
+    """The one in use.
+
+    Raises:
+        ValueError: $NNAC_PROCESSOR is none that this machine runs.
+    """
+    name = _forced.get() or os.environ.get("NNAC_PROCESSOR") or runnable()[0]
+    if name not in runnable():
+        raise ValueError(f"processor {name!r}: this machine runs {', '.join(runnable())}")
+    return name
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Uses the loops of that processor in this thread."""
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def tile() -> int:
+    """The address of the tile function (`Tile.multiply`) of the processor in use, compiled at its first use."""
+    return _tile_address(processor())
+
+
+@functools.cache
+def finish() -> int:
+    """The address of the function that ends sums (`finish.finish`), compiled at its first use."""
+
+    @microkernel
+    def ended(arguments: int) -> None:
+        finish_rows(arguments)
+
+    compiled: int = ended.address
+    return compiled
+
+
+def width() -> int:
+    """Channels of a panel of packed weights (`nnac.kernels.panels`) for the processor in use."""
+    return 64 if processor() == "avx512" else 16
+
+
+@functools.cache
+def _tile_address(name: str) -> int:
+    compiled: int = _TILES[name]().address
+    return compiled
+
+
+@functools.cache
+def _features() -> frozenset[str]:
+    """What numba compiles for, which may be less than what the processor has (NUMBA_CPU_NAME)."""
+    features: str = cpu_target.target_context.codegen().magic_tuple()[2]
+    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
+
+
+def _has_wide_vnni(name: str) -> bool:
+    """Whether the form for AVX-VNNI runs as AVX-512's instruction of the same width."""
+    return name == "avxvnni" and _features().issuperset(("avx512vl", "avx512vnni"))
+
+
+def _avx512() -> Any:
+    @microkernel
+    def tile(arguments: int) -> None:
+        avx512_tile(arguments)
+
+    return tile
+
+
+def _avxvnni() -> Any:
+    @microkernel
+    def tile(arguments: int) -> None:
+        avxvnni_tile(arguments)
+
+    return tile
+
+
+def _avx2() -> Any:
+    @microkernel
+    def tile(arguments: int) -> None:
+        avx2_tile(arguments)
+
+    return tile
+
+
+def _neon() -> Any:
+    @microkernel
+    def tile(arguments: int) -> None:
+        neon_tile(arguments)
+
+    return tile
+
+
+def _portable() -> Any:
+    @microkernel
+    def tile(arguments: int) -> None:
+        portable_tile(arguments)
+
+    return tile
+
+
+_TILES: dict[str, Callable[[], Any]] = {
+    "avx512": _avx512,
+    "avxvnni": _avxvnni,
+    "avx2": _avx2,
+    "neon": _neon,
+    "portable": _portable,
+}

@@ -1,0 +1,166 @@
+"""LLVM's vectors for numba kernels: loads, stores, loops and calls, where numba's own loops do not get there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from numba import types
+from numba.core import cgutils as typed_cgutils
+from numba.extending import intrinsic
+
+cgutils: Any = typed_cgutils
+Builder = Any
+"""An `llvmlite.ir.IRBuilder`."""
+Value = Any
+"""An `llvmlite.ir.Value`."""
+
+BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+
+def vector(kind: Any, lanes: int) -> Any:
+    """The type of so many lanes."""
+    return ir.VectorType(kind, lanes)
+
+
+def splat(kind: Any, value: int) -> Value:
+    """A constant vector of equal lanes."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def load(builder: Builder, address: Value, kind: Any) -> Value:
+    """`kind` from an address without alignment."""
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def store(builder: Builder, value: Value, address: Value) -> None:
+    """A value to an address without alignment."""
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
+
+
+def store_first(builder: Builder, value: Value, address: Value, count: Value) -> None:
+    """The first `count` lanes, which are bytes, one by one."""
+    lanes = value.type.count
+    block = cgutils.alloca_once(builder, value.type)
+    builder.store(value, block)
+    with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
+        byte = load(builder, builder.add(builder.ptrtoint(block, LONG), lane), BYTE)
+        store(builder, byte, builder.add(address, lane))
+
+
+def advance(builder: Builder, address: Value, index: Value, stride: int | Value) -> Value:
+    """``address + index * stride``, in bytes."""
+    return builder.add(address, builder.mul(index, LONG(stride) if isinstance(stride, int) else stride))
+
+
+def spread(builder: Builder, value: Value, lanes: int) -> Value:
+    """One value in all lanes."""
+    undefined = ir.Constant(vector(value.type, lanes), ir.Undefined)
+    single = builder.insert_element(undefined, value, WORD(0))
+    return shuffle(builder, single, single, [0] * lanes)
+
+
+def shuffle(builder: Builder, a: Value, b: Value, lanes: list[int]) -> Value:
+    """The lanes of a, then b, of those numbers."""
+    return builder.shuffle_vector(a, b, ir.Constant(vector(WORD, len(lanes)), lanes))
+
+
+def call(builder: Builder, name: str, kind: Any, *arguments: Value) -> Value:
+    """LLVM's intrinsic of that name, which returns `kind`."""
+    known = builder.module.globals.get(name)
+    signature = ir.FunctionType(kind, [argument.type for argument in arguments])
+    return builder.call(known or ir.Function(builder.module, signature, name), arguments)
+
+
+def variables(builder: Builder, kind: Any, count: int) -> list[Value]:
+    """So many variables that start at zero; LLVM keeps them in registers."""
+    return [cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for _ in range(count)]
+
+
+@contextmanager
+def loop(builder: Builder, count: Value) -> Iterator[Value]:
+    """Counts from zero."""
+    with cgutils.for_range(builder, count) as state:
+        yield state.index
+
+
+def choose(builder: Builder, value: Value, cases: range, emit: Callable[[int], None]) -> None:
+    """Code for each of the values; the value is one of them."""
+    if len(cases) == 1:
+        emit(cases[0])
+        return
+    after = builder.append_basic_block("chosen")
+    switch = builder.switch(value, after)
+    for case in cases:
+        block = builder.append_basic_block(f"case{case}")
+        switch.add_case(LONG(case), block)
+        builder.position_at_end(block)
+        emit(case)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
+def routine(builder: Builder, name: str, emit: Callable[..., None], *arguments: Value) -> None:
+    """Calls ``emit(builder, *arguments)``, which becomes a function of its own: LLVM takes ages over one large one."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block("entry"))
+        emit(inside, *function.args)
+        inside.ret_void()
+    builder.call(function, arguments)
+
+
+def microkernel(emit: Callable[..., None], count: int) -> Any:
+    """``emit(builder, *arguments)`` for kernels to call with the address of so many 64-bit integers."""
+
+    def typed(typing: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+            emit(builder, *(load(builder, builder.add(values[0], LONG(8 * i)), LONG) for i in range(count)))
+            return context.get_dummy_value()
+
+        return types.void(types.int64), generate
+
+    return intrinsic(typed)
+
+
+def _call_address(typing: Any, function: Any, arguments: Any) -> Any:
+    """Calls a microkernel that was compiled on its own (`nnac.kernels.jit.microkernel`).
+
+    Args:
+        typing: numba's own; a kernel does not pass it.
+        function: its address.
+        arguments: a tuple of integers.
+    """
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        block = cgutils.alloca_once(builder, ir.ArrayType(LONG, len(arguments)))
+        builder.store(values[1], block)
+        pointer = ir.FunctionType(ir.VoidType(), [LONG]).as_pointer()
+        builder.call(builder.inttoptr(values[0], pointer), [builder.ptrtoint(block, LONG)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+
+
+def _address(typing: Any, array: Any) -> Any:
+    """Where the first element of an array lies.
+
+    The array has to outlive the address: pass arrays that are arguments of the kernel that asks.
+    """
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        return builder.ptrtoint(context.make_array(signature.args[0])(context, builder, values[0]).data, LONG)
+
+    return types.int64(array), generate
+
+
+call_address: Any = intrinsic(_call_address)
+"""`_call_address`, for kernels to call without its first argument."""
+address: Any = intrinsic(_address)
+"""`_address`, for kernels to call without its first argument."""
