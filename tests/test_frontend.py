@@ -22,7 +22,7 @@ from nnac import ops
 from nnac.errors import ModelError
 from nnac.frontend import TABLE, Limits, import_graph, prepare, supported_operators
 from nnac.graph import Graph, Node
-from nnac.ops.activation import FUNCTIONS
+from nnac.ops.functions import FUNCTIONS
 from nnac.types import Array
 
 RNG = np.random.default_rng(7)

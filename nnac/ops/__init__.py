@@ -7,6 +7,7 @@ from nnac.ops.elementwise import Mul, Sum
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.pool import AveragePool, MaxPool
 from nnac.ops.softmax import Softmax
+from nnac.ops.take import Insert, Take
 
 REGISTRY: tuple[type[Op], ...] = (
     Conv,
@@ -22,6 +23,8 @@ REGISTRY: tuple[type[Op], ...] = (
     Slice,
     Concat,
     Pad,
+    Take,
+    Insert,
 )
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Concat",
     "Conv",
     "Dense",
+    "Insert",
     "MaxPool",
     "Move",
     "Mul",
@@ -45,6 +49,7 @@ __all__ = [
     "Softmax",
     "Step",
     "Sum",
+    "Take",
     "Transpose",
     "Work",
 ]
