@@ -27,6 +27,7 @@ from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
+from nnac.passes.compose import compose
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
@@ -146,7 +147,7 @@ def _open(
 def float_graph(prepared: onnx.ModelProto) -> Graph:
     """Return the float graph of a prepared model after the float passes."""
     graph = stages.check(import_graph(prepared), stages.FLOAT)
-    for step in (layout, fold, fuse):
+    for step in (layout, fold, fuse, compose):
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
 

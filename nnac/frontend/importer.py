@@ -9,14 +9,13 @@ import numpy as np
 import onnx
 
 from nnac.errors import ModelError, one_line, raise_all
-from nnac.frontend import rows_dense, rows_elementwise, rows_move, rows_window
+from nnac.frontend import rows_dense, rows_elementwise, rows_index, rows_move, rows_upscale, rows_window
 from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph
 
-TABLE: dict[str, Row] = dict(
-    sorted({**rows_window.ROWS, **rows_dense.ROWS, **rows_elementwise.ROWS, **rows_move.ROWS}.items())
-)
+_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index)
+TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
 
 _SHOWN = 4
 

@@ -1,4 +1,4 @@
-"""Rows that become dense layers: Gemm and MatMul."""
+"""Rows that become dense layers: Gemm, MatMul, CumSum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
-from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
+from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized, real
 from nnac.ops import Activation, Dense, Sum
 from nnac.types import Array
 
@@ -93,6 +93,25 @@ def _left(b: Builder, use: Use) -> None:
     b.put(use, Dense(), _operands(b, use, x, weights, None, 0), (*views.reshape(use.out(), full), *swap))
 
 
+def cumsum(b: Builder, use: Use) -> None:
+    """Import CumSum along one axis as a dense layer with a triangle of ones."""
+    shape = use.shape()
+    axis = normalized(int(use.array(1).reshape(-1)[0]), len(shape))
+    ones = np.tri(shape[axis], k=-1 if use.get("exclusive", 0) else 0)
+    along_axis(b, use, axis, ones[::-1, ::-1] if use.get("reverse", 0) else ones)
+
+
+def along_axis(b: Builder, use: Use, axis: int, matrix: Array) -> None:
+    """Import a product of `matrix` (out, in) with the input along one axis."""
+    steps = views.axis_last(len(use.shape()), axis)
+    names = [
+        b.view(use.inputs[0], steps),
+        b.constant(f"{use.name}.matrix", matrix),
+        b.constant(f"{use.name}.bias", np.zeros(len(matrix))),
+    ]
+    b.put(use, Dense(), names, views.axis_last(len(use.out()), axis))
+
+
 def _one_constant(use: Use) -> bool:
     return sum(use.constant(i) is not None for i in (0, 1)) == 1
 
@@ -122,5 +141,11 @@ ROWS = {
             Rule(_one_constant, "one of the matrices is a constant (a product of two computed ones is not supported)"),
             Rule(_single_matrix, "the constant is one matrix, not a batch of them"),
         ),
+    ),
+    "CumSum": Row(
+        cumsum,
+        (Dense,),
+        ("exclusive", "reverse"),
+        (Rule(lambda u: u.constant(1) is not None, "the axis is a constant"),),
     ),
 }
