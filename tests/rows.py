@@ -187,4 +187,49 @@ UPSCALING: list[Case] = [
     ),
 ]
 
-CASES = [*FUNCTIONS, *PLACES, *UPSCALING]
+REWRITTEN: list[Case] = [
+    ("divided", "a = Exp (z)\ny = Div (x, a)", (7, 13), {**X3, "z": (9,)}, {}, ["Activation", "Activation", "Mul"]),
+    ("one over", "a = Exp (x)\ny = Div (c, a)", (13,), X3, {"c": np.float32(2)}, ["Activation"] * 3),
+    ("mean", "y = Mean (x, z, c)", (8, 13), {**X3, "z": (6, 1)}, {"c": random(9)}, ["Sum", "Activation"]),
+    ("max", "y = Max (x, z)", (8, 12), {**X3, "z": (6, 1)}, {}, ["Take", "Concat", "MaxPool"]),
+    (
+        "min",
+        "y = Min (x, z, c)",
+        (8, 13, 18),
+        {**X3, "z": (2, 6, 9)},
+        {"c": np.float32(0.5)},
+        ["Concat", "Activation", "MaxPool", "Activation", "Activation"],
+    ),
+    ("max with a number", "y = Max (c, x)", (8, 13), X2, {"c": random(1, 1, 1)}, ["Activation"]),
+    ("max with a tensor", "y = Max (c, x)", (8, 13), X2, {"c": random(6)}, ["Concat", "MaxPool"]),
+    ("max of one", "y = Max (x)", (13,), X2, {}, []),
+    ("where", "y = Where (m, x, c)", (9, 16), X2, {"m": ints(1, 0, 0, 1, 1, 0) > 0, "c": random(6)}, ["Mul", "Sum"]),
+    ("triangle", "y = Trilu <upper=0> (x, k)", (14,), X3, {"k": np.int64(2)}, ["Mul"]),
+    ("upper triangle", "y = Trilu (x)", (14,), X3, {}, ["Mul"]),
+    ("sum of space", "y = ReduceSum <axes=[2,3]> (x)", (7, 11), X4, {}, ["AveragePool", "Activation"]),
+    ("sum of middle", "y = ReduceSum <keepdims=0> (x, a)", (13, 18), X3, {"a": ints(1)}, ["AveragePool", "Activation"]),
+    ("sum of none", "y = ReduceSum <noop_with_empty_axes=1> (x)", (13,), X3, {}, []),
+    ("least", "y = ReduceMin (x)", (13, 18), X3, {}, ["Activation", "MaxPool", "Activation"]),
+    ("L1", "y = ReduceL1 <axes=[-1]> (x)", (13,), X3, {}, ["Activation", "AveragePool", "Activation"]),
+    ("L2", "y = ReduceL2 <axes=[1]> (x)", (13,), X3, {}, ["Mul", "AveragePool", "Activation", "Activation"]),
+    ("squares", "y = ReduceSumSquare <axes=[1]> (x)", (13,), X3, {}, ["Mul", "AveragePool", "Activation"]),
+    *(
+        (
+            name,
+            f"y = com.microsoft.{name} ({operands})",
+            (13,),
+            {"x": (3, 6)},
+            {"b": random(6)} if ", b" in operands else {},
+            expected,
+        )
+        for name, operands, expected in (
+            ("Gelu", "x", ["Activation"] * 4 + ["Mul"]),
+            ("BiasGelu", "x, b", ["Sum"] + ["Activation"] * 4 + ["Mul"]),
+            ("FastGelu", "x", ["Mul"] * 2 + ["Activation", "Sum"] + ["Activation"] * 4 + ["Mul"]),
+            ("FastGelu", "x, b", ["Sum"] + ["Mul"] * 2 + ["Activation", "Sum"] + ["Activation"] * 4 + ["Mul"]),
+            ("QuickGelu", "x", ["Activation"] * 2 + ["Mul"]),
+        )
+    ),
+]
+
+CASES = [*REWRITTEN, *FUNCTIONS, *PLACES, *UPSCALING]
