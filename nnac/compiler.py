@@ -27,6 +27,7 @@ from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
+from nnac.passes.collapse import collapse
 from nnac.passes.compose import compose
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
@@ -81,6 +82,7 @@ def compile(
     *,
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    freeze: Mapping[str, Any] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     check: bool = False,
     budgets: Budgets | None = None,
@@ -95,6 +97,7 @@ def compile(
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
+        freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
@@ -107,7 +110,7 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
-    prepared, graph, samples = _open(model, calibration, method, shapes)
+    prepared, graph, samples = _open(model, calibration, method, shapes, freeze)
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
@@ -118,15 +121,24 @@ def compile(
 
 
 def measured_graph(
-    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None, progress: Progress | None
+    model: Any,
+    calibration: Any,
+    method: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    freeze: Mapping[str, Any] | None,
+    progress: Progress | None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes)
+    prepared, graph, samples = _open(model, calibration, method, shapes, freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
 def _open(
-    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None
+    model: Any,
+    calibration: Any,
+    method: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    freeze: Mapping[str, Any] | None,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
     """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
@@ -136,7 +148,7 @@ def _open(
         )
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    prepared = prepare(model, shapes)
+    prepared = prepare(model, shapes, frozen=freeze)
     graph = float_graph(prepared)
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
@@ -147,7 +159,7 @@ def _open(
 def float_graph(prepared: onnx.ModelProto) -> Graph:
     """Return the float graph of a prepared model after the float passes."""
     graph = stages.check(import_graph(prepared), stages.FLOAT)
-    for step in (layout, fold, fuse, compose):
+    for step in (collapse, layout, collapse, fold, fuse, compose):
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
 
@@ -314,6 +326,7 @@ def diff(
     samples: Any,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
+    freeze: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
 
@@ -321,9 +334,9 @@ def diff(
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
         samples: as `calibration` of `compile` (but not "random").
-        shapes: as for `compile`.
+        shapes, freeze: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
     inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs), blob, load_samples(samples, inputs), progress)
+    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)

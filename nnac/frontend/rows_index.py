@@ -9,28 +9,11 @@ import numpy as np
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use
-from nnac.ops import Insert, Op, Reshape, Slice, Take
-from nnac.ops.take import runs
+from nnac.ops import Insert, Slice, Take
+from nnac.ops.take import mover, separable
 from nnac.types import Array
 
-Picks = tuple[tuple[int, ...], ...]
-
-
 # -- picking -------------------------------------------------------------------------------------------------------
-
-
-def mover(picks: Picks, shape: Shape) -> Op:
-    """Return the cheapest operator that picks indices along each axis: a reshape, a slice or a take."""
-    found = [picked or tuple(range(side)) for picked, side in zip(picks, shape, strict=True)]
-    if all(picked == tuple(range(side)) for picked, side in zip(found, shape, strict=True)):
-        return Reshape(shape)
-    patterns = [runs(picked) for picked in found]
-    if all(len(p) == 1 and p[0].outers == 1 and p[0].inner for p in patterns):
-        firsts = [p[0] for p in patterns]
-        starts, steps, sizes = zip(*((run.first, run.inner, run.inners) for run in firsts), strict=True)
-        return Slice(starts, steps, sizes)
-    whole = (picked == tuple(range(side)) for picked, side in zip(found, shape, strict=True))
-    return Take(tuple(() if full else picked for full, picked in zip(whole, found, strict=True)))
 
 
 def pick_flat(b: Builder, use: Use, places: Array, shape: Shape) -> None:
@@ -42,20 +25,6 @@ def pick_flat(b: Builder, use: Use, places: Array, shape: Shape) -> None:
     flat = b.view(use.inputs[0], views.reshape(shape, (prod(shape),)))
     op = mover((tuple(places.ravel().tolist()),), (prod(shape),))
     b.put(use, op, [flat], views.reshape(use.out(), (places.size,)))
-
-
-def separable(places: Array, shape: Shape) -> Picks | None:
-    """Return indices per axis that pick `places` of a flat tensor of `shape`, or None if there are none."""
-    if places.ndim != len(shape) or not shape:
-        return None
-    coordinates = np.unravel_index(places, shape)
-    picks = []
-    for axis, along in enumerate(coordinates):
-        line = np.moveaxis(along, axis, -1).reshape(-1, along.shape[axis])[0]
-        if not (along == line.reshape([-1 if i == axis else 1 for i in range(places.ndim)])).all():
-            return None
-        picks.append(tuple(line.tolist()))
-    return tuple(picks)
 
 
 def gather(b: Builder, use: Use) -> None:

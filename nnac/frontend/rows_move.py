@@ -8,9 +8,9 @@ from itertools import accumulate
 import numpy as np
 
 from nnac.frontend.builder import Builder
-from nnac.frontend.rows_index import mover
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized
 from nnac.ops import Concat, Pad, Reshape, Slice, Take, Transpose
+from nnac.ops.take import mover
 from nnac.types import Array
 
 INSIDE: dict[str, Callable[[Array, int], Array]] = {

@@ -10,11 +10,11 @@ import numpy as np
 
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
-from nnac.frontend.rows_index import mover
 from nnac.frontend.rows_window import AUTO_PAD, NO_NEGATIVE_PADS, ONE_PADDING, SPATIAL
 from nnac.frontend.upscale import interpolate, phases, spread, transposed_kernel
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
 from nnac.ops import Conv, Dense, Reshape, Slice, Take
+from nnac.ops.take import mover
 
 # -- transposed convolution ----------------------------------------------------------------------------------------
 

@@ -17,7 +17,9 @@ import numpy as np
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.rows_dense import along_axis
-from nnac.frontend.use import Refused, Shape, Use
+from nnac.frontend.use import Refused, Use
+from nnac.frontend.views import Steps
+from nnac.graph import Origin
 from nnac.ops import Conv, Reshape, Slice, Take
 from nnac.types import Array
 
@@ -77,21 +79,22 @@ def spread(b: Builder, use: Use, x: str, axes: tuple[Phases, Phases], kernel: Ar
     ]
     pads = (rows.before, columns.before, rows.after, columns.after)
     op = Conv(pads=pads, dilations=(rows.dilation, columns.dilation), groups=groups)
-    made = b.emit(use, op, names, f"{use.outputs[0]}.phases", None)
-    n, h, w, _ = b.draft.values[made].shape
+    n, h, w, _ = op.infer([b.draft.values[name].shape for name in names])
     apart, turn = (n * h, w, groups, rows.stride, columns.stride, each), views.transpose((0, 3, 1, 4, 2, 5))
     placed = (n, h * rows.stride, w * columns.stride, len(kernel))
-    _cut(b, use, b.view(made, (("reshape", apart), *turn, ("reshape", placed))), (rows.first, columns.first))
+    steps = (("reshape", apart), *turn, ("reshape", placed))
+    _place(b, use, op, names, steps, (rows.first, columns.first))
 
 
-def _cut(b: Builder, use: Use, spread_out: str, first: tuple[int, int]) -> None:
-    """Give the wanted part of the spread output its name."""
-    n, channels, *space = use.out()
-    height, width = (*space, 1)[:2]
-    sizes: Shape = (n, height, width, channels)
-    fits = b.draft.values[spread_out].shape == sizes
-    op = Reshape(sizes) if fits else Slice((0, *first, 0), (1,) * 4, sizes)
-    b.put(use, op, [spread_out], views.channels_last(use.out()), suffix="nhwc")
+def _place(b: Builder, use: Use, op: Conv, names: list[str], steps: Steps, first: tuple[int, int]) -> None:
+    """Add the convolution, the moves of its phases into space, and the cut of the wanted part."""
+    last = views.channels_last(use.out())
+    wanted = views.apply(last, use.out())
+    whole = steps[-1][1] == wanted
+    origin = Origin(use.outputs[0], (*steps, *views.invert(last, use.out()))) if whole else None
+    spread_out = b.view(b.emit(use, op, names, f"{use.outputs[0]}.phases", origin), steps)
+    cut = Reshape(wanted) if whole else Slice((0, *first, 0), (1,) * 4, wanted)
+    b.put(use, cut, [spread_out], last, suffix="nhwc")
 
 
 # -- interpolation -------------------------------------------------------------------------------------------------

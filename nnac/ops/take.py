@@ -12,10 +12,11 @@ import numpy as np
 
 from nnac import isa
 from nnac.ops.base import Bound, Constraint, Sample, Shape
-from nnac.ops.move import Home, Move, copies, copy, dense_strides, random_cut, random_tensor
+from nnac.ops.move import Home, Move, Reshape, Slice, copies, copy, dense_strides, random_cut, random_tensor
 from nnac.types import Array
 
 MOST_COPIES = 1024
+Picks = tuple[tuple[int, ...], ...]
 
 
 class Run(NamedTuple):
@@ -62,7 +63,7 @@ class Take(Move):
         picks: the indices along each axis; an empty tuple keeps an axis as it is.
     """
 
-    picks: tuple[tuple[int, ...], ...] = ()
+    picks: Picks = ()
 
     name: ClassVar[str] = "Take"
     constraints: ClassVar[tuple[Constraint, ...]] = (
@@ -98,6 +99,34 @@ class Take(Move):
         x = random_tensor(rng)
         op = cls(tuple(_random_picks(rng, side) for side in x.shape))
         return Sample(op, (x,), replace(x, shape=op.infer([x.shape])), {})
+
+
+def mover(picks: Picks, shape: Shape) -> Reshape | Slice | Take:
+    """Return the cheapest operator that picks indices along each axis: a reshape, a slice or a take."""
+    found = [picked or tuple(range(side)) for picked, side in zip(picks, shape, strict=True)]
+    if all(picked == tuple(range(side)) for picked, side in zip(found, shape, strict=True)):
+        return Reshape(shape)
+    patterns = [runs(picked) for picked in found]
+    if all(len(p) == 1 and p[0].outers == 1 and p[0].inner for p in patterns):
+        firsts = [p[0] for p in patterns]
+        starts, steps, sizes = zip(*((run.first, run.inner, run.inners) for run in firsts), strict=True)
+        return Slice(starts, steps, sizes)
+    whole = (picked == tuple(range(side)) for picked, side in zip(found, shape, strict=True))
+    return Take(tuple(() if full else picked for full, picked in zip(whole, found, strict=True)))
+
+
+def separable(places: Array, shape: Shape) -> Picks | None:
+    """Return indices per axis that pick `places` of a flat tensor of `shape`, or None if there are none."""
+    if places.ndim != len(shape) or not shape:
+        return None
+    coordinates = np.unravel_index(places, shape)
+    picks = []
+    for axis, along in enumerate(coordinates):
+        line = np.moveaxis(along, axis, -1).reshape(-1, along.shape[axis])[0]
+        if not (along == line.reshape([-1 if i == axis else 1 for i in range(places.ndim)])).all():
+            return None
+        picks.append(tuple(line.tolist()))
+    return tuple(picks)
 
 
 def _placed(parts: Sequence[Run]) -> list[tuple[int, Run]]:
