@@ -11,6 +11,7 @@ Rules, on the float graph, each for a producer that nothing else reads (but move
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -26,19 +27,19 @@ from nnac.types import Array
 def fold(graph: Graph) -> Graph:
     """Return the graph with foldable neighbours merged."""
     draft = graph.draft()
+    users = draft.users()  # stays true: a merged node's readers become the layer's
     for name in [node.name for node in sort_nodes(list(draft.nodes.values()))]:
         node = draft.nodes[name]
-        if not _fold_affine(draft, node):
-            _fold_pad(draft, node)
+        if not _fold_affine(draft, node, users):
+            _fold_pad(draft, node, users)
     return draft.freeze()
 
 
-def _fold_affine(draft: Draft, node: Node) -> bool:
+def _fold_affine(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> bool:
     affine = _as_affine(draft, node)
     if affine is None:
         return False
     source, scale, offset = affine
-    users = draft.users()
     layer, moves = maker(draft, source, draft.producers(), users)
     if layer is None or not isinstance(layer.op, Conv | Dense) or layer.op.clamp != UNBOUNDED:
         return False
@@ -95,14 +96,14 @@ def _merge(draft: Draft, node: Node, layer: Node, moves: list[Node], scale: Arra
     draft.update(layer, inputs=(layer.inputs[INPUT], *names))
 
 
-def _fold_pad(draft: Draft, node: Node) -> None:
+def _fold_pad(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> None:
     if not isinstance(node.op, Conv):
         return
     pad = draft.producers().get(node.inputs[INPUT])
     if pad is None or not isinstance(pad.op, Pad) or pad.op.value != 0.0:
         return
     before, after = pad.op.before, pad.op.after
-    if before[0] or after[0] or before[3] or after[3] or not alone(draft, pad.output, draft.users()):
+    if before[0] or after[0] or before[3] or after[3] or not alone(draft, pad.output, users):
         return
     top, left, bottom, right = node.op.pads
     pads = (top + before[1], left + before[2], bottom + after[1], right + after[2])
