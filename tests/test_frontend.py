@@ -662,6 +662,12 @@ UNSUPPORTED = [  # name, model, words that the refusal has
     ("scatter twice", model("y = ScatterND (x, i, u)", 13, {**X2, "u": (2, 6)}, i=ints([1], [1])), ["each entry once"]),
     ("scatter added", model(ADDED, 16, {**X2, "u": (1, 6)}, i=ints([1])), ["no reduction"]),
     ("pow of two", model("y = Pow (x, x)", 13, X3), ["the exponent is one constant"]),
+    (
+        "einsum of batches",
+        model('y = Einsum <equation="ab,ab->ab"> (x, w)', 13, X2, w=random(3, 6)),
+        ["both operands have is summed over"],
+    ),
+    ("einsum of two", model('y = Einsum <equation="ab,cb->ac"> (x, x)', 13, X2), ["one of two operands is a constant"]),
     ("cubic", model('y = Resize <mode="cubic"> (x, , s)', 13, X4, s=np.ones(4, np.float32)), ["nearest or linear"]),
     (
         "bilinear by ratios",
