@@ -24,6 +24,7 @@ from nnac.terminal import (
     announce_kernels,
     changes,
     fail,
+    named_number,
     named_shape,
     named_tensors,
     note,
@@ -79,6 +80,13 @@ _shape = click.option(
     metavar="NAME=1,3,224,224",
     help="Full shape of an input with open dimensions; may be repeated.",
 )
+_freeze = click.option(
+    "--freeze",
+    type=named_number,
+    multiple=True,
+    metavar="NAME=16000",
+    help="Make an input a constant of this value; may be repeated.",
+)
 _input = click.option(
     "--input",
     "source",
@@ -108,6 +116,7 @@ def cli() -> None:
 )
 @_method
 @_shape
+@_freeze
 @click.option(
     "--weights",
     metavar="SPEC",
@@ -132,6 +141,7 @@ def compile(
     calibrate: str | None,
     method: str,
     shapes: tuple[tuple[str, Shape], ...],
+    freeze: tuple[tuple[str, float], ...],
     weights: str | None,
     activations: str | tuple[str, ...],
     check: bool,
@@ -158,6 +168,7 @@ def compile(
             calibrate,
             method=method,
             shapes=dict(shapes),
+            freeze=dict(freeze),
             weights=weights,
             activations=activations,
             check=check,
@@ -289,6 +300,7 @@ def _npz(found: Mapping[str, Array]) -> bytes:
 @click.argument("program")
 @_input
 @_shape
+@_freeze
 @click.option("--all", "everything", is_flag=True, help=f"All layers, not only the {SHOWN_LAYERS} worst.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit code 1 if an output is below.")
 def diff(
@@ -296,6 +308,7 @@ def diff(
     program: str,
     source: str,
     shapes: tuple[tuple[str, Shape], ...],
+    freeze: tuple[tuple[str, float], ...],
     everything: bool,
     min_sqnr: float | None,
 ) -> None:
@@ -312,7 +325,7 @@ def diff(
     announce_kernels("conv")
     _warn_random(blob)
     with progress_bar() as progress:
-        result = compiler.diff(model, blob, samples, dict(shapes) or None, progress)
+        result = compiler.diff(model, blob, samples, dict(shapes) or None, progress, dict(freeze))
     show(comparison(result, None if everything else SHOWN_LAYERS))
     far = [
         f"output {name!r}: {sqnr:.1f} dB"
@@ -493,6 +506,7 @@ def _selftest(program: Program) -> None:
 )
 @_method
 @_shape
+@_freeze
 @click.option("--csv", "csv_path", metavar="FILE", help="Write the table as CSV (- for stdout, then nothing else).")
 def sweep(
     model: str,
@@ -501,6 +515,7 @@ def sweep(
     calibrate: str,
     method: str,
     shapes: tuple[tuple[str, Shape], ...],
+    freeze: tuple[tuple[str, float], ...],
     csv_path: str | None,
 ) -> None:
     """Compile an ONNX MODEL for many machines that differ in some figures, and compare them."""
@@ -513,7 +528,9 @@ def sweep(
 
     announce_kernels("codec")
     with progress_bar() as progress:
-        found = run_sweep(model, target, vary, calibrate, method=method, shapes=dict(shapes), progress=progress)
+        found = run_sweep(
+            model, target, vary, calibrate, method=method, shapes=dict(shapes), freeze=dict(freeze), progress=progress
+        )
     if path is not None:
         write_file(path, to_csv(found).encode())
     if csv_path == "-":

@@ -29,6 +29,8 @@ from nnac.ops.conv import SCALE, WEIGHT
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
+from nnac.passes.collapse import collapse
+from nnac.passes.compose import compose
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
@@ -83,6 +85,7 @@ def compile(
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     states: Mapping[str, str] | None = None,
+    freeze: Mapping[str, Any] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     activations: str | Iterable[str] = "int8",
     check: bool = False,
@@ -101,6 +104,7 @@ def compile(
         states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
             left out. A model with states is calibrated along sequences: consecutive samples of a file, or of the
             iterable, are consecutive steps; the samples hold the other inputs only.
+        freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
             operator has in int16 only).
@@ -115,7 +119,7 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
-    prepared, graph, samples = _open(model, calibration, method, shapes, states)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
@@ -127,10 +131,15 @@ def compile(
 
 
 def measured_graph(
-    model: Any, calibration: Any, method: str, shapes: Mapping[str, tuple[int, ...]] | None, progress: Progress | None
+    model: Any,
+    calibration: Any,
+    method: str,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    freeze: Mapping[str, Any] | None,
+    progress: Progress | None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes)
+    prepared, graph, samples = _open(model, calibration, method, shapes, freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
@@ -140,6 +149,7 @@ def _open(
     method: str,
     shapes: Mapping[str, tuple[int, ...]] | None,
     states: Mapping[str, str] | None = None,
+    freeze: Mapping[str, Any] | None = None,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
     """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
@@ -149,7 +159,7 @@ def _open(
         )
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    prepared = prepare(model, shapes)
+    prepared = prepare(model, shapes, frozen=freeze)
     graph = float_graph(prepared, states)
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
@@ -160,7 +170,7 @@ def _open(
 def float_graph(prepared: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
     """Return the float graph of a prepared model after the float passes."""
     graph = stages.check(import_graph(prepared, states), stages.FLOAT)
-    for step in (layout, fold, fuse):
+    for step in (collapse, layout, collapse, fold, fuse, compose):
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
 
@@ -331,6 +341,7 @@ def diff(
     samples: Any,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
+    freeze: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
 
@@ -338,9 +349,9 @@ def diff(
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
         samples: as `calibration` of `compile` (but not "random").
-        shapes: as for `compile`.
+        shapes, freeze: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
     inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs), blob, load_samples(samples, inputs), progress)
+    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)

@@ -8,7 +8,7 @@ from nnac.errors import ModelError, raise_all
 from nnac.graph import Graph, Node
 from nnac.types import TensorType
 
-SHARING = frozenset({"Reshape", "Transpose", "Slice", "Concat", "Pad", "MaxPool"})
+SHARING = frozenset({"Reshape", "Transpose", "Slice", "Concat", "Pad", "Take", "Insert", "MaxPool"})
 """Operators that change no value: their operands and their output have one quantization."""
 
 

@@ -161,6 +161,15 @@ def named_tensors(value: str) -> str | tuple[str, ...]:
     return found
 
 
+def named_number(value: str) -> tuple[str, float]:
+    """Return an input's name and its value: sr=16000."""
+    name, _, number = value.rpartition("=")
+    try:
+        return name, int(number) if re.fullmatch(r"-?[0-9]{1,18}", number) else float(number)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a name and its value (such as sr=16000)") from None
+
+
 def changes(texts: tuple[str, ...]) -> dict[str, Any]:
     """Return figures of a machine by dotted name: memory.dram.bytes_per_cycle=2.
 

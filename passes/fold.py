@@ -1,6 +1,6 @@
 """Fold: constant arithmetic of neighbours goes into the weights and biases of a convolution or dense layer.
 
-Rules, on the float graph, each for a producer that nothing else reads:
+Rules, on the float graph, each for a producer that nothing else reads (but moves, up to the reader: `through`):
 
 1. a depthwise 1x1 convolution without pads and clamp (what the frontend makes of BatchNormalization and of Mul and
    Add by a constant per channel) behind a Conv or Dense scales its weights and replaces its bias;
@@ -11,43 +11,46 @@ Rules, on the float graph, each for a producer that nothing else reads:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from nnac.graph import Draft, Graph, Node, sort_nodes
-from nnac.ops import Activation, Conv, Dense, Pad, Reshape, Sum
+from nnac.ops import Activation, Conv, Dense, Pad, Sum
 from nnac.ops.base import UNBOUNDED
 from nnac.ops.conv import BIAS, INPUT, WEIGHT
+from nnac.passes.through import alone, channels_behind, give, maker
 from nnac.types import Array
 
 
 def fold(graph: Graph) -> Graph:
     """Return the graph with foldable neighbours merged."""
     draft = graph.draft()
+    users = draft.users()  # stays true: a merged node's readers become the layer's
     for name in [node.name for node in sort_nodes(list(draft.nodes.values()))]:
         node = draft.nodes[name]
-        if not _fold_affine(draft, node):
-            _fold_pad(draft, node)
+        if not _fold_affine(draft, node, users):
+            _fold_pad(draft, node, users)
     return draft.freeze()
 
 
-def _fold_affine(draft: Draft, node: Node) -> bool:
+def _fold_affine(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> bool:
     affine = _as_affine(draft, node)
     if affine is None:
         return False
     source, scale, offset = affine
-    head = draft.producers().get(source)
-    through = head is not None and isinstance(head.op, Reshape)
-    layer = draft.producers().get(head.inputs[0]) if head is not None and through else head
+    layer, moves = maker(draft, source, draft.producers(), users)
     if layer is None or not isinstance(layer.op, Conv | Dense) or layer.op.clamp != UNBOUNDED:
         return False
-    if not _only_reader(draft, source) or not _only_reader(draft, layer.output):
+    if not alone(draft, source, users):
         return False
-    per_channel = scale.size > 1 or offset.size > 1
-    if through and per_channel and draft.values[source].shape[-1] != draft.values[layer.output].shape[-1]:
-        return False
-    _merge(draft, node, layer, head if through else None, scale, offset)
+    if moves and (scale.size > 1 or offset.size > 1):
+        ends = channels_behind(draft.values[layer.output].shape, moves)
+        if ends is None:
+            return False
+        scale, offset = (v[ends] if v.size > 1 else v for v in (scale, offset))
+    _merge(draft, node, layer, moves, scale, offset)
     return True
 
 
@@ -81,36 +84,26 @@ def _as_offset(draft: Draft, node: Node, signs: tuple[int, ...]) -> tuple[str, A
     return source, sign, (array.reshape(-1) * signs[fixed[0]]).astype(np.float32)
 
 
-def _only_reader(draft: Draft, name: str) -> bool:
-    return len(draft.users()[name]) == 1 and name not in draft.outputs
-
-
-def _merge(draft: Draft, node: Node, layer: Node, between: Node | None, scale: Array, offset: Array) -> None:
+def _merge(draft: Draft, node: Node, layer: Node, moves: list[Node], scale: Array, offset: Array) -> None:
     weight, bias = (draft.constants[layer.inputs[i]].astype(np.float64) for i in (WEIGHT, BIAS))
     scale, offset = scale.astype(np.float64), offset.astype(np.float64)
     weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
     bias = bias * scale + offset
     folded = ((WEIGHT, weight), (BIAS, bias))
     names = [draft.add_constant(layer.inputs[i], array.astype(np.float32)) for i, array in folded]
-    result = draft.values[node.output]
     del draft.nodes[node.name]
-    if between is None:
-        draft.update(layer, inputs=(layer.inputs[INPUT], *names), output=result.name)
-        return
-    inner = draft.values[layer.output]
-    draft.values[inner.name] = replace(inner, origin=result.origin and result.origin.after("reshape", result.shape))
+    layer = give(draft, layer, moves, draft.values[node.output])
     draft.update(layer, inputs=(layer.inputs[INPUT], *names))
-    draft.update(between, output=result.name)
 
 
-def _fold_pad(draft: Draft, node: Node) -> None:
+def _fold_pad(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> None:
     if not isinstance(node.op, Conv):
         return
     pad = draft.producers().get(node.inputs[INPUT])
     if pad is None or not isinstance(pad.op, Pad) or pad.op.value != 0.0:
         return
     before, after = pad.op.before, pad.op.after
-    if before[0] or after[0] or before[3] or after[3] or not _only_reader(draft, pad.output):
+    if before[0] or after[0] or before[3] or after[3] or not alone(draft, pad.output, users):
         return
     top, left, bottom, right = node.op.pads
     pads = (top + before[1], left + before[2], bottom + after[1], right + after[2])

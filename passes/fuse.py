@@ -2,7 +2,8 @@
 
 Rules, on the float graph:
 
-1. the producer is a Conv, Dense, Sum, Mul, AveragePool or MaxPool, and nothing else reads its output;
+1. the producer is a Conv, Dense, Sum, Mul, AveragePool or MaxPool, and nothing else reads its output (but moves, up
+   to the activation);
 2. its clamp and the activation's interval intersect; the producer then makes the activation's output value;
 3. an identity activation and a clamp that is idle behind a narrower one vanish the same way.
 """
@@ -14,6 +15,7 @@ from math import inf
 
 from nnac.graph import Draft, Graph, Node, sort_nodes
 from nnac.ops import Activation, AveragePool, Conv, Dense, MaxPool, Mul, Sum
+from nnac.passes.through import alone, give, maker
 
 CLAMPING = Conv | Dense | Sum | Mul | AveragePool | MaxPool
 
@@ -23,14 +25,16 @@ def fuse(graph: Graph) -> Graph:
     draft = graph.draft()
     made, users = draft.producers(), draft.users()
     for node in sort_nodes(list(draft.nodes.values())):
-        producer = made.get(node.inputs[0])
         limits = interval(node)
-        if limits is None or producer is None or not isinstance(producer.op, CLAMPING):
+        if limits is None or not alone(draft, node.inputs[0], users):
             continue
-        alone = len(users[node.inputs[0]]) == 1 and node.inputs[0] not in draft.outputs
+        producer, moves = maker(draft, node.inputs[0], made, users)
+        if producer is None or not isinstance(producer.op, CLAMPING):
+            continue
         clamp = _intersect(producer.op.clamp, limits)
-        if alone and clamp is not None:
-            made[node.output] = _absorb(draft, producer, node, clamp)
+        if clamp is not None:
+            _absorb(draft, producer, moves, node, clamp)
+            made = draft.producers()
     return draft.freeze()
 
 
@@ -51,6 +55,7 @@ def _intersect(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, f
     return (low, high) if low <= high else None
 
 
-def _absorb(draft: Draft, producer: Node, node: Node, clamp: tuple[float, float]) -> Node:
+def _absorb(draft: Draft, producer: Node, moves: list[Node], node: Node, clamp: tuple[float, float]) -> None:
     del draft.nodes[node.name]
-    return draft.update(producer, op=replace(producer.op, clamp=clamp), output=node.output)
+    producer = give(draft, producer, moves, draft.values[node.output])
+    draft.update(producer, op=replace(producer.op, clamp=clamp))

@@ -7,7 +7,7 @@ topological order until nothing changes (no rule computes anything, so the pass 
 2. a transpose that only moves axes of length one is a reshape;
 3. an elementwise operator over moved operands moves its result instead (a constant or a one-axis operand is moved
    the other way, at no cost);
-4. concat, slice and pad go below a transpose, and below a reshape that drops a trailing axis of length one;
+4. concat, slice, pad, take and insert go below a transpose, and below a reshape that drops a trailing axis of one;
 5. a dense layer behind a flattened transpose reads the tensor as it lies: its weight columns are permuted;
 6. a move at a graph input or output becomes part of that tensor's `Origin` (the host writes and reads it moved); an
    input that comes to a spatial operator through elementwise ones, concats, slices or pads, or has other readers too,
@@ -24,9 +24,10 @@ from math import prod
 import numpy as np
 
 from nnac.graph import Draft, Graph, Node, Value, sort_nodes
-from nnac.ops import Activation, Concat, Dense, Mul, Pad, Reshape, Slice, Sum, Transpose
+from nnac.ops import Activation, Concat, Dense, Insert, Mul, Pad, Reshape, Slice, Sum, Take, Transpose
 
 Shape = tuple[int, ...]
+PASSING = Activation | Sum | Mul | Concat | Slice | Pad | Take | Insert
 
 
 def layout(graph: Graph) -> Graph:
@@ -63,9 +64,7 @@ class _Sweep:
                 self._sink(node, node.inputs)
             case Sum() | Mul():
                 self._sink(node, node.inputs)
-            case Concat():
-                self._sink(node, node.inputs)
-            case Slice() | Pad():
+            case Concat() | Insert() | Slice() | Pad() | Take():
                 self._sink(node, node.inputs)
             case Dense():
                 self._dense(node)
@@ -89,11 +88,14 @@ class _Sweep:
             self._drop(node)
 
     def _drop(self, node: Node) -> None:
-        """Let readers of an identity read its input; an output keeps its name by lending its origin."""
+        """Let readers of an identity read its input; an output, and what has no origin yet, keep the known name."""
         source, target = self.draft.values[node.inputs[0]], self.draft.values[node.output]
-        if node.output in self.draft.outputs:
-            if any(source.name in names for names in (self.draft.inputs, self.draft.outputs, self.draft.constants)):
-                return
+        result = node.output in self.draft.outputs
+        if result and any(
+            source.name in names for names in (self.draft.inputs, self.draft.outputs, self.draft.constants)
+        ):
+            return
+        if result or source.origin is None:
             self.draft.values[source.name] = replace(source, origin=target.origin)
         self.draft.redirect(node.output, source.name)
         del self.draft.nodes[node.name]
@@ -147,7 +149,7 @@ class _Sweep:
             return None
         array, source, target = self.draft.constants[name], self._shape(lead.inputs[0]), self._shape(lead.output)
         if array.size == 1:
-            return self.draft.add_constant(name, array.reshape(()))
+            return self.draft.add_constant(name, array.reshape((1,) * len(source)))
         return self.draft.add_constant(name, array.reshape(source)) if array.shape == target else None
 
     def _same_move(self, a: Node, b: Node) -> bool:
@@ -253,7 +255,7 @@ class _Sweep:
             wanted = _channels_last(self._shape(name))
             if any(reader.op == wanted for reader in users[name]):
                 return True
-            passing = [r.output for r in users[name] if isinstance(r.op, Activation | Sum | Mul | Concat | Slice | Pad)]
+            passing = [r.output for r in users[name] if isinstance(r.op, PASSING)]
             waiting += [output for output in passing if output not in seen]
             seen.update(passing)
         return False
@@ -314,7 +316,7 @@ def _channels_last(shape: Shape) -> Transpose | Reshape | None:
 
 
 def _retarget(op: object, perm: Shape) -> object | None:
-    """Return concat, slice or pad for operands before a transpose by `perm`."""
+    """Return a mover for operands before a transpose by `perm`."""
     inverse = _inverse(perm)
 
     def back(values: Shape) -> Shape:
@@ -327,11 +329,15 @@ def _retarget(op: object, perm: Shape) -> object | None:
             return Slice(back(starts), back(steps), back(sizes))
         case Pad(before, after, value):
             return Pad(back(before), back(after), value)
+        case Take(picks):
+            return Take(tuple(picks[i] for i in inverse))
+        case Insert(boxes):
+            return Insert(tuple((back(starts), back(steps)) for starts, steps in boxes))
     return None
 
 
 def _append_axis(op: object) -> object | None:
-    """Return concat, slice or pad for operands with one more trailing axis of length one."""
+    """Return a mover for operands with one more trailing axis of length one."""
     match op:
         case Concat(axis):
             return Concat(axis)
@@ -339,4 +345,8 @@ def _append_axis(op: object) -> object | None:
             return Slice((*starts, 0), (*steps, 1), (*sizes, 1))
         case Pad(before, after, value):
             return Pad((*before, 0), (*after, 0), value)
+        case Take(picks):
+            return Take((*picks, ()))
+        case Insert(boxes):
+            return Insert(tuple(((*starts, 0), (*steps, 1)) for starts, steps in boxes))
     return None

@@ -388,6 +388,7 @@ def _initial(draft: Draft, node: Node) -> Node:
     for i, name in enumerate(inputs[: node.op.operands]):
         if name in draft.constants:
             quant = node.op.pins(node).get(name) or draft.values[node.outputs[i - 1]].type.quant
+            assert quant is not None
             inputs[i] = draft.add_constant(f"{name}.{quant.dtype}", quant.quantize(draft.constants[name]))
             draft.values[inputs[i]] = _typed(draft.values[inputs[i]], quant)
     return draft.update(node, inputs=tuple(inputs))

@@ -91,7 +91,7 @@ def random_net(rng: Rng) -> onnx.ModelProto:
 @cache
 def measured(index: int) -> Any:
     """Return one of the random nets, with its ranges."""
-    return measured_graph(random_net(np.random.default_rng(index)), "random", "minmax", None, None)
+    return measured_graph(random_net(np.random.default_rng(index)), "random", "minmax", None, None, None)
 
 
 def compiled_net(index: int, target: Target) -> Program:

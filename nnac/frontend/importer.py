@@ -9,13 +9,22 @@ import numpy as np
 import onnx
 
 from nnac.errors import ModelError, one_line, raise_all
-from nnac.frontend import rows_dense, rows_elementwise, rows_move, rows_recurrent, rows_window
+from nnac.frontend import (
+    rows_dense,
+    rows_elementwise,
+    rows_index,
+    rows_move,
+    rows_recurrent,
+    rows_upscale,
+    rows_window,
+)
 from nnac.frontend.builder import Builder
+from nnac.frontend.decompose import REWRITES
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph
 
-_ROOMS = (rows_window, rows_dense, rows_elementwise, rows_move, rows_recurrent)
+_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index, rows_recurrent)
 TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
 
 _SHOWN = 4
@@ -23,7 +32,11 @@ _SHOWN = 4
 
 def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     """Return, per ONNX operator: its name, the nnac operators that it becomes, the sentences of what is supported."""
-    return [(name, ", ".join(op.name for op in row.ops), row.sentences) for name, row in TABLE.items()]
+    rows = {name: (name, ", ".join(op.name for op in row.ops), row.sentences) for name, row in TABLE.items()}
+    for name, rewrite in REWRITES.items():
+        made = dict.fromkeys(op.name for part in rewrite.parts for op in TABLE[part].ops)
+        rows.setdefault(name, (name, ", ".join(made), (rewrite.sentence,) if rewrite.sentence else ()))
+    return [rows[name] for name in sorted(rows)]
 
 
 def import_graph(model: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
@@ -71,6 +84,9 @@ def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
     for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in TABLE):
         names = [use.name for use in uses if use.op_type == op_type]
         shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
+        if op_type in REWRITES:
+            yield f"{op_type} {shown}: {REWRITES[op_type].sentence or 'the shapes of all inputs are known'}"
+            continue
         near = get_close_matches(op_type, TABLE, 3, 0.5)
         hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
         yield f"{op_type} {shown}: the operator is not supported{hint} (`nnac ops` lists all)"

@@ -9,7 +9,9 @@ import onnx
 
 from nnac.errors import ModelError, NnacError, one_line
 from nnac.frontend.check import DOMAINS, check_structure, report
+from nnac.frontend.decompose import decompose
 from nnac.frontend.fold import fold
+from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
 from nnac.frontend.qonnx import fold_quantizers
@@ -19,7 +21,12 @@ from nnac.frontend.walk import nodes, stem
 OLDEST_IR, NEWEST_IR = 8, 13  # initializers need not be inputs since 4; onnxruntime 1.31 reads up to 13
 
 
-def prepare(source: Source, shapes: Mapping[str, Shape] | None = None, limits: Limits = LIMITS) -> onnx.ModelProto:
+def prepare(
+    source: Source,
+    shapes: Mapping[str, Shape] | None = None,
+    limits: Limits = LIMITS,
+    frozen: Frozen | None = None,
+) -> onnx.ModelProto:
     """Return the model of `source` with fixed shapes, its weights inside, constants folded, functions inlined.
 
     Computed tensors keep their names: runs of the result compare with the original by name.
@@ -28,27 +35,29 @@ def prepare(source: Source, shapes: Mapping[str, Shape] | None = None, limits: L
         source: a path, the bytes of a file, or a model (which is not changed).
         shapes: full shapes of graph inputs by name; needed for those with open dimensions.
         limits: what is refused for its size.
+        frozen: numbers or arrays for graph inputs that become constants.
 
     Raises:
         ModelError: whatever is wrong with the file or the model.
     """
     try:
-        return _prepare(source, shapes or {}, limits)
+        return _prepare(source, shapes or {}, limits, frozen or {})
     except NnacError:
         raise
     except Exception as error:  # protobuf, onnx and onnx-ir raise about anything on a hostile model
         raise ModelError(f"the model is damaged: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits) -> onnx.ModelProto:
+def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen: Frozen) -> onnx.ModelProto:
     model = load(source, limits)
     embed_external_data(model, source, limits)
     check_structure(model, limits)
     _normalize_domains(model)
     _name_nodes(model.graph)
+    freeze_inputs(model.graph, frozen, shapes, limits)
     drop_constant_inputs(model.graph)
     fold_quantizers(model)
-    fix_inputs(model.graph, shapes, limits)
+    fix_inputs(model.graph, {name: shape for name, shape in shapes.items() if name not in frozen}, limits)
     forget_inferred(model.graph)
     model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
     model = fold(model, limits)
@@ -56,7 +65,11 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits) -> onn
         model = fold(model, limits)
     forget_inferred(model.graph)
     report(_number_problems(model.graph))
-    return infer(model, limits)
+    model = infer(model, limits)
+    while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
+        forget_inferred(model.graph)
+        model = infer(model, limits)
+    return model
 
 
 def _normalize_domains(model: onnx.ModelProto) -> None:

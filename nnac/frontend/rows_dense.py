@@ -1,4 +1,4 @@
-"""Rows that become dense layers: Gemm and MatMul."""
+"""Rows that become dense layers: Gemm, MatMul, Einsum, CumSum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
-from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
+from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized, real
 from nnac.ops import Activation, Dense, Sum
 from nnac.types import Array
 
@@ -93,6 +93,58 @@ def _left(b: Builder, use: Use) -> None:
     b.put(use, Dense(), _operands(b, use, x, weights, None, 0), (*views.reshape(use.out(), full), *swap))
 
 
+def einsum(b: Builder, use: Use) -> None:
+    """Import Einsum of a tensor with a constant, where it is a product of matrices."""
+    terms, out = _equation(use)
+    side = 0 if use.constant(1) is not None else 1
+    x, w = terms[side], terms[1 - side]
+    inner = [label for label in x if label in w]
+    kept, new = [label for label in x if label not in w], [label for label in w if label not in x]
+    if sorted(kept + new) != sorted(out) or any(len(set(term)) < len(term) for term in terms):
+        raise Refused("every label that both operands have is summed over, and no other one")
+    sizes = dict(zip(x + w, (*use.shape(side), *use.shape(1 - side)), strict=True))
+    lead, depth, count = tuple(sizes[i] for i in kept), prod(sizes[i] for i in inner), prod(sizes[i] for i in new)
+    turned = views.transpose(tuple(x.index(label) for label in kept + inner))
+    source = b.view(use.inputs[side], (*turned, ("reshape", (*lead, depth))))
+    weights = real(use.array(1 - side)).transpose([w.index(label) for label in new + inner]).reshape(count, depth)
+    steps = (*views.transpose(tuple(out.index(label) for label in kept + new)), ("reshape", (*lead, count)))
+    b.put(use, Dense(), _operands(b, use, source, weights, None, 1 - side), steps)
+
+
+def _equation(use: Use) -> tuple[list[list[str]], list[str]]:
+    """Return the labels of both operands and of the result."""
+    left, _, right = str(use.get("equation", "")).replace(" ", "").partition("->")
+    terms = [list(term) for term in left.split(",")]
+    ranks = [len(use.shape(i)) for i in range(len(use.inputs))]
+    if (
+        not right
+        or [len(term) for term in terms] != ranks
+        or len(terms) != 2
+        or not (left + right).replace(",", "").isalpha()
+    ):
+        raise Refused("the equation names every axis of two operands and, behind ->, of the result")
+    return terms, list(right)
+
+
+def cumsum(b: Builder, use: Use) -> None:
+    """Import CumSum along one axis as a dense layer with a triangle of ones."""
+    shape = use.shape()
+    axis = normalized(int(use.array(1).reshape(-1)[0]), len(shape))
+    ones = np.tri(shape[axis], k=-1 if use.get("exclusive", 0) else 0)
+    along_axis(b, use, axis, ones[::-1, ::-1] if use.get("reverse", 0) else ones)
+
+
+def along_axis(b: Builder, use: Use, axis: int, matrix: Array) -> None:
+    """Import a product of `matrix` (out, in) with the input along one axis."""
+    steps = views.axis_last(len(use.shape()), axis)
+    names = [
+        b.view(use.inputs[0], steps),
+        b.constant(f"{use.name}.matrix", matrix),
+        b.constant(f"{use.name}.bias", np.zeros(len(matrix))),
+    ]
+    b.put(use, Dense(), names, views.axis_last(len(use.out()), axis))
+
+
 def _one_constant(use: Use) -> bool:
     return sum(use.constant(i) is not None for i in (0, 1)) == 1
 
@@ -122,5 +174,17 @@ ROWS = {
             Rule(_one_constant, "one of the matrices is a constant (a product of two computed ones is not supported)"),
             Rule(_single_matrix, "the constant is one matrix, not a batch of them"),
         ),
+    ),
+    "Einsum": Row(
+        einsum,
+        (Dense,),
+        ("equation",),
+        (Rule(lambda u: len(u.inputs) == 2 and _one_constant(u), "one of two operands is a constant"),),
+    ),
+    "CumSum": Row(
+        cumsum,
+        (Dense,),
+        ("exclusive", "reverse"),
+        (Rule(lambda u: u.constant(1) is not None, "the axis is a constant"),),
     ),
 }

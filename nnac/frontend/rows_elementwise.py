@@ -103,6 +103,28 @@ def neg(b: Builder, use: Use) -> None:
     b.put(use, Activation("affine", (-1.0, 0.0)), [b.value(use.inputs[0])])
 
 
+def power(b: Builder, use: Use) -> None:
+    """Import Pow with one constant exponent."""
+    exponent = float(use.array(1).reshape(-1)[0])
+    if not np.isfinite(exponent):
+        raise Refused("the exponent is finite")
+    b.put(use, Activation("pow", (exponent,)), [b.view(use.inputs[0], views.reshape(use.shape(), use.out()))])
+
+
+def celu(b: Builder, use: Use) -> None:
+    """Import Celu: an Elu with the slope of its exponential side at 0 kept at one."""
+    alpha = float(use.get("alpha", 1.0))
+    if not np.isfinite(alpha) or alpha == 0:
+        raise Refused("alpha is finite and not zero")
+    b.put(use, Activation("elu", (alpha, 1.0, alpha)), [b.value(use.inputs[0])])
+
+
+def gelu(b: Builder, use: Use) -> None:
+    """Import Gelu, exact or approximated by Tanh."""
+    kind = {"none": "gelu", "tanh": "gelu_tanh"}[use.get("approximate", "none")]
+    b.put(use, Activation(kind), [b.value(use.inputs[0])])
+
+
 def clip(b: Builder, use: Use) -> None:
     """Import Clip."""
     low, high = clip_limits(use)
@@ -147,6 +169,30 @@ def softmax(b: Builder, use: Use) -> None:
     b.put(use, Softmax(), [b.view(use.inputs[0], steps)], steps)
 
 
+_PLAIN = {
+    kind.capitalize(): Row(function(kind), (Activation,))
+    for kind in (
+        *(
+            "relu",
+            "sigmoid",
+            "tanh",
+            "erf",
+            "exp",
+            "log",
+            "sqrt",
+            "abs",
+            "sign",
+            "floor",
+            "ceil",
+            "round",
+            "sin",
+            "cos",
+        ),
+        *("mish", "reciprocal", "softplus", "softsign"),
+    )
+}
+"""Functions without parameters whose ONNX name is ours with a capital."""
+
 _PAIR = (Rule(lambda u: len(u.inputs) == 2, "two operands"),)
 
 ROWS = {
@@ -159,17 +205,31 @@ ROWS = {
         (),
         (
             *_PAIR,
-            Rule(lambda u: u.constant(1) is not None and u.constant(0) is None, "the divisor is a constant"),
-            Rule(lambda u: bool(u.array(1).all()), "the divisor has no zero"),
+            Rule(lambda u: bool(u.array(1).all()), "a constant divisor has no zero"),
         ),
         Mul.constraints,
     ),
     "Sum": Row(sum_, (Sum, Activation, Conv, Reshape), limits=Sum.constraints),
     "Neg": Row(neg, (Activation,)),
-    "Relu": Row(function("relu"), (Activation,)),
+    **_PLAIN,
     "LeakyRelu": Row(function("leaky_relu", alpha=0.01), (Activation,), ("alpha",)),
-    "Sigmoid": Row(function("sigmoid"), (Activation,)),
-    "Tanh": Row(function("tanh"), (Activation,)),
+    "ThresholdedRelu": Row(function("thresholded_relu", alpha=1.0), (Activation,), ("alpha",)),
+    "Elu": Row(function("elu", alpha=1.0), (Activation,), ("alpha",)),
+    "Selu": Row(function("elu", alpha=1.6732632423543772, gamma=1.0507009873554805), (Activation,), ("alpha", "gamma")),
+    "Celu": Row(celu, (Activation,), ("alpha",)),
+    "Swish": Row(function("swish", alpha=1.0), (Activation,), ("alpha",)),
+    "Gelu": Row(
+        gelu,
+        (Activation,),
+        ("approximate",),
+        (Rule(lambda u: u.get("approximate", "none") in ("none", "tanh"), "approximate is none or tanh"),),
+    ),
+    "Pow": Row(
+        power,
+        (Activation,),
+        (),
+        (Rule(lambda u: (c := u.constant(1)) is not None and c.size == 1, "the exponent is one constant"),),
+    ),
     "HardSigmoid": Row(function("hard_sigmoid", alpha=0.2, beta=0.5), (Activation,), ("alpha", "beta")),
     "HardSwish": Row(function("hard_swish"), (Activation,)),
     "Clip": Row(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
+
+import numpy as np
 
 from nnac.frontend.builder import Builder
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized
-from nnac.ops import Concat, Pad, Reshape, Slice, Transpose
+from nnac.ops import Concat, Pad, Reshape, Slice, Take, Transpose
+from nnac.ops.take import mover
+from nnac.types import Array
 
-INT64_MAX = (1 << 63) - 1
+INSIDE: dict[str, Callable[[Array, int], Array]] = {
+    "reflect": lambda i, n: n - 1 - np.abs(n - 1 - np.abs(i)),
+    "edge": lambda i, n: i.clip(0, n - 1),
+    "wrap": lambda i, n: i % n,
+}
+"""Index inside an axis of n entries of a place that may lie outside, by Pad's mode."""
 
 
 def reshape(b: Builder, use: Use) -> None:
@@ -77,7 +87,7 @@ def slice_bounds(low: int, high: int, step: int, side: int) -> tuple[int, int, i
 
 
 def pad(b: Builder, use: Use) -> None:
-    """Import Pad with a constant."""
+    """Import Pad: with a constant, or with entries from inside (reflect, edge, wrap)."""
     rank = len(use.shape())
     pads, found = use.numbers("pads", 1), use.constant(2)
     axes = use.numbers("axes", 3) if use.given(3) else tuple(range(rank))
@@ -86,8 +96,23 @@ def pad(b: Builder, use: Use) -> None:
     before, after = [0] * rank, [0] * rank
     for i, axis in enumerate(normalized(a, rank) for a in axes):
         before[axis], after[axis] = pads[i], pads[i + len(axes)]
+    mode = use.get("mode", "constant")
+    if mode != "constant":
+        _pad_from_inside(b, use, mode, before, after)
+        return
     value = float(found.reshape(-1)[0]) if found is not None and found.size else float(use.get("value", 0.0))
     b.put(use, Pad(tuple(before), tuple(after), value), [b.value(use.inputs[0])])
+
+
+def _pad_from_inside(b: Builder, use: Use, mode: str, before: list[int], after: list[int]) -> None:
+    shape = use.shape()
+    if mode == "reflect" and any(max(ends) >= n for *ends, n in zip(before, after, shape, strict=True)):
+        raise Refused("a reflecting pad is smaller than its axis")
+    if min(*before, *after) < 0:
+        raise Refused("pads are not negative")
+    grids = (np.arange(-low, n + high) for low, high, n in zip(before, after, shape, strict=True))
+    picks = tuple(tuple(INSIDE[mode](grid, n).tolist()) for grid, n in zip(grids, shape, strict=True))
+    b.put(use, mover(picks, shape), [b.value(use.inputs[0])])
 
 
 def _inference_dropout(use: Use) -> bool:
@@ -134,10 +159,13 @@ ROWS = {
     ),
     "Pad": Row(
         pad,
-        (Pad,),
+        (Pad, Take),
         ("mode", "pads", "value"),
         (
-            Rule(lambda u: u.get("mode", "constant") == "constant", "the mode is constant"),
+            Rule(
+                lambda u: u.get("mode", "constant") in ("constant", *INSIDE),
+                f"the mode is constant, {', '.join(INSIDE)}",
+            ),
             Rule(lambda u: all(u.fixed(i) for i in (1, 2, 3)), "pads, value and axes are constants"),
         ),
         Pad.constraints,

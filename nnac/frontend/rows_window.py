@@ -1,8 +1,9 @@
-"""Rows with windows over space: Conv, the pools, BatchNormalization, ReduceMean."""
+"""Rows with windows over space: Conv, the pools, BatchNormalization, ReduceMean, ReduceMax."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import cast
 
@@ -162,8 +163,8 @@ def _put_pool(b: Builder, use: Use, op: MaxPool | AveragePool) -> None:
     b.put(use, op, [source], views.channels_last(use.out()), suffix="nhwc")
 
 
-def reduce_mean(b: Builder, use: Use) -> None:
-    """Import ReduceMean as an average pool over a view that has the reduced axes as H."""
+def reduce(b: Builder, use: Use, pool: type[AveragePool] | type[MaxPool]) -> None:
+    """Import ReduceMean or ReduceMax as a pool over a view that has the reduced axes as H."""
     axes = _axes(use)
     if not axes:
         b.put(use, Reshape(use.shape()), [b.value(use.inputs[0])])
@@ -177,7 +178,7 @@ def reduce_mean(b: Builder, use: Use) -> None:
     pooled = views.reshape(use.out(), out)
     if len(shape) == 4 and axes == (2, 3) and len(use.out()) == 4:
         pooled = views.channels_last(use.out())
-    b.put(use, AveragePool(kernel), [b.view(use.inputs[0], steps, "nhwc")], pooled, suffix="nhwc")
+    b.put(use, pool(kernel), [b.view(use.inputs[0], steps, "nhwc")], pooled, suffix="nhwc")
 
 
 def _axes(use: Use) -> Shape:
@@ -205,6 +206,13 @@ def _reduction(shape: Shape, axes: Shape) -> tuple[Steps, Pair, Shape]:
 
 
 _POOL = ("auto_pad", "kernel_shape", "strides", "pads", "ceil_mode", "dilations")
+_REDUCTION = (
+    ("axes", "keepdims", "noop_with_empty_axes"),
+    (
+        Rule(lambda u: u.fixed(1), "axes are constants"),
+        Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),
+    ),
+)
 
 ROWS = {
     "Conv": Row(
@@ -244,13 +252,6 @@ ROWS = {
     ),
     "GlobalMaxPool": Row(global_max_pool, (MaxPool,), (), (SPATIAL,)),
     "GlobalAveragePool": Row(global_average_pool, (AveragePool,), (), (SPATIAL,)),
-    "ReduceMean": Row(
-        reduce_mean,
-        (AveragePool,),
-        ("axes", "keepdims", "noop_with_empty_axes"),
-        (
-            Rule(lambda u: u.fixed(1), "axes are constants"),
-            Rule(lambda u: len(u.shape()) >= 1, "the input has at least one axis"),
-        ),
-    ),
+    "ReduceMean": Row(partial(reduce, pool=AveragePool), (AveragePool,), *_REDUCTION),
+    "ReduceMax": Row(partial(reduce, pool=MaxPool), (MaxPool,), *_REDUCTION),
 }

@@ -8,6 +8,7 @@ from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.pool import AveragePool, MaxPool
 from nnac.ops.recurrent import Gru, Lstm, Recurrent, Rnn
 from nnac.ops.softmax import Softmax
+from nnac.ops.take import Insert, Take
 
 REGISTRY: tuple[type[Op], ...] = (
     Conv,
@@ -26,6 +27,8 @@ REGISTRY: tuple[type[Op], ...] = (
     Lstm,
     Gru,
     Rnn,
+    Take,
+    Insert,
 )
 
 __all__ = [
@@ -38,6 +41,7 @@ __all__ = [
     "Conv",
     "Dense",
     "Gru",
+    "Insert",
     "Lstm",
     "MaxPool",
     "Move",
@@ -53,6 +57,7 @@ __all__ = [
     "Softmax",
     "Step",
     "Sum",
+    "Take",
     "Transpose",
     "Work",
 ]

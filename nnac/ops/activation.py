@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,23 +13,8 @@ from nnac import isa
 from nnac.numerics import INT16_HIGH, INT16_LOW, INTERPOLATION_ENTRIES, INTERPOLATION_SHIFT
 from nnac.ops import exact
 from nnac.ops.base import Block, Bound, Constraint, Op, Sample, Shape, Step, random_type
+from nnac.ops.functions import EXAMPLES, FUNCTIONS
 from nnac.types import Array, TensorType
-
-Function = Callable[..., Array]
-
-FUNCTIONS: dict[str, Function] = {
-    "identity": lambda x: x,
-    "affine": lambda x, scale, offset: x * scale + offset,
-    "relu": lambda x: np.maximum(x, 0.0),
-    "clip": lambda x, low, high: np.minimum(np.maximum(x, low), high),
-    "leaky_relu": lambda x, alpha: np.where(x < 0, alpha * x, x),
-    "sigmoid": lambda x: 0.5 * (np.tanh(0.5 * x) + 1.0),
-    "tanh": np.tanh,
-    "softsign": lambda x: x / (1.0 + np.abs(x)),
-    "hard_sigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0.0, 1.0),
-    "hard_swish": lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),
-}
-"""Real functions by kind; the arguments after `x` are `Activation.params`."""
 
 FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128), "hard_sigmoid": (0.0, 255 / 256)}
 """Output ranges that a function has by nature; calibration does not narrow them."""
@@ -45,11 +30,11 @@ class Activation(Op):
 
     Attributes:
         kind: a key of `FUNCTIONS`, or "prelu".
-        params: the function's parameters.
+        params: the function's parameters, numbers (of "composed", steps: see `nnac.ops.functions.composed`).
     """
 
     kind: str = "identity"
-    params: tuple[float, ...] = ()
+    params: tuple[Any, ...] = ()
 
     name: ClassVar[str] = "Activation"
     operands: ClassVar[int | None] = 1
@@ -127,12 +112,11 @@ class Activation(Op):
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         kind = str(rng.choice([*FUNCTIONS, "prelu"]))
-        params = {"affine": (0.7, -0.3), "clip": (-0.5, 0.9), "leaky_relu": (0.1,), "hard_sigmoid": (0.2, 0.5)}
         shape = tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5))))
         inputs, constants = [random_type(rng, shape)], {}
         if kind == "prelu":
             slopes = rng.normal(size=int(rng.choice([1, shape[-1]]))).astype(np.float32)
             inputs.append(TensorType(slopes.shape, "float32"))
             constants[1] = slopes
-        op = cls(kind, params.get(kind, ()))
+        op = cls(kind, EXAMPLES.get(kind, ()))
         return Sample(op, tuple(inputs), random_type(rng, shape), constants)

@@ -54,7 +54,7 @@ class Reshape(Op):
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
-        x = _random(rng)
+        x = random_tensor(rng)
         shape = tuple(int(v) for v in rng.permutation(x.shape))
         return Sample(cls(shape), (x,), replace(x, shape=shape), {})
 
@@ -84,7 +84,7 @@ class Transpose(Move):
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
-        x = _random(rng)
+        x = random_tensor(rng)
         op = cls(tuple(int(v) for v in rng.permutation(len(x.shape))))
         return Sample(op, (x,), replace(x, shape=op.infer([x.shape])), {})
 
@@ -125,8 +125,8 @@ class Slice(Move):
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
-        x = _random(rng)
-        cuts = [_random_cut(rng, side) for side in x.shape]
+        x = random_tensor(rng)
+        cuts = [random_cut(rng, side) for side in x.shape]
         starts, steps, sizes = (tuple(c[i] for c in cuts) for i in range(3))
         return Sample(cls(starts, steps, sizes), (x,), replace(x, shape=sizes), {})
 
@@ -164,7 +164,7 @@ class Concat(Move):
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
-        x = _random(rng)
+        x = random_tensor(rng)
         axis = int(rng.integers(len(x.shape)))
         sides = [int(v) for v in rng.integers(1, 5, int(rng.integers(1, 4)))]
         types = tuple(replace(x, shape=(*x.shape[:axis], side, *x.shape[axis + 1 :])) for side in sides)
@@ -205,7 +205,7 @@ class Pad(Move):
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
-        x = _random(rng)
+        x = random_tensor(rng)
         before, after = (tuple(int(v) for v in rng.integers(0, 3, len(x.shape))) for _ in range(2))
         op = cls(before, after, float(rng.normal()))
         return Sample(op, (x,), replace(x, shape=op.infer([x.shape])), {})
@@ -216,18 +216,25 @@ def dense_strides(tensor: TensorType) -> tuple[int, ...]:
     return tuple(prod(tensor.shape[i + 1 :]) * tensor.itemsize for i in range(len(tensor.shape)))
 
 
+def copies(
+    source: Home, source_strides: Shape, target: Home, target_strides: Shape, shape: Shape, width: int = 1
+) -> Iterator[isa.Copy]:
+    """Yield one copy, or as many as it takes where the axes are more than an instruction has."""
+    axes = _merged(source_strides, target_strides, shape)
+    if len(axes) <= isa.AXES:
+        yield copy(source, source_strides, target, target_strides, shape, width)
+        return
+    (side, s, t), rest = axes[0], tuple(zip(*axes[1:], strict=True))
+    for i in range(side):
+        first, place = (source[0], source[1] + i * s), (target[0], target[1] + i * t)
+        yield from copies(first, rest[1], place, rest[2], rest[0], width)
+
+
 def copy(
     source: Home, source_strides: Shape, target: Home, target_strides: Shape, shape: Shape, width: int = 1
 ) -> isa.Copy:
     """Return the copy of elements of `width` bytes: adjoining axes merged, then padded to the instruction's axes."""
-    axes: list[tuple[int, int, int]] = []
-    for side, s, t in zip(shape, source_strides, target_strides, strict=True):
-        if side == 1:
-            continue
-        if axes and axes[-1][1] == s * side and axes[-1][2] == t * side:
-            axes[-1] = (axes[-1][0] * side, s, t)
-        else:
-            axes.append((side, s, t))
+    axes = _merged(source_strides, target_strides, shape)
     axes = [(1, 0, 0)] * (isa.AXES - len(axes)) + axes
     return isa.Copy(
         source_space=source[0],
@@ -241,11 +248,26 @@ def copy(
     )
 
 
-def _random(rng: np.random.Generator) -> TensorType:
+def _merged(source_strides: Shape, target_strides: Shape, shape: Shape) -> list[tuple[int, int, int]]:
+    """Return (side, source stride, target stride) of the axes, those merged that adjoin on both sides."""
+    axes: list[tuple[int, int, int]] = []
+    for side, s, t in zip(shape, source_strides, target_strides, strict=True):
+        if side == 1:
+            continue
+        if axes and axes[-1][1] == s * side and axes[-1][2] == t * side:
+            axes[-1] = (axes[-1][0] * side, s, t)
+        else:
+            axes.append((side, s, t))
+    return axes
+
+
+def random_tensor(rng: np.random.Generator) -> TensorType:
+    """Return a random activation of 1 to 4 axes."""
     return random_type(rng, tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5)))))
 
 
-def _random_cut(rng: np.random.Generator, side: int) -> tuple[int, int, int]:
+def random_cut(rng: np.random.Generator, side: int) -> tuple[int, int, int]:
+    """Return a random (start, step, count) inside an axis."""
     start, step = int(rng.integers(side)), int(rng.choice([1, 1, 2, -1, -2]))
     reach = (side - 1 - start) // step if step > 0 else start // -step
     return start, step, int(rng.integers(1, reach + 2))
