@@ -21,7 +21,7 @@ from nnac.isa import Space
 from nnac.kernels.cells import gru_cell, gru_reset, lstm_cell
 from nnac.numerics import INTERPOLATION_ENTRIES, Rounding
 from nnac.ops import exact
-from nnac.ops.activation import FUNCTIONS
+from nnac.ops.functions import FUNCTIONS
 from nnac.ops.tables import knots
 from nnac.passes.schedule import schedule
 from nnac.program import KnownAnswer, Layer, Program, Tensor

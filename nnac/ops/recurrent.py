@@ -23,7 +23,7 @@ from nnac.errors import ModelError
 from nnac.graph import Node
 from nnac.numerics import GATE_BITS, INT16_HIGH, UNIT_BITS, encode_ratio
 from nnac.ops import exact
-from nnac.ops.activation import FUNCTIONS, Activation
+from nnac.ops.activation import Activation
 from nnac.ops.base import (
     EITHER,
     Block,
@@ -43,6 +43,7 @@ from nnac.ops.base import (
 )
 from nnac.ops.conv import Dense, channel_blocks
 from nnac.ops.elementwise import Sum
+from nnac.ops.functions import FUNCTIONS
 from nnac.ops.move import copy
 from nnac.ops.tables import knots
 from nnac.types import Array, Quant, TensorType

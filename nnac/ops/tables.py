@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nnac.numerics import INT16_HIGH, INT16_LOW, INTERPOLATION_ENTRIES, UNIT_BITS
-from nnac.ops.activation import FUNCTIONS
+from nnac.ops.functions import FUNCTIONS
 from nnac.types import Array
 
 
