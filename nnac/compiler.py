@@ -189,7 +189,7 @@ def lower(
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
+    integer = stages.check(quantize(encoded, ranges, law, activations, machine.mac.int16 > 0), stages.INTEGER)
     legal = stages.check(order(legalize(integer, machine)), stages.INTEGER)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, Conv, Dense, MaxPool, Slice
+from nnac.ops import AveragePool, Concat, Conv, Dense, MatMul, MaxPool, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
@@ -35,8 +35,12 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
-    layers = [node for node in graph.nodes if isinstance(node.op, Conv | Dense)]
-    wide = [node.name for node in layers if graph.values[node.inputs[0]].type.dtype == "int16"]
+    layers = [node for node in graph.nodes if isinstance(node.op, Conv | Dense | MatMul)]
+    wide = [
+        node.name
+        for node in layers
+        if any(graph.values[name].type.dtype == "int16" for name in node.inputs[: node.op.operands])
+    ]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
