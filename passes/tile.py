@@ -168,7 +168,7 @@ class _Tiler:
             return False
         if writer.node.output not in reader.node.inputs or not (_one_period(writer) and _one_period(reader)):
             return False
-        if reader.node.op.most_rows(reader.bound, 1)[reader.operands.index(victim.name)] is None:
+        if not _reads_all_in_step(reader, reader.operands.index(victim.name)):
             return False
         joined = [g for g in self.groups() if first in g or last in g]
         constants = sum(_constant_bytes(self.tasks[t]) for g in joined for t in g)
@@ -265,6 +265,14 @@ class _Tiler:
 
 def _staged(group: list[Buffers]) -> int:
     return sum(nbytes * copies for buffers in group for nbytes, copies in buffers)
+
+
+def _reads_all_in_step(task: Task, operand: int) -> bool:
+    """Tell whether a task needs every row of an operand, but never all of them together."""
+    op, bound = task.node.op, task.bound
+    if op.most_rows(bound, 1)[operand] is None:
+        return False
+    return bool(op.input_rows(bound, (0, op.rows(bound)[0]))[operand] == (0, op.operand_rows(bound)[operand]))
 
 
 def _one_period(task: Task) -> bool:
