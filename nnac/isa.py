@@ -50,6 +50,7 @@ __all__ = [
     "Space",
     "Sum",
     "copy_engine",
+    "strided",
     "volume",
 ]
 

@@ -8,8 +8,9 @@ as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`; the right matrix of a product of activations streams in from the scratchpad); the vector unit's
-  elements over lanes (times window taps for pooling, operands for sums, extremes and choices, 2 for softmax and for a
-  quotient, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes where an operand or the result has 16 bits);
+  elements over lanes (times window taps for pooling, operands for sums, products, quotients, extremes and choices, 2
+  for softmax, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes
+  where an operand or the result has 16 bits);
   the decoder's bytes over its rate;
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the

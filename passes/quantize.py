@@ -138,7 +138,7 @@ def _apart(
 
 
 def _forced(graph: Graph) -> Iterator[str]:
-    """Yield the values that are int16 because of what an operator pins, steps or takes so, or as scores of attention."""
+    """Yield the values that an operator pins, steps or takes in int16 only, and the scores of attention."""
     yield from attention_scores(graph)
     for node in graph.nodes:
         yield from node.op.stepped(node)

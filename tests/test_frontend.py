@@ -148,7 +148,7 @@ def evaluate_pair(op: Any, x: list[Array]) -> Array:
             axes = (-3, -1)
             rows = rows - rows.mean(axes, keepdims=True) * op.centered
             y = (rows / np.sqrt((rows**2).mean(axes, keepdims=True) + op.epsilon)).reshape(-1, len(x[1]))
-            return np.asarray(y * x[1] + x[2]).reshape(x[0].shape)
+            return np.asarray((y * x[1] + x[2]).reshape(x[0].shape))
         case ops.Div():
             return np.asarray(x[0] / x[1])
         case ops.Extreme():

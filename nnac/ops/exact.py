@@ -9,6 +9,7 @@ points and limits of int16 size.
 import numpy as np
 import numpy.typing as npt
 
+from nnac.norms import ROOT_BITS
 from nnac.numerics import (
     GATE_BITS,
     INT8_HIGH,
@@ -24,7 +25,6 @@ from nnac.numerics import (
     UNIT_BITS,
     Rounding,
 )
-from nnac.norms import ROOT_BITS
 
 Int64 = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.integer] | int
