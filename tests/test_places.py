@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from math import inf, prod
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnac
+from nnac.cli import cli
 from nnac.compare import compare
 from nnac.compiler import float_graph
 from nnac.errors import ModelError
@@ -203,6 +206,17 @@ def test_what_cannot_be_frozen(frozen: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError) as caught:
         prepare(branching(), frozen=frozen)
     assert words in str(caught.value)
+
+
+def test_freeze_on_the_command_line(tmp_path: Path) -> None:
+    """The option makes an input a constant; what is no name and number is wrong usage."""
+    (tmp_path / "m.onnx").write_bytes(branching().SerializeToString())
+    words = ["compile", str(tmp_path / "m.onnx"), "--calibrate", "random", "-o", str(tmp_path / "m.nna")]
+    done = CliRunner().invoke(cli, [*words, "--freeze", "sr=16000"])
+    assert done.exit_code == 0, done.output
+    assert nnac.load(tmp_path / "m.nna").program.inputs == ("x",)
+    wrong = CliRunner().invoke(cli, [*words, "--freeze", "sr=fast"])
+    assert wrong.exit_code == 2 and "'sr=fast' is not a name and its value" in wrong.output
 
 
 # -- random networks -----------------------------------------------------------------------------------------------
