@@ -349,6 +349,18 @@ def test_random_networks(seed: int, machine: str) -> None:
     case.check(case.build(MACHINES[machine]))
 
 
+def test_a_cut_that_is_resized_at_once_keeps_its_range() -> None:
+    """Between two operators that are several layers each, the one tensor that the model knows stays."""
+    model = net(
+        'a = ConvTranspose <strides = [1, 2], pads = [0, 1, 0, 0]> (x, w)\ny = Resize <mode = "linear"> (a, , s)',
+        X,
+        w=(6, 2, 1, 2),
+        s=np.array([1, 1, 1, 3], np.float32),
+    )
+    case = Case.of(model)
+    case.check(case.build(MACHINES["nna8"]))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_networks_are_close_to_float(seed: int) -> None:
     """Fixed seeds, as int8 has no floor for every network."""
