@@ -219,6 +219,18 @@ def test_freeze_on_the_command_line(tmp_path: Path) -> None:
     assert wrong.exit_code == 2 and "'sr=fast' is not a name and its value" in wrong.output
 
 
+# -- stripes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", ["kernel_shape=[2,1], strides=[2,2]", "kernel_shape=[1,1], strides=[3,1]"])
+@pytest.mark.parametrize(("channels", "height"), [(4, 21), (6, 11), (8, 11)])
+def test_rows_that_nobody_reads(window: str, channels: int, height: int) -> None:
+    """A tensor whose reader leaves out rows, between windows or at the end, is whole all the same."""
+    lines = f"a = AveragePool <kernel_shape=[3,1], pads=[1,0,0,0]> (x)\ny = AveragePool <{window}> (a)"
+    case = Case.of(net(lines, {"x": (1, channels, height + 1, 11)}))
+    case.check(case.build(MACHINES["tiny, 1 KiB"]))
+
+
 # -- random networks -----------------------------------------------------------------------------------------------
 
 
