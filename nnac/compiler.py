@@ -54,6 +54,9 @@ Calibration = "str | os.PathLike[str] | Iterable[Mapping[str, Array]]"
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
+Pass = Callable[[Graph], Graph]
+FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose)
+
 RANDOM = "random"
 ATTEMPTS = 24
 TIGHTER = 8
@@ -167,10 +170,12 @@ def _open(
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
-def float_graph(prepared: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
+def float_graph(
+    prepared: onnx.ModelProto, states: Mapping[str, str] | None = None, passes: Iterable[Pass] = FLOAT_PASSES
+) -> Graph:
     """Return the float graph of a prepared model after the float passes."""
     graph = stages.check(import_graph(prepared, states), stages.FLOAT)
-    for step in (collapse, layout, collapse, fold, fuse, compose):
+    for step in passes:
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
 
