@@ -171,7 +171,7 @@ class Tile(ABC):
                     total = totals[i, j]
                     builder.store(self.step(builder, builder.load(total), patch, weights[j]), total)
         for j in range(vectors):
-            start = self._start(builder, panel, stride, zero, j)
+            start = self.start(builder, panel, stride, zero, j)
             for i in range(rows):
                 target = advance(builder, advance(builder, sums, LONG(i), sums_pitch), LONG(j), 4 * self.columns)
                 store(builder, builder.add(self.fold(builder, builder.load(totals[i, j])), start), target)
@@ -181,7 +181,7 @@ class Tile(ABC):
         kind = vector(BYTE, 4 * self.columns)
         return self.weights(builder, load(builder, builder.add(address, LONG(4 * self.columns * j)), kind))
 
-    def _start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
+    def start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
         """What the zero point and the bias add to a column's products."""
         kind, at = vector(WORD, self.columns), builder.add(panel, LONG(4 * self.columns * j))
         bias, column_sums = load(builder, at, kind), load(builder, builder.add(at, stride), kind)
@@ -257,7 +257,9 @@ class Madd(Widened):
         return builder.add(sums, call(builder, "llvm.x86.avx2.pmadd.wd", self.sums, x, weights))
 
 
-avx512_tile = microkernel(Vnni(6, 4, 16).multiply, ARGUMENTS)
+AVX512 = Vnni(6, 4, 16)
+
+avx512_tile = microkernel(AVX512.multiply, ARGUMENTS)
 avxvnni_tile = microkernel(Vnni(6, 2, 8).multiply, ARGUMENTS)
 avx2_tile = microkernel(Madd(4, 2, 4).multiply, ARGUMENTS)
 neon_tile = microkernel(Sdot(6, 4, 4).multiply, ARGUMENTS)
