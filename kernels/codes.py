@@ -16,7 +16,7 @@ from numba import types
 
 from nnac.kernels import machine
 from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, microkernel, sink, source
-from nnac.kernels.panels import ALIGNMENT, multiply, padded
+from nnac.kernels.panels import ALIGNMENT, multiply
 from nnac.kernels.tile import AVX512
 from nnac.kernels.vectors import (
     BYTE,
@@ -120,14 +120,14 @@ def _codes(builder: Builder, bits: int, here: Value) -> list[Value]:
         raw = load(builder, builder.add(here, LONG(8 * bits * groups * j)), _BYTES)
         if groups == 1:
             order = [min(bits * (lane // 8) + lane % 8, 63) for lane in range(64)]
-            raw = _permute(builder, raw, ir_bytes(order))
+            raw = _permute(builder, raw, _constant(order))
         for group in range(groups):
             fields = [(bits * (8 * group + lane % 8)) % 64 for lane in range(64)]
-            found.append(call(builder, "llvm.x86.avx512.pmultishift.qb.512", _BYTES, ir_bytes(fields), raw))
+            found.append(call(builder, "llvm.x86.avx512.pmultishift.qb.512", _BYTES, _constant(fields), raw))
     return found
 
 
-def ir_bytes(values: list[int]) -> Value:
+def _constant(values: list[int]) -> Value:
     """A constant vector of 64 bytes."""
     constant: Any = type(splat(_BYTES, 0))
     return constant(_BYTES, values)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from nnac import kernels, numerics
 from nnac.kernels import machine
+from nnac.kernels.codes import WIDTH, multiply_codes, pack_codes
 from nnac.kernels.conv import conv2d
 from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
 from nnac.kernels.panels import matmul, pack_matrix
@@ -160,6 +161,29 @@ def test_products_of_matrices(rows: int, units: int, depth: int, zero: int, seed
         matmul(x, pack_matrix(w, bias), zero, y)
     exact = (x[:, :depth].astype(np.int64) - zero) @ w.T.astype(np.int64) + bias
     np.testing.assert_array_equal(y[:, :units], exact.astype(np.int32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 150),
+    st.integers(1, 70),
+    st.integers(1, 7),
+    ZERO,
+    SEED,
+    st.sampled_from(machine.runnable()),
+)
+def test_products_of_codes(rows: int, units: int, depth: int, bits: int, zero: int, seed: int, processor: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.full((rows, -(-depth // 4) * 4), zero, np.int8)
+    x[:, :depth] = values(rng, rows, depth)
+    codes, table = rng.integers(0, 1 << bits, (units, depth)).astype(np.uint8), values(rng, 1 << bits)
+    bias = rng.integers(-(2**20), 2**20, units).astype(np.int32)
+    y = np.empty((rows, -(-units // WIDTH) * WIDTH), np.int32)
+    with machine.forced(processor):
+        multiply_codes(x, pack_codes(codes, table, bits, bias), zero, y)
+    exact = (x[:, :depth].astype(np.int64) - zero) @ table[codes].T.astype(np.int64) + bias
+    np.testing.assert_array_equal(y[:, :units], exact)
 
 
 @pytest.mark.parametrize("processor", machine.runnable())
