@@ -10,6 +10,7 @@ from numba.core import cgutils as typed_cgutils
 from numba.extending import intrinsic
 
 cgutils: Any = typed_cgutils
+_types: Any = types
 Builder = Any
 """An `llvmlite.ir.IRBuilder`."""
 Value = Any
@@ -145,7 +146,7 @@ def _call_address(typing: Any, function: Any, arguments: Any) -> Any:
         builder.call(builder.inttoptr(values[0], pointer), [builder.ptrtoint(block, LONG)])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+    return types.void(types.int64, _types.UniTuple(types.int64, len(arguments))), generate
 
 
 def _address(typing: Any, array: Any) -> Any:
