@@ -17,6 +17,7 @@ Value = Any
 """An `llvmlite.ir.Value`."""
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+SINGLE = ir.FloatType()
 
 
 def vector(kind: Any, lanes: int) -> Any:
@@ -24,7 +25,7 @@ def vector(kind: Any, lanes: int) -> Any:
     return ir.VectorType(kind, lanes)
 
 
-def splat(kind: Any, value: int) -> Value:
+def splat(kind: Any, value: float) -> Value:
     """A constant vector of equal lanes."""
     return ir.Constant(kind, [value] * kind.count)
 

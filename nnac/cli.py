@@ -130,6 +130,7 @@ def cli() -> None:
     metavar="int8|int16|NAMES|@FILE",
     help="Width of the tensors: int16 for all, or for those named: a comma list, or a file with a name per line.",
 )
+@click.option("--encodings", metavar="JSON", help="Quantizers of a float model, as AIMET exports them.")
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
 @click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
 @click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
@@ -144,17 +145,13 @@ def compile(
     freeze: tuple[tuple[str, float], ...],
     weights: str | None,
     activations: str | tuple[str, ...],
+    encodings: str | None,
     check: bool,
     max_sram: int | None,
     max_flash: int | None,
     max_cycles: int | None,
 ) -> None:
     """Compile an ONNX MODEL into a program (.nna) for a machine."""
-    if calibrate is None:
-        raise ModelError(
-            "no calibration: pass --calibrate samples.npz (one array per input, first axis = samples) or "
-            "a folder of such files; or --calibrate random, for shape and timing studies only"
-        )
     path = writable(output or f"{Path(model).stem}.nna", model)
     from nnac import compiler
     from nnac.program import dumps, write_file
@@ -171,6 +168,7 @@ def compile(
             freeze=dict(freeze),
             weights=weights,
             activations=activations,
+            encodings=encodings,
             check=check,
             budgets=budgets,
             progress=progress,
@@ -333,6 +331,42 @@ def diff(
         if min_sqnr is not None and not sqnr >= min_sqnr
     ]
     raise_all(NnacError, f"below --min-sqnr {min_sqnr}:", far)
+
+
+@cli.command()
+@click.argument("model")
+@_input
+@_target
+@click.option(
+    "--against",
+    default="onnxruntime",
+    show_default=True,
+    metavar="ENGINE",
+    help="The other engine: onnxruntime (as written, unoptimized), or onnxruntime-integer (its integer operators).",
+)
+@_shape
+@click.option("--all", "everything", is_flag=True, help="All tensors, not only those that differ.")
+def verify(
+    model: str,
+    source: str,
+    target: str,
+    against: str,
+    shapes: tuple[tuple[str, Shape], ...],
+    everything: bool,
+) -> None:
+    """Compare a quantized ONNX MODEL on a machine with another engine, integer by integer.
+
+    Each operator starts from the other engine's integers. What differs is a rounding tie, another rule of rounding, or
+    a fault; exit code 1 on faults.
+    """
+    from nnac import verify as against_others
+    from nnac.verification import table
+
+    announce_kernels("conv")
+    found = against_others.verify(model, source, target, against=against, shapes=dict(shapes) or None)
+    show(table(found, everything))
+    faults = [f"tensor {row.tensor!r} ({row.op}): {row.faults:,} elements" for row in found.rows if row.faults]
+    raise_all(NnacError, f"faults against {against}:", faults)
 
 
 # -- read a program ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError
-from nnac.frontend import import_graph, prepare
+from nnac.frontend import import_graph, prepare, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
@@ -36,7 +36,7 @@ from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
-from nnac.passes.quantize import quantize
+from nnac.passes.quantize import quantize, unpinned
 from nnac.program import KnownAnswer, Program
 from nnac.search import best_program
 from nnac.targets import Target, load_target
@@ -58,6 +58,11 @@ Pass = Callable[[Graph], Graph]
 FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose)
 
 RANDOM = "random"
+OWN_SCALES = "the model's own scales"
+NO_CALIBRATION = (
+    "no calibration: pass samples (--calibrate samples.npz, one array per input, first axis = samples; a folder of "
+    "such files; in Python also an iterable of dicts), or --calibrate random, for shape and timing studies only"
+)
 ATTEMPTS = 24
 TIGHTER = 8
 """Compilations until a budget of weight bytes is kept, each aiming lower."""
@@ -94,14 +99,16 @@ def compile(
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
+    encodings: str | Path | None = None,
 ) -> CompiledModel:
-    """Compile an ONNX model for a machine.
+    """Compile an ONNX model for a machine; a quantized model keeps its integers and scales.
 
     Args:
         model: path, bytes, or `onnx.ModelProto` of a float model.
         target: name of a shipped target, path of a TOML, or a `Target`.
         calibration: path of an `.npz` (one array per input, first axis = samples) or of a folder of them, an iterable
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
+            Not needed where the model itself has a scale for every tensor.
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
         states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
@@ -115,6 +122,7 @@ def compile(
             a probe, and compare every tensor.
         budgets: limits on the result.
         progress: called while calibrating.
+        encodings: path of an AIMET `.encodings` file that belongs to the float model.
 
     Raises:
         ModelError: the model or the calibration cannot be used; names each node or tensor.
@@ -122,10 +130,14 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
+    if encodings is not None:
+        model = with_encodings(model, encodings)
     prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
-    moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
+    if wanted and samples is None:
+        raise ModelError(f"{NO_CALIBRATION}; error feedback weighs weights by what their inputs are")
+    moments = second_moments(prepared, graph, samples or (), wanted) if wanted else {}
     lowered = _within if plan.budget and plan.budget[0] == "bytes" else lower
     chosen = activations if isinstance(activations, str) else tuple(activations)
     program = lowered(graph, ranges, machine, note, check, plan, moments, chosen)
@@ -142,7 +154,7 @@ def measured_graph(
     progress: Progress | None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes, freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, freeze=freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
@@ -153,17 +165,14 @@ def _open(
     shapes: Mapping[str, tuple[int, ...]] | None,
     states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
-) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
-    """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
-    if calibration is None:
-        raise ModelError(
-            "no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
-            "shape and timing studies"
-        )
+) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]] | None]:
+    """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes, frozen=freeze)
     graph = float_graph(prepared, states)
+    if calibration is None:
+        return prepared, graph, None
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
     samples = random_samples(inputs) if random else load_samples(calibration, inputs)
@@ -191,11 +200,8 @@ def lower(
     activations: str | tuple[str, ...] = "int8",
 ) -> Program:
     """Return the validated program of a float graph with known ranges."""
-    law, plan = machine.arithmetic, weights or WeightPlan()
-    folded = centroid_folding(graph, plan, law)
-    encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
-    legal = stages.check(order(legalize(integer, machine)), stages.INTEGER)
+    law = machine.arithmetic
+    integer, legal = integer_graphs(graph, ranges, machine, weights, moments, activations)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)
     if check:
@@ -205,6 +211,22 @@ def lower(
     if check:
         _check_program(program, probe, expected)
     return program
+
+
+def integer_graphs(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    machine: Target,
+    weights: WeightPlan | None = None,
+    moments: Mapping[str, Array] | None = None,
+    activations: str | tuple[str, ...] = "int8",
+) -> tuple[Graph, Graph]:
+    """Return the integer graph of a float graph with known ranges, and what the machine executes of it."""
+    law, plan = machine.arithmetic, weights or WeightPlan()
+    folded = centroid_folding(graph, plan, law)
+    encoded = codebook_encoding(folded, plan, law, moments or {})
+    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
+    return integer, stages.check(order(legalize(integer, machine)), stages.INTEGER)
 
 
 def _within(
@@ -246,7 +268,9 @@ def _within(
 def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
     """Return the dB of every layer's int8 weights against those of the float graph; inf where they are equal."""
     exact = {
-        node.name: graph.constants[node.inputs[WEIGHT]] for node in graph.nodes if isinstance(node.op, Conv | Dense)
+        node.name: graph.constants[node.inputs[WEIGHT]]
+        for node in graph.nodes
+        if isinstance(node.op, Conv | Dense) and len(node.inputs) <= SCALE
     }
     found = {}
     for node in integer.nodes:
@@ -270,25 +294,38 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
 def _calibrate(
     prepared: onnx.ModelProto,
     graph: Graph,
-    samples: Iterable[Mapping[str, Array]],
+    samples: Iterable[Mapping[str, Array]] | None,
     source: Any,
     method: str,
     progress: Progress | None,
 ) -> tuple[dict[str, Range], str]:
     """Return ranges by ONNX tensor name, and the note that the program carries."""
-    total, seen = count(samples), [0]
+    total, seen = count(samples or ()), [0]
 
     def step(done: int) -> None:
         seen[0] = done
         if progress is not None:
             progress("calibrating", done, total)
 
-    names = sorted({v.origin.name for v in graph.values.values() if v.origin})
+    names, known = unpinned(graph), any(value.type.quant is not None for value in graph.values.values())
+    if not names:
+        return {}, OWN_SCALES
+    if samples is None:
+        listed = f"; the model gives these no scale: {', '.join(map(repr, names))}" if known else ""
+        raise ModelError(f"{NO_CALIBRATION}{listed}")
     inner = partial(inner_states, graph) if any(isinstance(node.op, Recurrent) for node in graph.nodes) else None
     ranges = calibrate(prepared, samples, names, method, step, states=onnx_states(graph), derive=inner)
     if isinstance(source, str) and source == RANDOM:
         return ranges, RANDOM
-    return ranges, f"{method}, {seen[0]} samples"
+    only = f" for {len(names)} tensors without scales of their own" if known else ""
+    return ranges, f"{method}, {seen[0]} samples{only}"
+
+
+def measured_ranges(
+    prepared: onnx.ModelProto, graph: Graph, samples: Iterable[Mapping[str, Array]]
+) -> tuple[dict[str, Range], str]:
+    """Return the extremes of the tensors that need ranges, and the note that the program carries."""
+    return _calibrate(prepared, graph, samples, None, "minmax", None)
 
 
 def input_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
-    ("nnac.kernels", "nnac.targets"),
+    ("nnac.kernels", "nnac.targets", "nnac.float32"),
     ("nnac.shares",),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
     ("nnac.stream",),
@@ -22,6 +22,7 @@ FLOORS = (
         "nnac.calibration",
         "nnac.reference",
         "nnac.plan",
+        "nnac.rationals",
         "nnac.border",
         "nnac.hazards",
         "nnac.contracts",
@@ -36,9 +37,9 @@ FLOORS = (
     ("nnac.session",),
     ("nnac.compare", "nnac.compiled", "nnac.account", "nnac.search"),
     ("nnac.compiler",),
-    ("nnac.sweep",),
+    ("nnac.sweep", "nnac.verify", "nnac.backend"),
     ("nnac.report",),
-    ("nnac.trace", "nnac.terminal"),
+    ("nnac.trace", "nnac.terminal", "nnac.verification"),
     ("nnac.testing", "nnac.cli"),
     ("nnac.__main__",),
 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from nnac.graph import Graph, Node
 from nnac.isa import AnyInstruction
+from nnac.numerics import Rounding
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
@@ -140,6 +141,12 @@ class Bound:
         """Quantization of the output."""
         assert self.output.quant is not None
         return self.output.quant
+
+    @property
+    def single(self) -> bool:
+        """Whether the float32 forms of `nnac.float32` hold here: arithmetic onnx, and all activations int8."""
+        quants = [kind.quant for kind in (*self.inputs, self.output) if kind.quant is not None]
+        return self.law.mode == Rounding.ONNX and all(quant.bits == 8 for quant in quants)
 
     def result(self, values: Array) -> Array:
         """Return exact integers, which are inside its range, in the output's dtype."""
