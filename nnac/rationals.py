@@ -15,9 +15,9 @@ import numpy as np
 from nnac.graph import Node
 from nnac.numerics import SOFTMAX_ONE
 from nnac.ops import Activation, AveragePool, Conv, Dense, Mul, Softmax, Sum
-from nnac.ops.activation import FUNCTIONS
 from nnac.ops.base import Bound, clamp_limits
 from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT
+from nnac.ops.functions import FUNCTIONS
 from nnac.types import Array
 
 FLOAT32 = Fraction(1, 1 << 24)

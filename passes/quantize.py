@@ -213,7 +213,7 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activati
 
 
 def unpinned(graph: Graph) -> list[str]:
-    """Return the ONNX tensors, sorted, whose ranges decide about scales: those of groups that the model pins nowhere."""
+    """Return the ONNX tensors, sorted, whose ranges decide about scales: the model pins no scale of theirs."""
     group = _groups(graph)
     pins = _brought(graph, group)
     open_ = [graph.values[name].origin for name, root in group.items() if root not in pins]

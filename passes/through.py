@@ -31,7 +31,7 @@ def maker(
 
 
 def alone(draft: Draft, name: str, users: Mapping[str, list[Node]], pin: Quant | None = None) -> bool:
-    """Tell whether a value may vanish: it has one reader, is no output, and its quantization is not pinned, or as `pin`."""
+    """Tell whether a value may vanish: one reader, no output, and no pinned quantization other than `pin`."""
     return len(users[name]) == 1 and name not in draft.outputs and draft.values[name].type.quant in (None, pin)
 
 

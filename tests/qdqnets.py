@@ -111,7 +111,7 @@ class RandomQdq:
                 ends = [self._stored(np.float32(v * x.scale)) for v in (-20.3, 31.7)]
                 return self._put(kind, [x], x.shape, x.scale * 32, extra=ends)
             case "PRelu":
-                return self._put(kind, [x], x.shape, x.scale * 128, extra=[self._stored(np.float32([0.37]))])
+                return self._put(kind, [x], x.shape, x.scale * 128, extra=[self._stored(np.array([0.37], np.float32))])
             case "Softmax":
                 return self._put(kind, [x], x.shape, 1.0, axis=-1)
             case _:
