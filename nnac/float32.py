@@ -71,8 +71,9 @@ def add(
 ) -> int:
     """QLinearAdd on processors with fused multiply-add; any number of operands.
 
-    ``f = zero_point - (r_0 * z_0 + r_1 * z_1)`` in float32, then from the last operand to the first ``f = x_i * r_i +
-    f``, a product and sum in float64 that rounds to float32: what a fused operation gives.
+    ``f = zero_point - (r_0 * z_0 + r_1 * z_1)``, then from the last operand to the first ``f = x_i * r_i + f``. A
+    product and its sum, from the last operand to the first, are in float64 and round to float32: what a fused operation
+    gives.
 
     Args:
         x: int8 values.
@@ -91,8 +92,8 @@ def add(
 def sum_start(zeros: Sequence[int], patterns: Sequence[int], zero_point: int) -> float:
     """What all zero points together contribute to `add`."""
     offset = 0.0
-    for zero, pattern in zip(zeros, patterns, strict=True):
-        offset = float32(offset + float32(float_of(pattern) * zero))
+    for zero, pattern in reversed(list(zip(zeros, patterns, strict=True))):
+        offset = float32(float_of(pattern) * zero + offset)
     return float32(zero_point - offset)
 
 

@@ -83,7 +83,17 @@ def _import(builder: Builder, use: Use) -> Iterator[str]:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a malformed attribute
             problems.append(f"cannot be read: {one_line(error)} (found {use.described()})")
         yield from problems
+    elif row is not None:
+        yield from _integer_problems(use)
     builder.stub(use)
+
+
+def _integer_problems(use: Use) -> Iterator[str]:
+    """Yield the computed integers that a node reads though it works on reals."""
+    for name in dict.fromkeys(filter(None, use.inputs)):
+        dtype = use.tensors.dtypes.get(name)
+        if dtype in rows_quant.ACTIVATIONS and name not in use.tensors.constants and dtype not in _dtypes(use):
+            yield f"input {name!r} is {dtype}; supported: float32 (put DequantizeLinear in front)"
 
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:

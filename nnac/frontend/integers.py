@@ -10,6 +10,8 @@ from nnac.frontend.use import Stored
 from nnac.types import Array, Quant
 
 INT8 = (-128, 127)
+PARTS = 8
+"""Blocks may be multiples of the smallest scale over one of 1 to 8."""
 BIAS_TOLERANCE = 2.0**-20
 """A bias is in units of input scale * weight scale when its own scale is that product but for float32 rounding."""
 
@@ -33,7 +35,7 @@ def layer_weights(
     """Return the weights (O, ...) of a layer in pieces of int8 that add up to them, and float32 scales (O,).
 
     Pieces are more than one where a zero point moves weights out of int8. Scales that differ inside a channel (blocked
-    quantization) must be multiples of the smallest; else there are no such integers, and None is returned.
+    quantization) must be multiples of one; else there are no such integers, and None is returned.
 
     Args:
         stored: the constant.
@@ -46,12 +48,20 @@ def layer_weights(
     scales = moved.scale.astype(np.float64).reshape(shape[0], -1)
     if not factor > 0 or not integers.size:
         return None
-    unit = scales.min(axis=1, keepdims=True)
-    steps = np.rint(scales / unit)
-    if (steps * unit != scales).any():
+    unit = _unit(scales)
+    if unit is None:
         return None
-    pieces = _pieces((integers * steps).astype(np.int64).reshape(shape))
+    pieces = _pieces((integers * np.rint(scales / unit)).astype(np.int64).reshape(shape))
     return None if pieces is None else (pieces, (unit[:, 0] * factor).astype(np.float32))
+
+
+def _unit(scales: Array) -> Array | None:
+    """Return per row (a column) the scale that all others are multiples of: the smallest, or a small part of it."""
+    for part in range(1, PARTS + 1):
+        unit = scales.min(axis=1, keepdims=True) / part
+        if (np.rint(scales / unit) * unit == scales).all() and (unit.astype(np.float32) == unit).all():
+            return np.asarray(unit)
+    return None
 
 
 def _pieces(integers: Array) -> list[Array] | None:

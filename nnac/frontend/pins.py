@@ -2,8 +2,8 @@
 
 Rules, on the float graph as imported:
 
-1. the operand of a moving operator that nothing else reads takes the pin of the result: rounding before the move is
-   rounding after it;
+1. the operand of a moving operator, or of a relu or clip, that nothing else reads takes the pin of the result: rounding
+   before it is rounding after it;
 2. the result of a move of one pinned operand has the operand's pin;
 3. where operand and result are pinned differently, or differently pinned operands meet in one result, the operand is
    requantized by an identity in front of the move.
@@ -26,12 +26,16 @@ def settle(graph: Graph) -> Graph:
     draft = graph.draft()
     moves = [node for node in graph.nodes if node.op.name in SHARING]
     readers = draft.users()
-    for node in reversed(moves):
+    for node in reversed([node for node in graph.nodes if node.op.name in SHARING or _clamps(node)]):
         _backwards(draft, node, {name for name in node.inputs if len(readers[name]) == 1})
     for node in moves:
         _forwards(draft, node)
         _meet(draft, draft.nodes[node.name])
     return draft.freeze()
+
+
+def _clamps(node: Node) -> bool:
+    return isinstance(node.op, Activation) and node.op.kind in ("relu", "clip")
 
 
 def _pin(draft: Draft, name: str) -> Quant | None:
