@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -18,7 +18,7 @@ from nnac.calibration import METHODS, Range, calibrate, count, load_samples, ran
 from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
-from nnac.errors import CapacityError, ModelError, NnacError
+from nnac.errors import CapacityError, ModelError, NnacError, one_line
 from nnac.frontend import import_graph, prepare, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
@@ -59,6 +59,8 @@ FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compos
 
 RANDOM = "random"
 OWN_SCALES = "the model's own scales"
+LISTED = 8
+"""Names of tensors that a note shows."""
 NO_CALIBRATION = (
     "no calibration: pass samples (--calibrate samples.npz, one array per input, first axis = samples; a folder of "
     "such files; in Python also an iterable of dicts), or --calibrate random, for shape and timing studies only"
@@ -311,14 +313,20 @@ def _calibrate(
     if not names:
         return {}, OWN_SCALES
     if samples is None:
-        listed = f"; the model gives these no scale: {', '.join(map(repr, names))}" if known else ""
+        listed = f"; the model gives these no scale: {_some(names)}" if known else ""
         raise ModelError(f"{NO_CALIBRATION}{listed}")
     inner = partial(inner_states, graph) if any(isinstance(node.op, Recurrent) for node in graph.nodes) else None
     ranges = calibrate(prepared, samples, names, method, step, states=onnx_states(graph), derive=inner)
     if isinstance(source, str) and source == RANDOM:
         return ranges, RANDOM
-    only = f" for {len(names)} tensors without scales of their own" if known else ""
+    only = f" for tensors without scales of their own: {_some(names)}" if known else ""
     return ranges, f"{method}, {seen[0]} samples{only}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names in a text of bounded length."""
+    shown = ", ".join(repr(one_line(name, 60)) for name in names[:LISTED])
+    return shown + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def measured_ranges(

@@ -60,7 +60,7 @@ def test_as_written_there_are_ties_alone(name: str, target: str, assets: Path) -
     path = assets / "models" / name / f"{name}.onnx"
     result = verify(path, samples_of(assets, name, 1 if "ultra" in name else 10), target)
     ties, rules, faults = sums(result)
-    assert (rules, faults) == (0, 0) and ties <= 1e-5 * sum(row.elements for row in result.rows)
+    assert (rules, faults) == (0, 0) and ties <= 2 + 1e-5 * sum(row.elements for row in result.rows)
 
 
 def check_random(seed: int) -> Counter[str]:
