@@ -65,7 +65,7 @@ def integers_of(model: onnx.ModelProto) -> Graph:
     return integer_graphs(float_graph(prepare(model)), {}, load_target("nna8"))[0]
 
 
-def gemm(weights: Array, scale: Array, zero: Array, bias: Array, **attributes: Any) -> onnx.ModelProto:
+def gemm(weights: Array, scale: Any, zero: Any, bias: Array, **attributes: Any) -> onnx.ModelProto:
     """Return a QDQ Gemm over uint8 with weights (K, O)."""
     units = np.float32(0.5) * np.broadcast_to(scale, bias.shape).astype(np.float32)
     nodes = [
@@ -75,7 +75,7 @@ def gemm(weights: Array, scale: Array, zero: Array, bias: Array, **attributes: A
         op("Gemm", "xr wr br", "yr"),
         op(QUANTIZE, "yr ys yz", "y"),
     ]
-    x, y = np.float32([0.5, 30]), np.uint8([7, 200])
+    x, y = np.array([0.5, 30], np.float32), np.array([7, 200], np.uint8)
     inputs = {"x": (TensorProto.UINT8, (2, len(weights)))}
     parameters = {"xs": x[0], "xz": y[0], "ys": x[1], "yz": y[1]}
     return model_of(nodes, inputs, "y", w=weights, ws=scale, wz=zero, b=bias, bs=units, **parameters)
@@ -87,7 +87,7 @@ RNG = np.random.default_rng(0)
 def test_gemm_keeps_its_integers() -> None:
     """Weights, scales and int32 biases (beyond float32's 24 bits) are the model's, uint8 is 128 lower."""
     weights = RNG.integers(-128, 128, (6, 4)).astype(np.int8)
-    scale, bias = np.float32([0.1, 0.2, 0.3, 0.7]), np.array([2**30 + 1, -(2**29) - 3, 5, 0], np.int32)
+    scale, bias = np.array([0.1, 0.2, 0.3, 0.7], np.float32), np.array([2**30 + 1, -(2**29) - 3, 5, 0], np.int32)
     graph = integers_of(gemm(weights, scale, np.zeros(4, np.int8), bias, axis=1))
     found = layer_of(graph)
     np.testing.assert_array_equal(found[WEIGHT], weights.T)
@@ -140,7 +140,7 @@ def multiples_of(multiples: list[int], count: int) -> Array:
 
 def test_uneven_blocks_have_no_integers() -> None:
     """Scales of one channel that are no multiples cannot be one scale per channel."""
-    stored = Stored(np.array([[1, 2]]), np.zeros((1, 2), np.int64), np.float32([[0.3, 0.5]]))
+    stored = Stored(np.array([[1, 2]]), np.zeros((1, 2), np.int64), np.array([[0.3, 0.5]], np.float32))
     assert layer_weights(stored, lambda x: x) is None
 
 
@@ -198,7 +198,7 @@ ILL: dict[str, tuple[list[onnx.NodeProto], str]] = {
 def test_what_has_no_meaning_is_refused(name: str) -> None:
     """One sentence that says what is wrong."""
     nodes, words = ILL[name]
-    stored = {"s": np.float32(0.1), "t": np.float32(0.2), "z": np.int8(0), "v": np.float32([0.1, 0.2])}
+    stored = {"s": np.float32(0.1), "t": np.float32(0.2), "z": np.int8(0), "v": np.array([0.1, 0.2], np.float32)}
     inputs = {"x": (TensorProto.FLOAT, (3, 2)), "i": (TensorProto.INT8, (3, 2))}
     used = {n for node in nodes for n in node.input}
     model = model_of(nodes, {k: v for k, v in inputs.items() if k in used}, "y", **stored)
@@ -317,7 +317,7 @@ def test_aimet_encodings(content: Any, tmp_path: Path) -> None:
     assert quants == [Quant(float(np.float32(0.02)), 0), Quant(float(np.float32(0.05)), -128)]
     found = layer_of(integers_of(with_encodings(model, path)))
     weights = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "w"))
-    scale = np.float32([0.01, 0.02, 0.03, 0.04])
+    scale = np.array([0.01, 0.02, 0.03, 0.04], np.float32)
     np.testing.assert_array_equal(found[WEIGHT], np.clip(np.rint(weights / scale[:, None]), -128, 127))
     np.testing.assert_array_equal(found[SCALE], scale)
 
@@ -412,5 +412,5 @@ def test_integer_form_keeps_what_it_cannot_say() -> None:
     model = gemm(weights, np.float32(0.1), np.int8(0), np.arange(4, dtype=np.int32))
     bias = next(t for t in model.graph.initializer if t.name == "bs")
     assert "QGemm" in {node.op_type for node in integer_form(model).graph.node}
-    bias.CopyFrom(numpy_helper.from_array(np.float32([1, 2, 3, 4]), "bs"))
+    bias.CopyFrom(numpy_helper.from_array(np.array([1, 2, 3, 4], np.float32), "bs"))
     assert "QGemm" not in {node.op_type for node in integer_form(model).graph.node}
