@@ -31,6 +31,7 @@ from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
 from nnac.passes.collapse import collapse
 from nnac.passes.compose import compose
+from nnac.passes.fit import fit
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
@@ -227,7 +228,7 @@ def integer_graphs(
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
+    integer = stages.check(fit(quantize(encoded, ranges, law, activations), law), stages.INTEGER)
     return integer, stages.check(order(legalize(integer, machine)), stages.INTEGER)
 
 

@@ -68,7 +68,7 @@ def quantize(
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
 
     Raises:
-        ModelError: a tensor has no range or is not known, or scales lie too far apart for the machine's multipliers.
+        ModelError: a tensor has no range or is not known, or sums would not fit the accumulator.
     """
     graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
     quants = _quants(graph, ranges, law, activations)

@@ -206,6 +206,22 @@ def test_what_has_no_meaning_is_refused(name: str) -> None:
         nnac.compile(model, "nna8")
 
 
+@pytest.mark.parametrize(
+    ("target", "scale", "words"),
+    [
+        ("nna8", 1e30, "input scales 0.5, 1e.30 over the output's 30"),
+        ("nna8-onnx", 1e-38, "input scales 0.5, 1e-38 over"),
+        ("nna8-pow2", 0.1, "scales 0.1, 30; this machine's are powers of two"),
+    ],
+)
+def test_scales_that_a_machine_cannot_have(target: str, scale: float, words: str) -> None:
+    """The node and the scales are named."""
+    weights = RNG.integers(-128, 128, (6, 4)).astype(np.int8)
+    model = gemm(weights, np.float32(scale), np.int8(0), np.zeros(4, np.int32))
+    with pytest.raises(ModelError, match=words):
+        nnac.compile(model, target)
+
+
 # -- other forms ---------------------------------------------------------------------------------------------------
 
 
