@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 
 from nnac.graph import Node
-from nnac.numerics import SOFTMAX_ONE
+from nnac.numerics import SOFTMAX_ONE, SOFTMAX_WIDE_ONE
 from nnac.ops import Activation, AveragePool, Conv, Dense, Mul, Softmax, Sum
 from nnac.ops.base import Bound, clamp_limits
 from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT
@@ -27,7 +27,9 @@ ROUNDINGS = 8
 FUNCTION = Fraction(1, 1 << 12)
 """Absolute error, in steps, that an implementation of a function (exponential, tanh) in float32 may have."""
 ENCODED = Fraction(1, 1 << 20)
-"""What multipliers of 31 bits may lose, in steps."""
+"""What multipliers of 31 bits may lose, in steps of 8 bits."""
+MULTIPLIER_16 = 1 << 22
+"""Sums over int16 have multipliers of 23 bits at least 22 of which count: the share of the value that they may lose."""
 Index = tuple[int, ...]
 
 
@@ -113,22 +115,30 @@ def _activation(op: Activation, bound: Bound, inputs: Sequence[Array], index: In
         value = (real * slope if real < 0 else real) / Fraction(bound.quant.scale)
     else:
         value = Fraction(float(FUNCTIONS[op.kind](np.float64(real), *op.params))) / Fraction(bound.quant.scale)
-    return _element(bound, value, FUNCTION)
+    return _element(bound, value, _function_blur(value))
 
 
 def _softmax(op: Softmax, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact:
     row = inputs[0][index[:-1]].astype(np.float64)
     powers = np.exp((row - row.max()) * bound.input_quant(0).scale)
     share = Fraction(float(powers[index[-1]] / powers.sum()))
-    found = _element(bound, share / Fraction(bound.quant.scale), FUNCTION)
-    half = Fraction(1, 2 * SOFTMAX_ONE)  # every exponential may be off by half a unit, and so their sum by all halves
-    return replace(found, coarse=ENCODED + (1 + row.size * share) * half / Fraction(bound.quant.scale))
+    value = share / Fraction(bound.quant.scale)
+    found = _element(bound, value, _function_blur(value))
+    wide = bound.input_quant(0).bits == 16  # an exponential is then a product of two entries
+    error = Fraction(1, SOFTMAX_WIDE_ONE) if wide else Fraction(1, 2 * SOFTMAX_ONE)
+    return replace(found, coarse=found.coarse + (1 + row.size * share) * error / Fraction(bound.quant.scale))
+
+
+def _function_blur(value: Fraction) -> Fraction:
+    """Return how far off a function in float32 may be: an absolute error, or a relative one of large values."""
+    return max(FUNCTION, abs(value) * 32 * FLOAT32)
 
 
 def _element(bound: Bound, value: Fraction, blur: Fraction) -> Exact:
     """Return an element from its value without zero point, which float32 may have added too."""
     zero = bound.quant.zero_point
-    return Exact(value + zero, blur + (abs(value) + abs(zero)) * 2 * FLOAT32)
+    coarse = ENCODED + (abs(value) / MULTIPLIER_16 if max(bound.quant.bits, bound.input_quant(0).bits) == 16 else 0)
+    return Exact(value + zero, blur + (abs(value) + abs(zero)) * 2 * FLOAT32, coarse)
 
 
 def _operand(bound: Bound, inputs: Sequence[Array], which: int, index: Index) -> Fraction:

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from nnac.emulator import Emulator
 from nnac.errors import ModelError
@@ -87,6 +88,40 @@ def test_many_random_models_have_no_faults() -> None:
     """A sweep that sees every kind of operator."""
     seen = sum((check_random(seed) for seed in range(200)), Counter[str]())
     assert len(KINDS) >= 30 and set(seen) == set(KINDS)
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+    """Hands onnxruntime's quantizer its samples."""
+
+    def __init__(self, samples: list[dict[str, Array]]) -> None:
+        self.left = iter(samples)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """Return the next sample."""
+        return next(self.left, None)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+@pytest.mark.parametrize("types", ["QUInt8 QUInt8", "QUInt8 QInt8", "QInt8 QInt8"])
+def test_what_onnxruntime_quantizes(form: str, types: str, assets: Path, tmp_path: Path) -> None:
+    """Its quantizer's models, per channel or with zero points in the weights: 0 integers differ from its own."""
+    with np.load(assets / "data/kws_mfcc/kws_mfcc_calib.npz") as data:
+        samples = [{"Reshape:0": row[None]} for row in data["mfcc_w640_s640"][:8]]
+    activations, weights = (getattr(QuantType, name) for name in types.split())
+    path = tmp_path / "quantized.onnx"
+    quantize_static(
+        assets / "models/arm_kws_dnn_s/arm_kws_dnn_s.onnx",
+        path,
+        Reader(samples),
+        quant_format=getattr(QuantFormat, form),
+        activation_type=activations,
+        weight_type=weights,
+        per_channel=types.endswith(" QInt8"),
+    )
+    result = verify(path, samples[:4], "nna8-onnx", against="onnxruntime-integer")
+    assert result.calibration == "" and len(result.rows) >= 5
+    assert [row for row in result.rows if row.differing] == []
 
 
 # -- what is wrong is found ----------------------------------------------------------------------------------------
