@@ -100,6 +100,7 @@ class Recurrent(Op):
 
     layout: ClassVar[str] = "time, batch, gates"
     gates: ClassVar[int] = 1
+    weighted: ClassVar[bool] = True
     inner: ClassVar[bool] = True
     """Whether there is an inner state beside the hidden values: the last operand, and the second output."""
     parts: ClassVar[tuple[str, ...]] = ("recurrent gates", "cell")
@@ -258,6 +259,20 @@ class Recurrent(Op):
             inner[time] = states[-1]
         order = sorted(hidden)
         return np.stack([hidden[t] for t in order]), np.stack([inner[t] for t in order])
+
+    def seen(self, inputs: Sequence[Reals], hidden: Reals) -> Reals:
+        """Return (groups, T * B, H) hidden values of the float net that equal runs of its weights multiply.
+
+        Args:
+            inputs: all of them.
+            hidden: (T, B, H), as `real` returns them.
+        """
+        times = self.times(0, len(hidden))
+        before = np.empty_like(hidden)
+        before[times[0]] = inputs[1]
+        for earlier, time in pairwise(times):
+            before[time] = hidden[earlier]
+        return before.reshape(1, -1, hidden.shape[-1])
 
     def clipped(self, x: Reals) -> Reals:
         """Return real pre-activations as the net clips them."""
@@ -585,6 +600,15 @@ class Gru(Recurrent):
         part = (r * state) @ w_h.T + b_h if self.reset_first else r * (state @ w_h.T + b_h)
         state = (1 - z) * g(self.clipped(x_h + part)) + z * state
         return state, [state]
+
+    def seen(self, inputs: Sequence[Reals], hidden: Reals) -> Reals:
+        before = Recurrent.seen(self, inputs, hidden)
+        if not self.reset_first:
+            return before
+        gates, _, weight, bias = (np.asarray(i, np.float64) for i in inputs)
+        x_r, w_r, b_r = np.split(gates, 3, -1)[1], np.split(weight, 3)[1], np.split(bias, 3)[1]
+        reset = _real(self.functions[0], self.clipped(x_r.reshape(before.shape) + before @ w_r.T + b_r))
+        return np.concatenate([before, before, reset * before])
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
