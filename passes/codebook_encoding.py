@@ -151,11 +151,7 @@ def _nominal_bytes(weights: int, bits: int) -> int:
 
 def _encoded_bytes(graph: Graph) -> int:
     """Return the nominal bytes of the layers that are encoded already."""
-    weights = [
-        graph.constants[layer_constants(node)[0]]
-        for node in graph.nodes
-        if len(layer_constants(node)) > 2
-    ]
+    weights = [graph.constants[layer_constants(node)[0]] for node in graph.nodes if len(layer_constants(node)) > 2]
     return sum(_nominal_bytes(array.size, max(1, (len(np.unique(array)) - 1).bit_length())) for array in weights)
 
 

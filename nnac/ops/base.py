@@ -258,6 +258,10 @@ class Op(ABC):
         """Return the constants in blocks of at most `limit` bytes, cut at `granule` channels if possible."""
         return []
 
+    def kept(self, bound: Bound) -> int:
+        """Return the bytes of constants that stay in the weight buffer while other blocks pass: those without weights."""
+        return 0
+
     def scratch(self, bound: Bound) -> int:
         """Return the bytes of scratchpad that a stripe needs as working memory."""
         return 0

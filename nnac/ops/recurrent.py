@@ -39,6 +39,7 @@ from nnac.ops.base import (
     Turn,
     Work,
     activation,
+    aligned,
     random_quant,
 )
 from nnac.ops.conv import Dense, channel_blocks
@@ -175,11 +176,14 @@ class Recurrent(Op):
         """Return the constants of the cell's update."""
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
-        """Return, per matrix, its channels in blocks, and then the constants of the update (once per step)."""
-        table, found = Block(0, 1, self.table(bound), np.zeros(0, np.int8)), []
+        """Return the constants of the update, and then, per matrix, its channels in blocks."""
+        found = [Block(0, 1, self.table(bound), np.zeros(0, np.int8))]
         for matrix in self.matrices(bound):
-            found += [*channel_blocks(matrix.bound, limit, granule, 1), table]
+            found += channel_blocks(matrix.bound, limit, granule, 1)
         return found
+
+    def kept(self, bound: Bound) -> int:
+        return aligned(len(self.table(bound)))
 
     def limit(self) -> int:
         """Return the magnitude that pre-activations are clipped to, in Q3.12."""
@@ -198,20 +202,18 @@ class Recurrent(Op):
         stripe = _Stripe(self.gates, bound, step, steps[0] == whole[0])
         yield from self.begin(bound, stripe)
         matrices = self.matrices(bound)
+        cut = [index for index, block in enumerate(blocks) if block.lo == 0]
         for number, time in enumerate(steps):
-            index = 0
-            for phase, matrix in enumerate(matrices):
+            for phase, (matrix, first, end) in enumerate(zip(matrices, cut[1:], (*cut[2:], len(blocks)), strict=True)):
                 seen = stripe.hidden(number, steps) if phase == 0 else stripe.masked
-                while blocks[index].weights.size:
+                for index in range(first, end):
                     loads, (params, weights) = fetch(index)
                     slabs = (Slab(seen, 0, stripe.batch),), Slab(stripe.parts, 0, stripe.batch)
                     block = Step(*slabs, block=blocks[index], params=params, weights=weights)
                     yield Turn((*loads, *matrix.lower(block, stripe.width)), GATE, number)
-                    index += 1
-                loads, (params, _) = fetch(index)
+                loads, (params, _) = fetch(0)
                 update = self.update(bound, stripe, time, stripe.first and number == 0, params, phase)
                 yield Turn((*loads, *update), CELL, number)
-                index += 1
         if steps[-1] != whole[-1]:
             yield Turn((stripe.carry_over(steps[-1]),), CELL)
 
