@@ -15,7 +15,7 @@ import numpy as np
 from nnac.floatmodel import FloatModel
 from nnac.graph import Graph, Node, onnx_states
 from nnac.innerstates import seen_hidden
-from nnac.ops import Conv, Dense, Recurrent
+from nnac.ops import Dense, Recurrent
 from nnac.ops.conv import INPUT, WEIGHT
 from nnac.types import Array
 
@@ -46,7 +46,7 @@ def second_moments(
 
 
 def _observed(graph: Graph, nodes: Sequence[Node]) -> list[str]:
-    """Return the ONNX tensors that tell what the layers see: their inputs, or all that a recurrent layer follows from."""
+    """Return the ONNX tensors that tell what the layers see: their inputs, or all, from which hidden values follow."""
     everything = any(isinstance(node.op, Recurrent) for node in nodes)
     names = graph.values if everything else [node.inputs[INPUT] for node in nodes]
     return sorted({origin.name for name in names if (origin := graph.values[name].origin) is not None})

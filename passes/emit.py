@@ -80,7 +80,7 @@ class _Ring:
     high: int = 0
 
     def reserve(self, nbytes: int) -> None:
-        """Keep nothing, and make the next `nbytes` in sum lie in one piece, so that they do not overwrite each other."""
+        """Keep nothing, and make the next `nbytes` in sum lie in one piece, none over another."""
         self.bottom = 0
         if self.top + nbytes > self.size:
             self.top = 0

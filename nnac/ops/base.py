@@ -259,7 +259,7 @@ class Op(ABC):
         return []
 
     def kept(self, bound: Bound) -> int:
-        """Return the bytes of constants that stay in the weight buffer while other blocks pass: those without weights."""
+        """Return the bytes of blocks without weights that stay in the weight buffer while others pass."""
         return 0
 
     def scratch(self, bound: Bound) -> int:

@@ -135,6 +135,10 @@ class Recurrent(Op):
     def pins(self, node: Node) -> dict[str, Quant]:
         return {node.inputs[0]: GATES}
 
+    def reach(self, node: Node) -> dict[str, float]:
+        """Return the largest magnitudes of values of `node` beyond which integers would not stand for the float net."""
+        return {}
+
     def hidden_ties(self, node: Node) -> tuple[tuple[str, str], ...]:
         """Return the pair of initial and resulting hidden values, where they share a quantization."""
         return tuple(pair for pair in self.ties(node) if node.output in pair)
@@ -533,6 +537,9 @@ class Gru(Recurrent):
     def pins(self, node: Node) -> dict[str, Quant]:
         return {node.inputs[0]: GATES, node.inputs[1]: UNIT, node.more[0]: UNIT}
 
+    def reach(self, node: Node) -> dict[str, float]:
+        return {node.inputs[1]: 1.0}
+
     def cuts(self, hidden: int) -> tuple[int, ...]:
         return (0, 2 * hidden, 3 * hidden) if self.reset_first else (0, 3 * hidden)
 
@@ -638,6 +645,9 @@ class Rnn(Recurrent):
 
     def ties(self, node: Node) -> tuple[tuple[str, str], ...]:
         return ((node.inputs[1], node.output),)
+
+    def reach(self, node: Node) -> dict[str, float]:
+        return {} if _is_bounded([self.function]) else {node.output: INT16_HIGH * GATES.scale}
 
     def _activation(self, bound: Bound) -> tuple[Activation, Bound]:
         """Return the function as an operator, and its place behind the sum of both parts."""
