@@ -24,8 +24,8 @@ from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
 from nnac.moments import second_moments
-from nnac.ops import Conv, Dense, Recurrent
-from nnac.ops.conv import SCALE, WEIGHT
+from nnac.ops import Recurrent
+from nnac.ops.base import layer_constants
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
@@ -271,15 +271,15 @@ def _within(
 def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
     """Return the dB of every layer's int8 weights against those of the float graph; inf where they are equal."""
     exact = {
-        node.name: graph.constants[node.inputs[WEIGHT]]
+        node.name: graph.constants[layer_constants(node)[0]]
         for node in graph.nodes
-        if isinstance(node.op, Conv | Dense) and len(node.inputs) <= SCALE
+        if node.op.weighted and len(layer_constants(node)) == 2
     }
     found = {}
     for node in integer.nodes:
-        if node.name in exact and isinstance(node.op, Conv | Dense):
+        if node.name in exact and node.op.weighted:
             real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
-            levels, scale = integer.constants[node.inputs[WEIGHT]], integer.constants[node.inputs[SCALE]]
+            levels, _, scale = (integer.constants[name] for name in layer_constants(node))
             error = real - levels.reshape(real.shape).astype(np.float32) * scale.astype(np.float32)[:, None]
             found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
     return found

@@ -13,7 +13,7 @@ from dataclasses import replace
 from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, Conv, Dense, MaxPool, Slice
+from nnac.ops import AveragePool, Concat, MaxPool, Recurrent, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
@@ -35,8 +35,9 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
-    layers = [node for node in graph.nodes if isinstance(node.op, Conv | Dense)]
-    wide = [node.name for node in layers if graph.values[node.inputs[0]].type.dtype == "int16"]
+    layers = [node for node in graph.nodes if node.op.weighted]
+    seen = [node.output if isinstance(node.op, Recurrent) else node.inputs[0] for node in layers]
+    wide = [node.name for node, name in zip(layers, seen, strict=True) if graph.values[name].type.dtype == "int16"]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "

@@ -22,7 +22,8 @@ Rules:
 8. an identity, relu or clip of int16 is a sum of one operand, which rounds once, instead of a table with lines;
 9. values that an operator pins have its quantization, and those that it wants in steps of a power of two are int16 with
    such a scale, with all that shares theirs: gates and states of recurrent layers; a state going out has the
-   quantization of the state coming in;
+   quantization of the state coming in; results have room for the initial states, and what a layer
+   reaches beyond a pinned range is refused;
 10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
     from or go to such a tensor are requantized there.
 """
@@ -36,7 +37,7 @@ from math import ceil, inf, log2
 import numpy as np
 
 from nnac.calibration import Range
-from nnac.errors import ModelError
+from nnac.errors import ModelError, raise_all
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.numerics import INT16_HIGH, WIDE_BITS
 from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
@@ -208,7 +209,10 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activati
         natural = _natural(made[name], root in wide) if name in made else None
         seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
         spans.setdefault(root, []).extend([natural] if natural is not None else seen)
+    for result, span in _initial_spans(graph, ranges):
+        spans[group[result]].append(span)
     merged = {root: _merge(graph, root, found, pinned.get(root)) for root, found in spans.items()}
+    raise_all(ModelError, "recurrent layers leave the range of their integers:", list(_beyond(graph, group, merged)))
     return _Quants(group, merged, wide, law.power_of_two_scales, pinned, stepped, forced - asked)
 
 
@@ -224,6 +228,29 @@ def _brought(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
     """Return the quantization of the groups that the model itself pins."""
     found = [(root, graph.values[name].type.quant) for name, root in group.items()]
     return {root: quant for root, quant in found if quant is not None}
+
+
+def _initial_spans(graph: Graph, ranges: Mapping[str, Range]) -> Iterator[tuple[str, Range]]:
+    """Yield results of recurrent layers with the range of the initial state that must fit into their integers too."""
+    for node in graph.nodes:
+        for name, result in zip(node.inputs[1 : node.op.operands], node.outputs, strict=False):
+            if not isinstance(node.op, Recurrent):
+                continue
+            held, origin = graph.constants.get(name), graph.values[name].origin
+            if held is not None:
+                yield result, Range(min(0.0, float(held.min())), max(0.0, float(held.max())))
+            elif origin is not None and origin.name in ranges:
+                yield result, ranges[origin.name]
+
+
+def _beyond(graph: Graph, group: Mapping[str, str], spans: Mapping[str, Range]) -> Iterator[str]:
+    """Yield what recurrent layers reach in float and their integers cannot."""
+    layers = [layer for layer in graph.nodes if isinstance(layer.op, Recurrent)]
+    for node, name, limit in ((layer, *pair) for layer in layers for pair in layer.op.reach(layer).items()):
+        held, span = graph.constants.get(name), spans.get(group.get(name, ""))
+        peak = float(np.abs(held).max()) if held is not None else max(-span.low, span.high) if span is not None else 0.0
+        if peak > limit:
+            yield f"{node.name!r} ({node.op.name}): {name!r} reaches {peak:g}, allowed is {limit:g} at most"
 
 
 def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:

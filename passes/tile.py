@@ -196,7 +196,7 @@ class _Tiler:
             return [replace(last, buffers=empty, copies=empty)]
         room = self.budget - sum(aligned(s.nbytes) for s in self.live(group))
         _, period = last.node.op.rows(last.bound)
-        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in last.storages)
+        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
         while low < high:
             middle = (low + high + 1) // 2
@@ -266,6 +266,12 @@ class _Tiler:
 
 def _staged(group: list[Buffers]) -> int:
     return sum(nbytes * copies for buffers in group for nbytes, copies in buffers)
+
+
+def _cut(task: Task) -> list[str]:
+    """Return the tensors of which a stripe takes or makes a part; others are staged once, whatever its height."""
+    taken = task.node.op.most_rows(task.bound, 1)
+    return [name for name, rows in zip(task.operands, taken, strict=True) if rows is not None] + [task.output]
 
 
 def _one_period(task: Task) -> bool:

@@ -166,6 +166,11 @@ def bind(graph: Graph, node: Node, law: Arithmetic) -> Bound:
     return Bound(graph.types(node.inputs), output, constants, law, tuple(more))
 
 
+def layer_constants(node: Node) -> tuple[str, ...]:
+    """Return the names of a layer's weights (O, ...), bias (O,) and, once the weights are integers, scales (O,)."""
+    return node.inputs[node.op.operands :] if node.op.weighted else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A random legal use of an operator: what the registry-driven tests run."""
@@ -191,6 +196,8 @@ class Op(ABC):
     """How many leading inputs are tensors in the scratchpad (None: all); the rest travels through the weight buffer."""
     parts: ClassVar[tuple[str, ...]] = ("",)
     """Labels of what reports list apart from each other."""
+    weighted: ClassVar[bool] = False
+    """Whether weights, bias and, once the weights are integers, their scales stand behind the operands."""
 
     @abstractmethod
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -257,6 +264,10 @@ class Op(ABC):
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
         """Return the constants in blocks of at most `limit` bytes, cut at `granule` channels if possible."""
         return []
+
+    def kept(self, bound: Bound) -> int:
+        """Return the bytes of blocks without weights that stay in the weight buffer while others pass."""
+        return 0
 
     def scratch(self, bound: Bound) -> int:
         """Return the bytes of scratchpad that a stripe needs as working memory."""
