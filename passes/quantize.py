@@ -228,7 +228,8 @@ def _initial_spans(graph: Graph, ranges: Mapping[str, Range]) -> Iterator[tuple[
 def _beyond(graph: Graph, group: Mapping[str, str], spans: Mapping[str, Range]) -> Iterator[str]:
     """Yield what recurrent layers reach in float and their integers cannot."""
     layers = [node for node in graph.nodes if isinstance(node.op, Recurrent)]
-    for node, name, limit in ((node, *pair) for node in layers for pair in node.op.reach(node).items()):
+    limits = [(node, *pair) for node in layers for pair in node.op.reach(node).items()]
+    for node, name, limit in limits:
         held, span = graph.constants.get(name), spans.get(group.get(name, ""))
         peak = float(np.abs(held).max()) if held is not None else max(-span.low, span.high) if span is not None else 0.0
         if peak > limit:

@@ -160,7 +160,9 @@ def _layer(
     use, (time, batch, hidden) = layer.use, layer.sides
     op, bias, inner_bias = build(layer)
     dense = b.constant(f"{layer.stem}.W", layer.constant(W)), b.constant(f"{layer.stem}.bias", bias)
-    gates = b.emit(use, Dense(), [b.value(use.inputs[X]), *dense], f"{layer.stem}.gates", None, node=f"{layer.stem} (input gates)")
+    gates = b.emit(
+        use, Dense(), [b.value(use.inputs[X]), *dense], f"{layer.stem}.gates", None, node=f"{layer.stem} (input gates)"
+    )
     inputs = [gates, *(_state(b, layer, index) for index in states)]
     inputs += [b.constant(f"{layer.stem}.R", layer.constant(R)), b.constant(f"{layer.stem}.inner", inner_bias)]
     y, *more = b.emit_all(op, inputs, (f"{layer.stem}.hidden", f"{layer.stem}.state"), layer.stem)
