@@ -15,6 +15,7 @@ from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
 from nnac.frontend.qonnx import fold_quantizers
+from nnac.frontend.scans import restore_layers
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
 from nnac.frontend.walk import nodes, stem
 
@@ -66,6 +67,9 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     forget_inferred(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
+    if restore_layers(model):
+        forget_inferred(model.graph)
+        model = infer(model, limits)
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
         forget_inferred(model.graph)
         model = infer(model, limits)
