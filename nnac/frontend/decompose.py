@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from nnac.frontend.unroll import STEPS
 from nnac.types import Array
 
 Shape = tuple[int, ...]
@@ -289,7 +290,13 @@ def _quick_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(_attributes(node).get("alpha", 1.702))))))
 
 
+def _loop(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+    """A loop that is still one is refused: see `nnac.frontend.scans` and `nnac.frontend.unroll`."""
+    return None
+
+
 _GELU = ("Erf", "Mul", "Add")
+_LOOPS = f"runs forwards along first axes, and its number of steps is fixed and at most {STEPS}"
 
 REWRITES: dict[str, Rewrite] = {
     "Div": Rewrite(_div, ("Mul", "Reciprocal")),
@@ -299,6 +306,8 @@ REWRITES: dict[str, Rewrite] = {
     "Where": Rewrite(_where, ("Mul", "Add"), "the condition is a constant, and what is chosen from is finite"),
     "Trilu": Rewrite(_trilu, ("Mul",), "the diagonal is a constant"),
     **{name: Rewrite(_time_first, (name, "Transpose")) for name in ("LSTM", "GRU", "RNN")},
+    "Scan": Rewrite(_loop, ("LSTM",), f"the body is an LSTM cell; or it {_LOOPS}"),
+    "Loop": Rewrite(_loop, ("LSTM",), f"it {_LOOPS}"),
     "ReduceSum": Rewrite(_reduction, ("ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
     "ReduceMin": Rewrite(_reduction, ("Neg", "ReduceMax"), AXES_ARE_CONSTANTS),
     "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
