@@ -170,6 +170,14 @@ def named_number(value: str) -> tuple[str, float]:
         raise click.BadParameter(f"{value!r} is not a name and its value (such as sr=16000)") from None
 
 
+def named_state(value: str) -> tuple[str, str] | None:
+    """Return a state's input and the output that becomes it, h_in=h_out; None for `none`."""
+    name, _, result = value.partition("=")
+    if value != "none" and not (name and result):
+        raise click.BadParameter(f"{value!r} is not an input and an output (such as h_in=h_out), nor `none`")
+    return None if value == "none" else (name, result)
+
+
 def changes(texts: tuple[str, ...]) -> dict[str, Any]:
     """Return figures of a machine by dotted name: memory.dram.bytes_per_cycle=2.
 

@@ -35,12 +35,14 @@ FLOORS = (
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
     ("nnac.session",),
-    ("nnac.compare", "nnac.compiled", "nnac.account", "nnac.search"),
+    ("nnac.compare", "nnac.compiled", "nnac.account", "nnac.search", "nnac.streaming"),
     ("nnac.compiler",),
     ("nnac.sweep", "nnac.verify", "nnac.backend"),
     ("nnac.report",),
-    ("nnac.trace", "nnac.terminal", "nnac.verification"),
-    ("nnac.testing", "nnac.cli"),
+    ("nnac.trace", "nnac.terminal", "nnac.verification", "nnac.report_streaming"),
+    ("nnac.testing", "nnac.arguments"),
+    ("nnac.reading", "nnac.demo"),
+    ("nnac.cli",),
     ("nnac.__main__",),
 )
 """Lowest first; a module's floor is that of the longest prefix. Inside a package modules may use each other."""

@@ -90,7 +90,7 @@ class Net:
         return outputs[0]
 
     def lstm(self, x: str, stem: str, width: int, hidden: int) -> str:
-        """Add an LSTM layer (T, 1, width) -> (T, 1, hidden) whose states go in as `<stem>_h` and out as `<stem>_h_out`."""
+        """Add an LSTM layer (T, 1, width) -> (T, 1, hidden); states go in as `<stem>_h`, out as `<stem>_h_out`."""
         states = [self.input(f"{stem}_{s}", 1, 1, hidden) for s in "hc"]
         w, r = self.weight(f"{stem}_W", 1, 4 * hidden, width), self.weight(f"{stem}_R", 1, 4 * hidden, hidden)
         b = self.bias(f"{stem}_B", 1, 8 * hidden)
