@@ -32,6 +32,18 @@ method = click.option(
     metavar="minmax|percentile|mse",
     help="How ranges come from the samples.",
 )
+period = click.option(
+    "--period-ms",
+    type=float,
+    required=True,
+    metavar="MS",
+    help="Milliseconds from one frame to the next.",
+)
+weights = click.option(
+    "--weights",
+    metavar="SPEC",
+    help="Bits below eight: 5, 4:lloyd_max:gptq, auto:BYTES, auto:30dB, or a .toml file with rules per layer.",
+)
 source = click.option(
     "--input",
     "source",

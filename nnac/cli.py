@@ -18,7 +18,7 @@ from nnac import __version__, arguments
 from nnac.arguments import load_program, samples_of, warn_random
 from nnac.demo import demo
 from nnac.errors import ModelError, NnacError, raise_all
-from nnac.reading import inspect, simulate
+from nnac.reading import inspect, pipeline, simulate
 from nnac.terminal import (
     Advance,
     Commands,
@@ -26,9 +26,11 @@ from nnac.terminal import (
     amount,
     announce_kernels,
     fail,
+    named_place,
     named_tensors,
     progress_bar,
     show,
+    sizes,
     variations,
     writable,
 )
@@ -72,11 +74,7 @@ def cli() -> None:
 @arguments.method
 @arguments.opens_model
 @arguments.names_states
-@click.option(
-    "--weights",
-    metavar="SPEC",
-    help="Bits below eight: 5, 4:lloyd_max:gptq, auto:BYTES, auto:30dB, or a .toml file with rules per layer.",
-)
+@arguments.weights
 @click.option(
     "--activations",
     type=named_tensors,
@@ -323,6 +321,36 @@ def sweep(
         show(points(found))
 
 
+@cli.command()
+@click.argument("model")
+@click.option(
+    "--along", "place", type=named_place, required=True, metavar="NAME=k,1,192", help="The input's shape, k its frames."
+)
+@click.option("--sizes", "counts", type=sizes, default="1,2,4,8", show_default=True, help="Frames per call.")
+@arguments.period
+@arguments.target
+@arguments.weights
+@arguments.opens_model
+@arguments.names_states
+def chunks(
+    model: str,
+    place: tuple[str, tuple[int | None, ...]],
+    counts: tuple[int, ...],
+    period_ms: float,
+    target: str,
+    weights: str | None,
+    opening: dict[str, Any],
+) -> None:
+    """Compile an ONNX MODEL for several frames per call: waiting against weight traffic."""
+    from nnac.chunks import chunks as compile_chunks
+    from nnac.report_streaming import chunk_table
+
+    announce_kernels("codec")
+    show(
+        chunk_table(compile_chunks(model, dict([place]), counts, period_ms, target=target, weights=weights, **opening))
+    )
+
+
 # -- what there is -------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +383,7 @@ def ops(markdown: bool) -> None:
         show(report.operators(supported_operators()))
 
 
-for command in (simulate, inspect, demo):
+for command in (simulate, inspect, pipeline, demo):
     cli.add_command(command)
 
 

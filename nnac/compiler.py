@@ -154,9 +154,9 @@ def measured_graph(
     calibration: Any,
     method: str,
     shapes: Mapping[str, tuple[int, ...]] | None,
-    states: Mapping[str, str] | None,
     freeze: Mapping[str, Any] | None,
     progress: Progress | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
     prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)

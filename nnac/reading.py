@@ -202,3 +202,15 @@ def _selftest(program: Program) -> None:
     ]
     raise_all(ProgramError, "the known answer does not come out; the blob, or the emulator here, is wrong:", wrong)
     click.echo(f"\nselftest: {len(outputs)} of {len(outputs)} outputs bit for bit as the reference gave them")
+
+
+@click.command()
+@click.argument("description")
+@click.option("--frames", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="Frames to play.")
+def pipeline(description: str, frames: int) -> None:
+    """Play programs that share a machine, as a DESCRIPTION (.toml) joins them."""
+    from nnac.pipeline import load_pipeline
+    from nnac.report_streaming import pipeline_screen
+
+    announce_kernels("codec")
+    show(pipeline_screen(load_pipeline(description), frames))

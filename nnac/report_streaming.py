@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from nnac import streaming
-from nnac.report import SCHEMA, by_memory, facts, machine, short, traffic
+from nnac.chunks import Chunk
+from nnac.pipeline import Pipeline, costs, play, schedule
+from nnac.report import SCHEMA, by_memory, columns, facts, machine, printable, short, traffic
 from nnac.streaming import Streaming
 from nnac.timing import Timeline
 
@@ -72,6 +75,40 @@ def stream_json(found: Streaming) -> dict[str, Any]:
         "energy_uj_per_second": found.microwatts if found.steady.energy else None,
         "contract": stream_contract(),
     }
+
+
+def chunk_table(found: Sequence[Chunk]) -> Table:
+    """Return one row per number of frames per call."""
+    table = columns(">frames", ">ms", ">ms per frame", ">real-time factor", ">delay, ms", ">outside, bytes per frame")
+    for chunk in found:
+        steady = chunk.streaming
+        table.add_row(
+            str(chunk.frames),
+            short(steady.steady.milliseconds),
+            short(chunk.frame_ms),
+            short(steady.real_time_factor),
+            short(chunk.delay_ms),
+            f"{chunk.frame_bytes:,.0f}",
+        )
+    return table
+
+
+def pipeline_screen(pipeline: Pipeline, frames: int) -> Group:
+    """Return what each part of a pipeline takes of the machine while so many frames arrive."""
+    calls, parts = schedule(pipeline, frames), {name: costs(p.program) for name, p in pipeline.parts.items()}
+    played, length = play(calls, parts, pipeline.period_ms), frames * pipeline.period_ms
+    table = columns("part", ">calls", ">cold, ms", ">warm, ms", ">states, ms", ">of the time")
+    for name, cost in parts.items():
+        times = (short(c.ms) for c in (cost.cold, cost.warm, cost.swap))
+        count = sum(call.part == name for call in calls)
+        table.add_row(Text(printable(name)), f"{count:,}", *times, f"{played.busy_ms[name] / length:.1%}")
+    rows = {
+        "signal": f"{frames:,} frames of {short(pipeline.period_ms)} ms",
+        "real-time factor": short(sum(played.busy_ms.values()) / length),
+        "behind at the end": f"{short(max(0.0, played.ends_ms[-1] - length))} ms after the last frame",
+        "outside the chip": f"{played.nbytes / length * 1e3:,.0f} bytes per second of signal",
+    }
+    return Group(facts(rows), Text(), table)
 
 
 def _call_json(timeline: Timeline) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def sweep(
         ModelError: the model cannot be compiled.
     """
     machines = list(_machines(load_target(target), vary))
-    graph, ranges, note = measured_graph(model, calibration, method, shapes, states, freeze, progress)
+    graph, ranges, note = measured_graph(model, calibration, method, shapes, freeze, progress, states)
     points = []
     for done, (settings, machine) in enumerate(machines, 1):
         try:
