@@ -54,7 +54,7 @@ def compiled() -> dict[str, CompiledModel]:
 
 
 def embedding() -> Array:
-    return generate.embedding(SIZE) * 2
+    return np.asarray(generate.embedding(SIZE) * 2)
 
 
 def features(seed: int, steps: int = STEPS) -> Array:
