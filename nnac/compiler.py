@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnac import reference, stages
+from nnac.border import free_inputs
 from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
 from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
@@ -155,9 +156,10 @@ def measured_graph(
     shapes: Mapping[str, tuple[int, ...]] | None,
     freeze: Mapping[str, Any] | None,
     progress: Progress | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes, freeze=freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
@@ -399,10 +401,11 @@ def diff(
     Args:
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
-        samples: as `calibration` of `compile` (but not "random").
+        samples: as `calibration` of `compile` (but not "random"); along sequences where the program has states.
         shapes, freeze: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
-    inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)
+    every = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
+    prepared, found = prepare(model, shapes or every, frozen=freeze), load_samples(samples, free_inputs(blob))
+    return compare(prepared, blob, found, progress)
