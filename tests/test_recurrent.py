@@ -73,7 +73,7 @@ class Layer:
     def arrays(self) -> dict[str, Array]:
         """Return the stored tensors, by the names of ONNX's inputs."""
         rng, rows, d = np.random.default_rng(self.seed), GATES[self.kind] * self.hidden, self.directions
-        shapes = {"W": (d, rows, self.width), "R": (d, rows, self.hidden)}
+        shapes: dict[str, tuple[int, ...]] = {"W": (d, rows, self.width), "R": (d, rows, self.hidden)}
         shapes |= {"B": (d, 2 * rows)} if self.bias else {}
         shapes |= {"P": (d, 3 * self.hidden)} if self.peepholes else {}
         shapes |= dict.fromkeys(self.states(), self.state_shape()) if self.initial == "constant" else {}
