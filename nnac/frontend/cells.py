@@ -49,7 +49,7 @@ class Affine:
 
 
 def _merged(a: Mapping[str, Array], b: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: sum(each[name] for each in (a, b) if name in each) for name in {**a, **b}}
+    return {name: a[name] + b[name] if name in a and name in b else {**a, **b}[name] for name in {**a, **b}}
 
 
 @dataclass(frozen=True, slots=True)

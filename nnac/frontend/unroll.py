@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,7 +140,7 @@ class _Writer:
         self.stored.append(numpy_helper.from_array(np.asarray(value, np.int64), name))
         return name
 
-    def _add(self, op_type: str, inputs: Sequence[str], output: str, **given: int | list[int]) -> str:
+    def _add(self, op_type: str, inputs: Sequence[str], output: str, **given: Any) -> str:
         if output:
             self.nodes.append(helper.make_node(op_type, inputs, [output], f"{output}.node", **given))
         return output
