@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from examples.enhance.signals import RATE, Floats, blocks, from_spectra, overlap_add, spectra
 from examples.enhance.steps import Part, Step
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+
 from examples.enhance.signals import RATE, Floats
 
 SECONDS = 9.01
