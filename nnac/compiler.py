@@ -19,7 +19,7 @@ from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError, one_line
-from nnac.frontend import import_graph, prepare, with_encodings
+from nnac.frontend import find_states, import_graph, prepare, unpack_states, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
@@ -115,8 +115,9 @@ def compile(
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
         states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
-            left out. A model with states is calibrated along sequences: consecutive samples of a file, or of the
-            iterable, are consecutive steps; the samples hold the other inputs only.
+            left out. One that is packed of others is kept apart (see `nnac.frontend.unpack`). A model with states is
+            calibrated along sequences: consecutive samples of a file, or of the iterable, are consecutive steps; the
+            samples hold the other inputs only.
         freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
@@ -161,6 +162,11 @@ def measured_graph(
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
+def unpacked(prepared: onnx.ModelProto, states: Mapping[str, str] | None) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a prepared model and its states, given or found by their names, packed ones kept apart."""
+    return unpack_states(prepared, find_states(prepared.graph, states))
+
+
 def _open(
     model: Any,
     calibration: Any,
@@ -172,8 +178,8 @@ def _open(
     """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    prepared = prepare(model, shapes, frozen=freeze)
-    graph = float_graph(prepared, states)
+    prepared, kept = unpacked(prepare(model, shapes, frozen=freeze), states)
+    graph = float_graph(prepared, kept)
     if calibration is None:
         return prepared, graph, None
     inputs = input_shapes(graph)
@@ -393,16 +399,21 @@ def diff(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
     freeze: Mapping[str, Any] | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
 
     Args:
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
-        samples: as `calibration` of `compile` (but not "random").
-        shapes, freeze: as for `compile`.
+        samples: as `calibration` of `compile` (but not "random"); consecutive steps for a program with states.
+        shapes, freeze, states: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
     inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)
+    given = {
+        name: inputs[name] for name in inputs.keys() - {blob.tensor(source).onnx_name for source, _ in blob.states}
+    }
+    prepared, _ = unpacked(prepare(model, shapes or given, frozen=freeze), states)
+    return compare(prepared, blob, load_samples(samples, given), progress)
