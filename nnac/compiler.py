@@ -36,6 +36,7 @@ from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
+from nnac.passes.magnitude import magnitude
 from nnac.passes.order import order
 from nnac.passes.quantize import quantize, unpinned
 from nnac.program import KnownAnswer, Program
@@ -56,7 +57,7 @@ Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
 Pass = Callable[[Graph], Graph]
-FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose)
+FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose, magnitude)
 
 RANDOM = "random"
 OWN_SCALES = "the model's own scales"
