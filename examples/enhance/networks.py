@@ -84,8 +84,3 @@ DETECTORS = {
         (Part("silero_vad_v3", {"h0": "hn", "c0": "cn"}, {"input": (1, LONG_CHUNK)}),), LONG_CHUNK / RATE, _silero_v3
     ),
 }
-KEYWORDS = {
-    "arm_kws_gru_s_native": "mfcc_w640_s640",
-    "arm_kws_basic_lstm_s_native": "mfcc_w640_s320",
-}
-"""The features in `shared/data/kws_mfcc` that each network takes."""
