@@ -85,6 +85,9 @@ def operands(i: AnyInstruction) -> str:
             return _sum(i)
         case isa.Mul():
             return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+        case isa.Magnitude():
+            scaled = f"offset {i.offset}, {_scaled(i.multiplier, i.shift)}"
+            return f"{_nest(i)}, {scaled}, {_result(i.out_zero, i.low, i.high)}"
         case isa.Lookup():
             return _lookup(i)
         case isa.Softmax():
@@ -148,7 +151,7 @@ def _sum(i: isa.Sum) -> str:
     return f"{_nest(i, i.multipliers)}, shift {i.shift}, {_result(i.out_zero, i.low, i.high)}"
 
 
-def _nest(i: isa.Sum | isa.Mul, multipliers: Sequence[int] = ()) -> str:
+def _nest(i: isa.Elementwise, multipliers: Sequence[int] = ()) -> str:
     """Return target, shape and operands of an elementwise instruction."""
     terms = []
     for n, (source, zero) in enumerate(zip(i.sources, i.zeros, strict=True)):

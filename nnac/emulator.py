@@ -136,6 +136,8 @@ class Emulator:
                 self._sum(instruction)
             case isa.Mul():
                 self._mul(instruction)
+            case isa.Magnitude():
+                self._magnitude(instruction)
             case isa.Lookup():
                 self._lookup(instruction)
             case isa.Softmax():
@@ -272,7 +274,7 @@ class Emulator:
                 self.mode if wide else self.single_mode,
             )
 
-    def _nested(self, i: isa.Sum | isa.Mul, index: int, wide: bool) -> Array:
+    def _nested(self, i: isa.Elementwise, index: int, wide: bool) -> Array:
         """Return an operand of a loop nest."""
         memory = self._behind(Space.SRAM, i.sources[index], i.bits[index] // 8)
         return _operand(as_strided(memory, i.shape, i.operand_strides(index), writeable=False), wide)
@@ -362,6 +364,19 @@ class Emulator:
             i.low,
             i.high,
         )
+
+    def _magnitude(self, i: isa.Magnitude) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import accumulate_squares, root
+        else:
+            from nnac.kernels.elementwise import accumulate_squares, root
+
+        acc = np.full(i.shape, i.offset, np.int64)
+        for n, zero in enumerate(i.zeros):
+            accumulate_squares(acc, self._nested(i, n, wide), zero)
+        with _result(self._tile(i.target, *i.shape, bits=i.out_bits), wide) as y:
+            root(acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
 
     def _lookup(self, i: isa.Lookup) -> None:
         shape = (i.count // i.tables, i.tables)

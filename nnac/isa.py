@@ -340,6 +340,15 @@ class Mul(Elementwise):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Magnitude(Elementwise):
+    """sqrt(offset + sum_i (x_i - zero_i)**2), requantized (`numerics.magnitude`); operands on one scale."""
+
+    opcode: ClassVar[int] = 20
+    offset: int = _field("u32")
+    multiplier: int = _field("u32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup(Instruction):
     """Every element through a table in the weight buffer; element i uses table i % tables.
 
@@ -505,9 +514,9 @@ class Gru(Cell):
         return (self._result(),) if self.phase == RESET else (self._short(self.state_out), self._result())
 
 
-AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Lookup | Softmax | Lstm | Gru
+AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Magnitude | Lookup | Softmax | Lstm | Gru
 OPCODES: dict[int, type[AnyInstruction]] = {
-    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Lookup, Softmax, Lstm, Gru)
+    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Magnitude, Lookup, Softmax, Lstm, Gru)
 }
 
 

@@ -498,7 +498,7 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
         return operand == CELL_OPERAND and i.cell == i.cell_out
     if isinstance(i, isa.Gru):
         return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
-    if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
+    if not isinstance(i, isa.Elementwise) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
         return False
     step = i.out_bits // 8
     for side, stride in zip(reversed(i.shape), reversed(i.operand_strides(operand)), strict=True):

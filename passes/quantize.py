@@ -53,6 +53,8 @@ BIAS_LIMIT = 2**30
 TINY = 2.0**-100
 WIDE_SCALE = 2.0**-15
 """Of functions with a natural range, in int16."""
+ROUNDED = 2.0**-15
+"""Share by which float's rounding may carry a state over its limit, a step of int16: 1.0000001 for 1."""
 COARSER = 4
 """A concat may make the scale of a tensor that others read this many times larger."""
 
@@ -249,7 +251,7 @@ def _beyond(graph: Graph, group: Mapping[str, str], spans: Mapping[str, Range]) 
     for node, name, limit in ((layer, *pair) for layer in layers for pair in layer.op.reach(layer).items()):
         held, span = graph.constants.get(name), spans.get(group.get(name, ""))
         peak = float(np.abs(held).max()) if held is not None else max(-span.low, span.high) if span is not None else 0.0
-        if peak > limit:
+        if peak > limit * (1 + ROUNDED):
             yield f"{node.name!r} ({node.op.name}): {name!r} reaches {peak:g}, allowed is {limit:g} at most"
 
 

@@ -18,6 +18,7 @@ from nnac.numerics import (
     INT32_HIGH,
     INT32_LOW,
     INTERPOLATION_SHIFT,
+    ROOT_FRACTION,
     SHIFT_MAX,
     SOFTMAX_ENTRIES,
     UNIT_BITS,
@@ -111,6 +112,23 @@ def requantize_wide(
     """
     scaled = _one_step(_int64(acc), _int64(multiplier), _checked_shift(shift), rounding)
     return saturate(scaled + zero_point, low, high)
+
+
+def magnitude(
+    squares: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """`numerics.magnitude` of sums of squares. Bounds: 0 <= squares < 2**35."""
+    total = _int64(squares) << 2 * ROOT_FRACTION
+    root = np.sqrt(total.astype(np.float64)).astype(np.int64)  # off by one at most
+    root -= root * root > total
+    root += (root + 1) ** 2 <= total
+    return requantize(root, multiplier, shift, zero_point, rounding, low, high)
 
 
 def _one_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:
