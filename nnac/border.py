@@ -11,6 +11,12 @@ from nnac.program import Program, Tensor
 from nnac.types import Array
 
 
+def free_inputs(program: Program) -> dict[str, tuple[int, ...]]:
+    """Return ONNX names and shapes of the inputs that are no states."""
+    kept = dict(program.states)
+    return {t.onnx_name: t.onnx_shape for t in map(program.tensor, program.inputs) if t.name not in kept}
+
+
 def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return integers in device layout by tensor name, for arrays by ONNX input name; states may be left out.
 
@@ -35,9 +41,10 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
     if array.shape != tensor.onnx_shape:
         return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
     dtype = tensor.type.dtype
-    if array.dtype.kind != "f" and array.dtype != dtype:
+    if array.dtype.kind != "f" and array.dtype != dtype and not (array.dtype == np.uint8 and dtype == "int8"):
         return [
             f"input {name!r} has dtype {array.dtype}, expected floats, or {dtype} for values that are quantized already"
+            f"{' (uint8: the same plus 128)' if dtype == 'int8' else ''}"
         ]
     return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []
 
@@ -45,7 +52,10 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
 def _to_device(tensor: Tensor, array: Array) -> Array:
     quant = tensor.type.quant
     assert quant is not None
-    integers = array if array.dtype == tensor.type.dtype else quant.quantize(array)
+    if array.dtype.kind == "f":
+        integers = quant.quantize(array)
+    else:
+        integers = array if array.dtype != np.uint8 else (array ^ 0x80).view(np.int8)
     return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
 
 

@@ -13,6 +13,7 @@ inside 2**62, so that 64-bit machines meet the law:
 
 - sums: |x - z| <= 2**15, multipliers under 2**31, up to 2**16 operands;
 - products: |x * y| <= 2**30 is still an int32, so that `requantize` holds with multipliers under 2**31;
+- magnitudes: up to 16 squares, whose sum has a root of less than 2**31 with its fraction;
 - averages: as many bits as the window leaves (`average_bits`), 31 up to 2**16 taps;
 - convolutions: sums of int16 x int8 in an accumulator of 8 more bits (40 for 32), multipliers under 2**23
   (`requantize_wide`).
@@ -38,12 +39,16 @@ WIDE_MULTIPLIER_LIMIT = 1 << WIDE_MULTIPLIER_BITS
 SOFTMAX_ENTRIES = 256
 SOFTMAX_ONE = 1 << 16
 SOFTMAX_WIDE_ONE = 1 << 15
+SOFTMAX_FINE_ONE = 1 << 30
 INTERPOLATION_ENTRIES = 513
 GATE_BITS = 12
 """Fractional bits of a gate's pre-activation: int16, Q3.12."""
 UNIT_BITS = 15
 """Fractional bits of a gate's output and of a GRU's state: int16, Q0.15."""
 INTERPOLATION_SHIFT = 7
+ROOT_FRACTION = 13
+"""Fractional bits of a root before it is requantized."""
+SQUARES_LIMIT = 1 << 35
 
 
 class Rounding(enum.IntEnum):
@@ -57,6 +62,8 @@ class Rounding(enum.IntEnum):
     """Ties go away from zero (C's round)."""
     TFLITE = 3
     """gemmlowp's two steps, see `requantize`; every expression without a two-step form rounds HALF_AWAY."""
+    ONNX = 4
+    """onnxruntime's integer operators: on int8 the float32 forms of `nnac.float32`; all else rounds HALF_EVEN."""
 
     @classmethod
     def parse(cls, label: str) -> "Rounding":
@@ -68,7 +75,7 @@ class Rounding(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name that target files use: 'half_even', 'half_up', 'half_away' or 'tflite'."""
+        """The name that target files use: 'half_even', 'half_up', 'half_away', 'tflite' or 'onnx'."""
         return self.name.lower()
 
 
@@ -93,7 +100,7 @@ def round_divide(numerator: int, denominator: int, rounding: Rounding) -> int:
     floor, rest = divmod(numerator, denominator)
     if 2 * rest != denominator:
         return floor + (2 * rest > denominator)
-    if rounding == Rounding.HALF_EVEN:
+    if rounding in (Rounding.HALF_EVEN, Rounding.ONNX):
         return floor + floor % 2
     if rounding == Rounding.HALF_UP:
         return floor + 1
@@ -169,6 +176,38 @@ def requantize_wide(
     if not 0 <= multiplier < WIDE_MULTIPLIER_LIMIT:
         raise ValueError(f"multiplier {multiplier} is outside 0..2**{WIDE_MULTIPLIER_BITS}-1")
     return saturate(round_shift(acc * multiplier, shift, rounding) + zero_point, low, high)
+
+
+def magnitude(
+    values: Sequence[int],
+    offset: int,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+) -> int:
+    """The root of a sum of squares: `requantize` of ``floor(sqrt(offset + sum of squares) * 2**13)``.
+
+    Args:
+        values: x - zero point of x, up to 16 on one scale; the squares and the offset sum up to less than 2**35.
+        offset: what is added to the squares, on their scale.
+        multiplier: 0 .. 2**31 - 1.
+        shift: 0..62.
+        zero_point: of the output.
+        rounding: as for `requantize`.
+        low: smallest output.
+        high: largest output.
+
+    Raises:
+        ValueError: the sum, the multiplier or the shift is out of range.
+    """
+    total = offset + sum(value * value for value in values)
+    if not 0 <= total < SQUARES_LIMIT:
+        raise ValueError(f"the sum of squares {total} is outside 0..2**35-1")
+    root = math.isqrt(total << 2 * ROOT_FRACTION)
+    return requantize(root, multiplier, shift, zero_point, rounding, low, high)
 
 
 def _two_step(acc: int, multiplier: int, shift: int) -> int:
@@ -331,7 +370,7 @@ def average_bits(taps: int, bits: int) -> int:
     return max(1, min(MULTIPLIER_BITS, 62 - reach - (taps - 1).bit_length()))
 
 
-def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
+def softmax_table(scale: float, bits: int = 8, fine: bool = False) -> tuple[int, ...]:
     """exp(-scale * d), rounded half to even, as `softmax` looks it up.
 
     For int8: d = 0..255 in Q0.16; the first entry is 65536. For int16: d = 0, 256, ..., 65280 and then d = 0..255,
@@ -340,6 +379,7 @@ def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
     Args:
         scale: of the softmax input (times the softmax's own factor, if any); non-negative and finite.
         bits: of the input, 8 or 16.
+        fine: for int8 in Q0.30, near what float32 gives (machines of rounding ONNX).
 
     Raises:
         ValueError: the scale is negative or not finite.
@@ -347,7 +387,8 @@ def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
     if not math.isfinite(scale) or scale < 0:
         raise ValueError(f"softmax scale {scale!r} is not a finite non-negative number")
     if bits == 8:
-        return tuple(round(math.exp(-scale * distance) * SOFTMAX_ONE) for distance in range(SOFTMAX_ENTRIES))
+        one = SOFTMAX_FINE_ONE if fine else SOFTMAX_ONE
+        return tuple(round(math.exp(-scale * distance) * one) for distance in range(SOFTMAX_ENTRIES))
     steps = [*range(0, SOFTMAX_ENTRIES**2, SOFTMAX_ENTRIES), *range(SOFTMAX_ENTRIES)]
     return tuple(round(math.exp(-scale * distance) * SOFTMAX_WIDE_ONE) for distance in steps)
 

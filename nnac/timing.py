@@ -246,7 +246,7 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
             return array_cycles(i, target.mac)
         case isa.Pool():
             return over(i.out_h * i.out_w * i.channels * wide, lanes) * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return over(isa.volume(i.shape) * wide, lanes) * len(i.sources)
         case isa.MatMul():
             return matmul_cycles(i, target.mac)
@@ -279,7 +279,7 @@ def elements_lanes(i: AnyInstruction) -> int:
     match i:
         case isa.Copy() | isa.Fill():
             return i.width
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return max(*i.bits, i.out_bits) // 8
         case isa.Pool() | isa.Lookup() | isa.Softmax() | isa.Norm():
             return max(i.in_bits, i.out_bits) // 8
@@ -298,7 +298,7 @@ def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
                 yield space, end - start, end - start
             pixels, run = i.out_h * i.out_w, i.out_c * i.out_bits // 8
             yield Space.SRAM, pixels * run, run if i.out_c < i.pitch else pixels * run
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             for index, bits in enumerate(i.bits):
                 strides = i.operand_strides(index)
                 sides = tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True))

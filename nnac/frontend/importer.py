@@ -16,12 +16,14 @@ from nnac.frontend import (
     rows_move,
     rows_norm,
     rows_pairs,
+    rows_quant,
     rows_recurrent,
     rows_upscale,
     rows_window,
 )
 from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
+from nnac.frontend.pins import settle
 from nnac.frontend.recognise import COMPARED, COMPARING, PATTERNS, recognise
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
@@ -35,6 +37,7 @@ _ROOMS = (
     rows_elementwise,
     rows_move,
     rows_index,
+    rows_quant,
     rows_recurrent,
     rows_norm,
     rows_pairs,
@@ -75,17 +78,22 @@ def import_graph(model: onnx.ModelProto, states: Mapping[str, str] | None = None
     for use in uses:
         problems += [f"{use.op_type} {use.name!r}: {text}" for text in _import(builder, use)]
     raise_all(ModelError, "the model cannot be compiled:", problems)
-    builder.draft.outputs = [info.name for info in model.graph.output]
+    builder.outputs(info.name for info in model.graph.output)
     builder.draft.states = find_states(model.graph, states)
-    return builder.draft.freeze()
+    graph = settle(builder.draft.freeze())
+    raise_all(ModelError, "the model cannot be compiled:", _open_integers(graph, tensors))
+    return graph
 
 
 def _import(builder: Builder, use: Use) -> Iterator[str]:
     """Add one node to the graph, or yield why that is not possible."""
     row = KNOWN.get(use.op_type)
     if row is not None and _readable(use):
-        problems = list(_problems(use, row))
+        problems: list[str] = []
         try:
+            if rows_quant.evaluated(use):
+                return
+            problems += _problems(use, row)
             if not problems:
                 row.handler(builder, use)
         except Refused as refused:
@@ -93,7 +101,17 @@ def _import(builder: Builder, use: Use) -> Iterator[str]:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a malformed attribute
             problems.append(f"cannot be read: {one_line(error)} (found {use.described()})")
         yield from problems
+    elif row is not None:
+        yield from _integer_problems(use)
     builder.stub(use)
+
+
+def _integer_problems(use: Use) -> Iterator[str]:
+    """Yield the computed integers that a node reads though it works on reals."""
+    for name in dict.fromkeys(filter(None, use.inputs)):
+        dtype = use.tensors.dtypes.get(name)
+        if dtype in rows_quant.ACTIVATIONS and name not in use.tensors.constants and dtype not in _dtypes(use):
+            yield f"input {name!r} is {dtype}; supported: float32 (put DequantizeLinear in front)"
 
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
@@ -113,10 +131,14 @@ def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
 
 
 def _readable(use: Use) -> bool:
-    """Tell whether all inputs have a fixed shape and, if computed, are float32; if not, that is reported elsewhere."""
-    return all(
-        name in use.tensors.constants or use.tensors.dtypes.get(name) == "float32" for name in use.inputs if name
-    )
+    """Tell whether all inputs have a fixed shape and, if computed, a legal type; if not, that is reported elsewhere."""
+    constants, dtypes = use.tensors.constants, use.tensors.dtypes
+    return all(name in constants or dtypes.get(name) in _dtypes(use) for name in use.inputs if name)
+
+
+def _dtypes(use: Use) -> tuple[str, ...]:
+    """Return the types that computed tensors of a node may have."""
+    return ("float32", *rows_quant.ACTIVATIONS) if use.op_type in rows_quant.INTEGER_OPS else ("float32",)
 
 
 def _problems(use: Use, row: Row) -> Iterator[str]:
@@ -144,18 +166,19 @@ def _type_problems(use: Use) -> Iterator[str]:
     for name in filter(None, use.outputs):
         if name not in use.tensors.shapes:
             yield f"output {name!r} has no fixed shape"
-        elif use.tensors.dtypes[name] != "float32":
-            yield f"output {name!r} is {use.tensors.dtypes[name]}; only float32 is supported"
+        elif use.tensors.dtypes[name] not in _dtypes(use):
+            yield f"output {name!r} is {use.tensors.dtypes[name]}; supported: {', '.join(_dtypes(use))}"
     if use.inputs and all(not name or name in use.tensors.constants for name in use.inputs):
         yield "all inputs are constants, and this operator is not computed before run time"
 
 
 def _interface_problems(graph: onnx.GraphProto, tensors: Tensors) -> list[str]:
     """Return what is wrong with the inputs and outputs of the whole graph."""
+    allowed = ("float32", *rows_quant.ACTIVATIONS)
     problems = [
-        f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; only float32 is supported"
+        f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; supported: {', '.join(allowed)}"
         for info in graph.input
-        if tensors.dtypes.get(info.name) != "float32"
+        if tensors.dtypes.get(info.name) not in allowed
     ]
     inputs = {info.name for info in graph.input}
     for info in graph.output:
@@ -175,7 +198,25 @@ def _tensors(graph: onnx.GraphProto) -> Tensors:
         dims = tuple(dim.dim_value for dim in tensor.shape.dim)
         if tensor.HasField("shape") and all(dim >= 1 for dim in dims):
             shapes[info.name], dtypes[info.name] = dims, _dtype(tensor.elem_type)
-    return Tensors(shapes, dtypes, constants)
+    return Tensors(shapes, dtypes, constants, {}, _private(graph))
+
+
+def _private(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors that one node reads, or several that quantize alike, and that are no outputs."""
+    readers: dict[str, set[tuple[str, ...]]] = {}
+    for node in graph.node:
+        key = tuple(node.input[1:]) if node.op_type == "QuantizeLinear" else (node.name, "")
+        for name in node.input:
+            readers.setdefault(name, set()).add(key)
+    outputs = {info.name for info in graph.output}
+    return frozenset(name for name, keys in readers.items() if len(keys) == 1 and name not in outputs)
+
+
+def _open_integers(graph: Graph, tensors: Tensors) -> list[str]:
+    """Return the integer tensors that nothing gives a scale."""
+    names = {value.origin.name for value in graph.values.values() if value.origin and value.type.quant is None}
+    open_ = [name for name in sorted(names) if tensors.dtypes.get(name) in rows_quant.ACTIVATIONS]
+    return [f"tensor {name!r} is {tensors.dtypes[name]} and nothing gives it a scale" for name in open_]
 
 
 def _dtype(code: int) -> str:

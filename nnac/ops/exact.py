@@ -20,6 +20,7 @@ from nnac.numerics import (
     INT32_LOW,
     INTERPOLATION_SHIFT,
     MULTIPLIER_BITS,
+    ROOT_FRACTION,
     SHIFT_MAX,
     SOFTMAX_ENTRIES,
     UNIT_BITS,
@@ -69,7 +70,7 @@ def round_divide(numerator: Integers, denominator: Integers, rounding: Rounding,
 
 def _steps_up(floor: Int64, compared: Int64, positive: npt.NDArray[np.bool_], rounding: Rounding) -> Int64:
     """1 where the value above `floor` rounds up. `compared` is the sign of its fraction minus one half."""
-    if rounding == Rounding.HALF_EVEN:
+    if rounding in (Rounding.HALF_EVEN, Rounding.ONNX):
         tie = (floor & 1) == 1
     elif rounding == Rounding.HALF_UP:
         tie = np.ones_like(positive)
@@ -115,6 +116,23 @@ def requantize_wide(
     return saturate(scaled + zero_point, low, high)
 
 
+def magnitude(
+    squares: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """`numerics.magnitude` of sums of squares. Bounds: 0 <= squares < 2**35."""
+    total = _int64(squares) << 2 * ROOT_FRACTION
+    root = np.sqrt(total.astype(np.float64)).astype(np.int64)  # off by one at most
+    root -= root * root > total
+    root += (root + 1) ** 2 <= total
+    return requantize(root, multiplier, shift, zero_point, rounding, low, high)
+
+
 def _one_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:
     """The exact product, rounded once."""
     return round_shift(acc * multiplier, shift, rounding)
@@ -135,6 +153,13 @@ def _two_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -
     shifted = saturate(acc << left, INT32_LOW, INT32_HIGH)
     doubled = round_shift(shifted * (multiplier << lift), 31, Rounding.HALF_UP)
     return round_shift(doubled, right, Rounding.HALF_AWAY)
+
+
+def quantize(x: npt.NDArray[np.floating], scale: npt.ArrayLike, zero_point: Integers, low: int, high: int) -> Int64:
+    """`numerics.quantize` of reals without NaN: the float32 quotient, half to even, plus the zero point, saturated."""
+    with np.errstate(over="ignore"):
+        steps = np.rint(x.astype(np.float32) / np.asarray(scale, np.float32)).astype(np.float64)
+    return _int64(np.clip(steps + _int64(zero_point), low, high))
 
 
 def narrow(acc: Integers, bits: int, wraps: bool) -> Int64:
