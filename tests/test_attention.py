@@ -38,8 +38,8 @@ class Net:
         self.nodes: list[onnx.NodeProto] = []
         self.stored: list[onnx.TensorProto] = []
 
-    def add(self, op_type: str, *inputs: str | Array, output: str = "", **attributes: Any) -> str:
-        """Add a node; arrays among its inputs become constants."""
+    def add(self, op_type: str, *inputs: Any, output: str = "", **attributes: Any) -> str:
+        """Add a node; inputs that are no names become constants."""
         names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
         output = output or f"{op_type}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, names, [output], output, **attributes))
