@@ -62,8 +62,8 @@ class Net:
 
     def model(self) -> onnx.ModelProto:
         shape = [BATCH, LENGTH, WIDTH]
-        ends = [[helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)] for name in ("x", "y")]
-        graph = helper.make_graph(self.nodes, "attention", *ends, self.stored)
+        x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y"))
+        graph = helper.make_graph(self.nodes, "attention", [x], [y], self.stored)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
