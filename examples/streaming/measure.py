@@ -1,6 +1,6 @@
 """Drift of a streaming 2x512 LSTM: logits SQNR against float onnxruntime, step by step, the state always fed back.
 
-    NNAC_ASSETS=/path/to/assets python measure.py weights.npz [--streams 8] [--steps 1000]
+    NNAC_ASSETS=/path/to/assets python measure.py weights.npz [--streams 8] [--steps 1000] [--skip 0]
 
 `weights.npz` comes from `train.py`. Each stream is clips of the test split one behind the other; neither side is ever
 reset or corrected on the way. Calibration sees 512 frames of the training split.
@@ -56,9 +56,9 @@ def step_model(path: str) -> onnx.ModelProto:
         )
         for name, array in (("W", w), ("R", r), ("B", np.concatenate([bw, br]))):
             stored.append(numpy_helper.from_array(array[None], f"{name}{layer}"))
-        inputs = [x, f"W{layer}", f"R{layer}", f"B{layer}", "", f"h{layer}_in", f"c{layer}_in"]
+        read = [x, f"W{layer}", f"R{layer}", f"B{layer}", "", f"h{layer}_in", f"c{layer}_in"]
         made = [f"y{layer}", f"h{layer}_out", f"c{layer}_out"]
-        nodes.append(helper.make_node("LSTM", inputs, made, f"lstm{layer}", hidden_size=units))
+        nodes.append(helper.make_node("LSTM", read, made, f"lstm{layer}", hidden_size=units))
         nodes.append(helper.make_node("Reshape", [f"y{layer}", "row"], [f"x{layer}"], f"row{layer}"))
         x = f"x{layer}"
     stored.append(numpy_helper.from_array(np.array([1, 1, units]), "row"))
@@ -83,14 +83,14 @@ def _info(name: str, width: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 1, width))
 
 
-def streams(assets: Path, test: bool, count: int, steps: int) -> Array:
-    """Return features (streams, steps, bands): clips of one split in random order, one behind the other."""
+def streams(assets: Path, test: bool, count: int, steps: int, skip: int = 0) -> Array:
+    """Return features (streams, steps, bands): clips of one split in random order, the first without `skip` frames."""
     paths = sorted((assets / "data/fsdd/recordings").glob("*.wav"))
     chosen = [path for path in paths if (int(path.stem.split("_")[2]) < 5) == test]
-    clips = -(-steps // FRAMES)
+    clips = -(-(skip + steps) // FRAMES)
     picked = np.random.default_rng(1).choice(len(chosen), count * clips, replace=count * clips > len(chosen))
     features = log_mel(np.stack([place(read_wav(chosen[index])) for index in picked]))
-    return features.reshape(count, clips * FRAMES, BANDS)[:, :steps]
+    return np.asarray(features).reshape(count, clips * FRAMES, BANDS)[:, skip : skip + steps]
 
 
 def samples(x: Array) -> Iterator[dict[str, Array]]:
@@ -123,10 +123,11 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--skip", type=int, default=0, help="frames that the first clip begins later, inside the word")
     args = parser.parse_args()
     assets, model = Path(os.environ["NNAC_ASSETS"]), step_model(args.weights)
     calibration = list(samples(streams(assets, False, 4, 2 * FRAMES)))
-    x = streams(assets, True, args.streams, args.steps)
+    x = streams(assets, True, args.streams, args.steps, args.skip)
     states = {f"{name}_in": f"{name}_out" for name in ("h0", "c0", "h1", "c1")}
     twin = FloatModel(prepare(model), [], states)
     exact = logits_of(twin.run, x, lambda: None)
