@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, assert_never
 
 import numpy as np
@@ -18,7 +17,7 @@ from nnac import float32, isa
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
-from nnac.stretches import plan
+from nnac.stretches import Plan, plan
 from nnac.types import DTYPES, Array
 
 FLOAT32 = 5
@@ -42,8 +41,8 @@ class Emulator:
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
-        self.actions: list[Callable[[], None]] = []
-        """The program in program order, stretch by stretch; made by the first run that nobody watches."""
+        self.plan: Plan | None = None
+        """The program, stretch by stretch; made by the first run that nobody watches."""
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
     def run(
@@ -85,21 +84,19 @@ class Emulator:
 
     def _run_in_stretches(self) -> None:
         """Execute the program in program order."""
-        if not self.actions:
-            steps, decoded = plan(self.program, self._decode)
-            self.actions = [self._action(step, decoded) for step in steps]
-        for action in self.actions:
-            action()
-
-    def _action(self, step: AnyInstruction | Array, decoded: Array) -> Callable[[], None]:
-        if not isinstance(step, np.ndarray):
-            return partial(self.execute, step)
         from nnac.kernels.stretch import run_stretch
 
-        spaces = self.program.constants_space, Space.WEIGHTS, Space.SRAM
-        constants, buffer, sram = (self.signed[space] for space in spaces)
+        if self.plan is None:
+            self.plan = plan(self.program, self._decode)
+        steps, decoded = self.plan
         law = self.law.accumulator_bits, int(self.law.wraps), self.mode
-        return partial(run_stretch, step, constants, decoded, buffer, sram, *law)
+        for step in steps:
+            if isinstance(step, np.ndarray):
+                spaces = self.program.constants_space, Space.WEIGHTS, Space.SRAM
+                constants, buffer, sram = (self.signed[space] for space in spaces)
+                run_stretch(step, constants, decoded, buffer, sram, *law)
+            else:
+                self.execute(step)
 
     def trace(self, inputs: Mapping[str, Array], truth: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return every tensor of the program as its instructions made it.

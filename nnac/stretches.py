@@ -18,18 +18,13 @@ from nnac.types import Array
 
 FEW = 16
 """Rows from which packing the weights pays (`nnac.kernels.conv`)."""
+Plan = tuple[list[AnyInstruction | Array], Array]
+"""What to execute, in order: single instructions, or the lines of a stretch; and the decoded weights that lines name."""
 Unpack = Callable[[isa.Load], Array]
 
 
-def plan(program: Program, unpack: Unpack) -> tuple[list[AnyInstruction | Array], Array]:
-    """Return what to execute, in order: single instructions, and the lines of stretches.
-
-    Args:
-        unpack: gives the weights of a packed load, int8.
-
-    Returns:
-        the steps, and the weights that were packed, int8, at the places that the lines name.
-    """
+def plan(program: Program, unpack: Unpack) -> Plan:
+    """Return how to execute a program; `unpack` gives the weights of a packed load, int8."""
     decoded = _Decoded(unpack)
     steps = list(_steps(program, decoded))
     return steps, np.concatenate([np.zeros(0, np.int8), *decoded.parts])
