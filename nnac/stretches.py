@@ -19,7 +19,7 @@ from nnac.types import Array
 FEW = 16
 """Rows from which packing the weights pays (`nnac.kernels.conv`)."""
 Plan = tuple[list[AnyInstruction | Array], Array]
-"""What to execute, in order: single instructions, or the lines of a stretch; and the decoded weights that lines name."""
+"""What to execute, in order: single instructions, or the lines of a stretch; and the weights that lines name."""
 Unpack = Callable[[isa.Load], Array]
 
 
