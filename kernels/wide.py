@@ -138,7 +138,7 @@ def _depthwise(
 
 
 @inner
-def _narrow(acc: Integer, bits: int, wraps: int) -> Integer:
+def narrow(acc: Integer, bits: int, wraps: int) -> Integer:
     """`numerics.narrow`."""
     half = np.int64(1) << (bits - 1)
     return ((acc + half) & (2 * half - 1)) - half if wraps else saturate(acc, -half, half - 1)
@@ -219,7 +219,7 @@ def conv2d(
                 else:
                     _dense(x, group, taps, w.shape, (row, column), window, x_zero, part, acc)
                 for n in range(acc.size):
-                    total = _narrow(acc[n], acc_bits, acc_wraps)
+                    total = narrow(acc[n], acc_bits, acc_wraps)
                     factor, places = lift(multiplier[first + n], shift[first + n], rounding)
                     if rounding == TFLITE:
                         scaled = scale_twice(total, factor, places)

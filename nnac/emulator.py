@@ -17,6 +17,7 @@ from nnac import float32, isa
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
+from nnac.stretches import Plan, plan
 from nnac.types import DTYPES, Array
 
 FLOAT32 = 5
@@ -40,6 +41,8 @@ class Emulator:
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
+        self.plan: Plan | None = None
+        """The program, stretch by stretch; made by the first run that nobody watches."""
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
     def run(
@@ -62,6 +65,9 @@ class Emulator:
         """
         for name, array in inputs.items():
             self.write(self.program.tensor(name), array)
+        if before is None and after is None and order is None:
+            self._run_in_stretches()
+            return self._outputs()
         if before is not None:
             before(-1)
         instructions = self.program.instructions
@@ -71,7 +77,26 @@ class Emulator:
             self.execute(instructions[index])
             if after is not None:
                 after(index)
+        return self._outputs()
+
+    def _outputs(self) -> dict[str, Array]:
         return {name: self.read(self.program.tensor(name)) for name in self.program.outputs}
+
+    def _run_in_stretches(self) -> None:
+        """Execute the program in program order."""
+        from nnac.kernels.stretch import run_stretch
+
+        if self.plan is None:
+            self.plan = plan(self.program, self._decode)
+        steps, decoded = self.plan
+        law = self.law.accumulator_bits, int(self.law.wraps), self.mode
+        for step in steps:
+            if isinstance(step, np.ndarray):
+                spaces = self.program.constants_space, Space.WEIGHTS, Space.SRAM
+                constants, buffer, sram = (self.signed[space] for space in spaces)
+                run_stretch(step, constants, decoded, buffer, sram, *law)
+            else:
+                self.execute(step)
 
     def trace(self, inputs: Mapping[str, Array], truth: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return every tensor of the program as its instructions made it.
@@ -150,21 +175,22 @@ class Emulator:
                 assert_never(instruction)
 
     def _load(self, i: isa.Load) -> None:
-        memory = self.memory[Space(i.space)]
-        source = memory[i.source : i.source + i.source_bytes]
+        source = self.signed[Space(i.space)][i.source : i.source + i.source_bytes]
         if i.packer:
             key = (i.packer, i.table, i.source, i.target_bytes)
             if key not in self.decoded:
-                self.decoded[key] = self._unpack(i, memory, source)
+                self.decoded[key] = self._decode(i)
             source = self.decoded[key]
-        self.memory[Space.WEIGHTS][i.target : i.target + i.target_bytes] = source
+        self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes] = source
 
-    def _unpack(self, i: isa.Load, memory: Array, source: Array) -> Array:
+    def _decode(self, i: isa.Load) -> Array:
+        """Return the weights of a packed load, int8."""
         from nnac.packers import unpack
 
-        out = np.empty(i.target_bytes, np.int8)
+        memory, out = self.memory[Space(i.space)], np.empty(i.target_bytes, np.int8)
+        source = memory[i.source : i.source + i.source_bytes]
         unpack(i.packer, memory[i.table : i.table + i.table_bytes].tobytes(), source, out)
-        return out.view(np.uint8)
+        return out
 
     def _copy(self, i: isa.Copy) -> None:
         source, target = (

@@ -30,6 +30,7 @@ FLOORS = (
         "nnac.folding",
         "nnac.weightplan",
         "nnac.innerstates",
+        "nnac.stretches",
     ),
     ("nnac.moments",),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
