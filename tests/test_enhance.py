@@ -22,7 +22,7 @@ def test_spectra_and_back() -> None:
 def test_blocks_add_up() -> None:
     """A sound's blocks of two hops, halved, add up to it but at its ends."""
     sound = np.arange(64, dtype=np.float32)
-    added = overlap_add(blocks(sound / 2, 16, 8), 8)
+    added = overlap_add(blocks(sound / np.float32(2), 16, 8), 8)
     assert np.array_equal(added[8:-8], sound[8:-8])
 
 

@@ -1,6 +1,6 @@
 """Networks for speech on the emulated machine against float: what they say, and how long they take.
 
-    NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--target nna8] [--activations int8|auto|int16] [--only NAME]
+    NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--activations int8|auto|int16] [--only NAME]
 
 SI-SDR is that of the enhanced sound against float's. DNSMOS is the largest difference of the three scores.
 """
