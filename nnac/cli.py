@@ -80,8 +80,8 @@ def cli() -> None:
     type=named_tensors,
     default="int8",
     show_default=True,
-    metavar="int8|int16|NAMES|@FILE",
-    help="Width of the tensors: int16 for all, or for those named: a comma list, or a file with a name per line.",
+    metavar="int8|int16|auto|NAMES|@FILE",
+    help="Width of the tensors: int16 for all, where int8 keeps too little, or for those in a comma list or file.",
 )
 @click.option("--encodings", metavar="JSON", help="Quantizers of a float model, as AIMET exports them.")
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")

@@ -122,8 +122,8 @@ def compile(
             samples hold the other inputs only.
         freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
-        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
-            operator has in int16 only).
+        activations: "int8", "int16", "auto" (int16 what int8 keeps too little of, by calibration), or the ONNX names of
+            the tensors that shall be int16 (as those become that an operator has in int16 only).
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.

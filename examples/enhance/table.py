@@ -1,6 +1,6 @@
 """Networks for speech on the emulated machine against float: what they say, and how long they take.
 
-    NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--target nna8] [--activations int16] [--only NAME]
+    NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--activations int8|auto|int16] [--only NAME]
 
 SI-SDR is that of the enhanced sound against float's. DNSMOS is the largest difference of the three scores.
 """
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,7 @@ NAMES = (*DENOISERS, *DETECTORS, *keywords.FEATURES)
 
 def results(assets: Path, name: str, target: str, activations: str) -> tuple[str, Sequence[CompiledModel], float]:
     """Return a network's figures against float, its blobs, and the seconds of sound per step."""
-    options = {"target": target, "activations": activations}
+    options: dict[str, Any] = {"target": target, "activations": activations}
     if name in DENOISERS:
         run, figures = streams.denoise(assets, name, **options)
         apart = figures.found.apart(figures.truth)
@@ -54,7 +55,7 @@ def main() -> int:
     """Print the table; exit code 1 without assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="nna8", help="machine to compile for (default: nna8)")
-    parser.add_argument("--activations", default="int8", help="int8, int16 (default: int8)")
+    parser.add_argument("--activations", default="auto", help="int8, auto, int16 (default: auto)")
     parser.add_argument("--only", choices=NAMES, help="only this network; default: all")
     given = parser.parse_args()
     assets = Path(os.environ.get("NNAC_ASSETS", ""))
