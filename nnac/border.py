@@ -35,6 +35,10 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
     if array.shape != tensor.onnx_shape:
         return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
     dtype = tensor.type.dtype
+    if _stands_for_itself(tensor, array):
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        inside = array.size == 0 or (low <= int(array.min()) and int(array.max()) <= high)
+        return [] if inside else [f"input {name!r} has integers outside of {low} to {high}"]
     if array.dtype.kind != "f" and array.dtype != dtype:
         return [
             f"input {name!r} has dtype {array.dtype}, expected floats, or {dtype} for values that are quantized already"
@@ -45,8 +49,15 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
 def _to_device(tensor: Tensor, array: Array) -> Array:
     quant = tensor.type.quant
     assert quant is not None
-    integers = array if array.dtype == tensor.type.dtype else quant.quantize(array)
+    whole = array.dtype == tensor.type.dtype or _stands_for_itself(tensor, array)
+    integers = array.astype(tensor.type.dtype) if whole else quant.quantize(array)
     return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
+
+
+def _stands_for_itself(tensor: Tensor, array: Array) -> bool:
+    """Tell whether integers (or truth values) are given for a tensor in steps of one, as host segments read them."""
+    quant = tensor.type.quant
+    return quant is not None and quant.scale == 1.0 and not quant.zero_point and array.dtype.kind in "iub"
 
 
 def present(tensor: Tensor, array: Array, raw: bool = False) -> Array:

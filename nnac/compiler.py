@@ -19,7 +19,7 @@ from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError
-from nnac.frontend import import_graph, prepare
+from nnac.frontend import import_graph, input_dtypes, prepare
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
@@ -55,6 +55,7 @@ Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
 RANDOM = "random"
+HOSTS = ("allow", "forbid")
 ATTEMPTS = 24
 TIGHTER = 8
 """Compilations until a budget of weight bytes is kept, each aiming lower."""
@@ -88,6 +89,7 @@ def compile(
     freeze: Mapping[str, Any] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     activations: str | Iterable[str] = "int8",
+    host: str = "allow",
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -108,6 +110,7 @@ def compile(
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
             operator has in int16 only).
+        host: "allow" lets the processor beside the machine run what the NNA cannot, in float; "forbid" refuses that.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -119,7 +122,9 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
-    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
+    if host not in HOSTS:
+        raise ModelError(f"host {host!r}: unknown; allowed: {', '.join(HOSTS)}")
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze, host == "allow")
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
@@ -150,6 +155,7 @@ def _open(
     shapes: Mapping[str, tuple[int, ...]] | None,
     states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
+    host: bool = True,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
     """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
     if calibration is None:
@@ -160,16 +166,21 @@ def _open(
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes, frozen=freeze)
-    graph = float_graph(prepared, states)
+    graph = float_graph(prepared, states, host)
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
-    samples = random_samples(inputs) if random else load_samples(calibration, inputs)
+    samples = random_samples(inputs, dtypes=input_dtypes(prepared)) if random else load_samples(calibration, inputs)
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
-def float_graph(prepared: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
-    """Return the float graph of a prepared model after the float passes."""
-    graph = stages.check(import_graph(prepared, states), stages.FLOAT)
+def float_graph(
+    prepared: onnx.ModelProto,
+    states: Mapping[str, str] | None = None,
+    host: bool = True,
+    forced: Callable[[Any], bool] | None = None,
+) -> Graph:
+    """Return the float graph of a prepared model after the float passes (arguments as for `import_graph`)."""
+    graph = stages.check(import_graph(prepared, states, host, forced), stages.FLOAT)
     for step in (collapse, layout, collapse, fold, fuse, compose):
         graph = stages.check(step(graph), stages.FLOAT)
     return graph

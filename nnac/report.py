@@ -53,6 +53,7 @@ MEANINGS = {
     "vector": "the vector unit computes",
     "activations": "they are moved",
     "issue": "instructions are started",
+    "host": "operators run beside the NNA",
     "port": "the bytes of one memory take longest",
 }
 """What it means when a `timing.BOUND` bounds."""
