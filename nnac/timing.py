@@ -1,10 +1,10 @@
 """The timing model: a program's instructions on its target, as one longest path.
 
 Contract. Every engine takes its instructions in program order; an instruction starts when its engine is free and its
-wait tokens are there, and nothing else serializes: transfers, decoding, array and vector work overlap. Transfers that
-share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row (the host has a bus of its own); tokens
-also hold loads back where the target says how far they run ahead of the array (`decoder.ahead`). An instruction lasts
-as long as the slowest of
+wait tokens are there, and nothing else serializes: transfers, decoding, array, vector and host work overlap. Transfers
+that share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row;
+the host has a bus of its own. Tokens also hold loads back where the target says how far they run ahead of the array
+(`decoder.ahead`). An instruction lasts as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for

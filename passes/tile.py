@@ -168,8 +168,11 @@ class _Tiler:
             return False
         if writer.node.output not in reader.node.inputs or not (_one_period(writer) and _one_period(reader)):
             return False
-        if reader.node.op.most_rows(reader.bound, 1)[reader.operands.index(victim.name)] is None:
+        i, op = reader.operands.index(victim.name), reader.node.op
+        if op.most_rows(reader.bound, 1)[i] is None:
             return False
+        if op.input_rows(reader.bound, (0, op.rows(reader.bound)[0]))[i] != (0, op.operand_rows(reader.bound)[i]):
+            return False  # rows that the reader skips at an end would never be made
         joined = [g for g in self.groups() if first in g or last in g]
         constants = sum(_constant_bytes(self.tasks[t]) for g in joined for t in g)
         return constants <= self.target.memory["weights"].bytes

@@ -347,7 +347,7 @@ def test_header_length_lies(length: int) -> None:
 
 
 INNER: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "newer version": (lambda h: h.update(format=FORMAT + 1), "format version 3"),
+    "newer version": (lambda h: h.update(format=FORMAT + 1), f"format version {FORMAT + 1}"),
     "no version": (lambda h: h.pop("format"), "KeyError"),
     "version of another type": (lambda h: h.update(format="1"), "format version '1'"),
     "count too low": (lambda h: h.update(instruction_count=1), "expected 1 instructions, found more"),
