@@ -57,7 +57,7 @@ def _to_device(tensor: Tensor, array: Array) -> Array:
 def _stands_for_itself(tensor: Tensor, array: Array) -> bool:
     """Tell whether integers (or truth values) are given for a tensor in steps of one, as host segments read them."""
     quant = tensor.type.quant
-    return quant is not None and quant.scale == 1.0 and not quant.zero_point and array.dtype.kind in "iub"
+    return quant is not None and quant.is_whole and array.dtype.kind in "iub"
 
 
 def present(tensor: Tensor, array: Array, raw: bool = False) -> Array:

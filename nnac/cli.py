@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nnac.types import Array
 
 SHOWN_LAYERS = 15
+SHOWN_HOST = 10
 DIGITS = ("digits.onnx", "calibration.npz", "features.py", "clips")
 
 
@@ -130,6 +131,13 @@ def cli() -> None:
     metavar="int8|int16|NAMES|@FILE",
     help="Width of the tensors: int16 for all, or for those named: a comma list, or a file with a name per line.",
 )
+@click.option(
+    "--host",
+    default="allow",
+    show_default=True,
+    metavar="allow|forbid",
+    help="What the NNA cannot run: on the processor beside it, in float; or an error.",
+)
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
 @click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
 @click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
@@ -144,6 +152,7 @@ def compile(
     freeze: tuple[tuple[str, float], ...],
     weights: str | None,
     activations: str | tuple[str, ...],
+    host: str,
     check: bool,
     max_sram: int | None,
     max_flash: int | None,
@@ -171,6 +180,7 @@ def compile(
             freeze=dict(freeze),
             weights=weights,
             activations=activations,
+            host=host,
             check=check,
             budgets=budgets,
             progress=progress,
@@ -181,9 +191,10 @@ def compile(
 
 
 def _screen(timeline: Timeline, blob_bytes: int, path: Path | None = None) -> None:
-    from nnac.report import screen
+    from nnac.report import hosted, screen
 
-    show(screen(timeline, blob_bytes, str(path) if path else ""))
+    more = ("", hosted(timeline, SHOWN_HOST)) if timeline.program.segments else ()
+    show(screen(timeline, blob_bytes, str(path) if path else ""), *more)
 
 
 # -- run and compare -----------------------------------------------------------------------------------------------
@@ -378,6 +389,8 @@ def simulate(
     if "-" in (json_path, trace_path):
         return
     show(report.screen(timeline, size, program, changed), *(("", report.all_layers(timeline)) if layers else ()))
+    if layers and blob.segments:
+        show("", report.hosted(timeline))
     if explain:
         click.echo(f"\n{report.contract()}")
 

@@ -127,6 +127,7 @@ class Layer:
         name, op: of the node.
         runs: half-open ranges of instructions, ascending; one, or one per stripe in a cascade of layers.
         inputs, output: tensors of the program (operands that are constants are left out).
+        more: the other tensors that it makes.
         macs: multiply-accumulates; `weight_bytes`: int8 weights before encoding.
         encoding: of the weights; None without weights.
     """
@@ -139,6 +140,12 @@ class Layer:
     macs: int
     weight_bytes: int
     encoding: Encoding | None = None
+    more: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All tensors that it makes."""
+        return (self.output, *self.more)
 
     def indices(self) -> Iterator[int]:
         """Yield the layer's instructions."""
@@ -406,7 +413,8 @@ def _layer(raw: dict[str, Any]) -> Layer:
         raise ProgramError("a layer record has unknown or missing entries")
     runs = tuple((first, end) for first, end in raw["runs"])
     encoding = None if raw["encoding"] is None else _encoding(raw["encoding"])
-    return Layer(**raw | {"inputs": tuple(raw["inputs"]), "runs": runs, "encoding": encoding})
+    names = {key: tuple(raw[key]) for key in ("inputs", "more")}
+    return Layer(**raw | names | {"runs": runs, "encoding": encoding})
 
 
 def _encoding(raw: dict[str, Any]) -> Encoding:

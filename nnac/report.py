@@ -8,7 +8,7 @@ interpreted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from nnac import __version__, isa, liveness, timing
 from nnac import array as mac_array
+from nnac.account import HostRow, host_account
 from nnac.isa import Space
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
@@ -106,6 +107,7 @@ def _answers(timeline: Timeline, blob_bytes: int, blob: str, changes: Changes) -
         **({"changed": changed} if changes else {}),
         "calibration": calibration(program),
         **_latency(timeline),
+        **_host(timeline),
         "bound by": f"{bound(timeline.bound)}; busy: {busy(timeline)}",
         "scratchpad": _scratchpad(program),
         **_weights(program),
@@ -131,6 +133,34 @@ def _latency(timeline: Timeline) -> dict[str, str]:
         if warm.cycles < timeline.cycles:
             rows["next"] = f"{_time(warm)}: weights stay in the weight buffer"
     return rows
+
+
+def _host(timeline: Timeline) -> dict[str, str]:
+    """Return how much of the model runs on the host, or nothing where none does."""
+    rows = host_account(timeline)
+    if not rows:
+        return {}
+    count, share = sum(len(row.nodes) for row in rows), sum(row.cycles for row in rows) / timeline.cycles
+    nna = sum(row.nna_cycles for row in rows)
+    return {"host": f"{_count(count, 'operator')}, {share:.1%} of the latency; {nna:,} cycles if the NNA had them"}
+
+
+def hosted(timeline: Timeline, limit: int | None = None) -> Table:
+    """Return why operators run on the host, the slowest segments first, and what that costs; at most `limit` rows.
+
+    Figures stand in the first row of each segment.
+    """
+    table, left = _table("on the host", "op", ">cycles", ">share", ">on NNA", "~why"), limit
+    for row in sorted(host_account(timeline), key=lambda row: -row.cycles):
+        figures = (f"{row.cycles:,}", f"{row.cycles / timeline.cycles:.1%}", f"{row.nna_cycles:,}")
+        for number, node in enumerate(row.reasons[:left]):
+            cells = ("", "", "") if number else figures
+            table.add_row(_name(node.name), _name(node.op), *cells, Text(printable(node.reason)))
+        left = None if left is None else max(0, left - len(row.reasons))
+    more = sum(len(row.reasons) for row in host_account(timeline)) - table.row_count
+    if more:
+        table.add_row(Text(f"and {more:,} more"))
+    return table
 
 
 def _time(timeline: Timeline) -> str:
@@ -594,6 +624,7 @@ def to_json(timeline: Timeline, blob_bytes: int, changes: Changes | None = None)
         "traffic": by_memory(timeline.traffic),
         "energy_pj": dict(timeline.energy),
         "energy_from": _energy_json(program),
+        "host": [asdict(row) for row in host_account(timeline)],
         "layers": [_layer_json(row, timeline.cycles, alive[n]) for n, row in enumerate(timeline.layers)],
         "contract": contract(),
     }

@@ -465,7 +465,7 @@ def _purpose(program: Program, layer: Layer, i: AnyInstruction, space: Space) ->
         and (i.source < program.constants.size)
     ):
         return "constants"
-    names = {name for name in (*layer.inputs, layer.output) if program.tensor(name).space == space}
+    names = {name for name in (*layer.inputs, *layer.outputs) if program.tensor(name).space == space}
     if names & set(program.inputs):
         return "input"
     return "output" if names & set(program.outputs) else "spill"

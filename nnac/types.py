@@ -45,6 +45,11 @@ class Quant:
         """Name of the integers' dtype."""
         return f"int{self.bits}"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether integers stand for themselves, as those of ONNX do where they enter or leave a host segment."""
+        return self.scale == 1.0 and not self.zero_point
+
     def quantize(self, x: Array) -> Array:
         """Return the integers of real `x`, rounded half to even in float32 as ONNX QuantizeLinear does, saturated."""
         scaled = np.rint(x.astype(np.float32) / np.float32(self.scale)) + np.float32(self.zero_point)

@@ -342,7 +342,7 @@ def _layer(layer: Layer, owned: list[bool], known: set[str], limits: Limits) -> 
             yield f"instructions {first!r:.80} to {end!r:.80} are no range of its own among {len(owned)}"
             return
         owned[first:end] = [True] * (end - first)
-    missing = [name for name in (*layer.inputs, layer.output) if not isinstance(name, str) or name not in known]
+    missing = [name for name in (*layer.inputs, *layer.outputs) if not isinstance(name, str) or name not in known]
     yield from (f"no tensor is called {ascii(name)[:80]}" for name in missing)
     if not (_is_int(layer.macs) and _is_int(layer.weight_bytes)):
         yield "macs and weight_bytes are not negative"

@@ -257,6 +257,7 @@ class _Emitter:
                 node.op.work(task.bound).macs if first else 0,
                 sum(p.block.weights.size for p in self.blocks[t]) if first else 0,
                 self._encoding(t) if first else None,
+                node.more,
             )
         )
 

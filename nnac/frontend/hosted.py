@@ -84,22 +84,26 @@ def cut(model: onnx.ModelProto, tensors: Tensors, reasons: Mapping[int, str]) ->
     """Return the cut of a prepared model whose nodes in `reasons` cannot stay.
 
     Raises:
-        ModelError: a node can run nowhere, or a segment is not sound (all at once).
+        ModelError: a segment is not sound (all of them at once).
     """
     own = [list(dict.fromkeys((*node.input, *captured(node)))) for node in model.graph.node]
     hosted = _with_reshapes(model.graph, own, reasons)
-    opset = next((o.version for o in model.opset_import if o.domain == ""), 1)
-    refused = [(i, _refusal(model.graph.node[i], opset)) for i in sorted(reasons)]
-    raise_all(
-        ModelError,
-        "the model cannot be compiled:",
-        [f"{label(model.graph.node[i])}: {reasons[i]}; on the host neither: {why}" for i, why in refused if why],
-    )
     levels = _levels(model.graph, own, hosted)
     segments = tuple(_segments(model, tensors, reasons, own, hosted, levels))
     problems = [f"host segment {each.name!r}: {text}" for each in segments for text in segment_problems(each.model)]
     raise_all(ModelError, "the model cannot be compiled:", problems)
     return Cut(tuple(levels), segments)
+
+
+def refusals(model: onnx.ModelProto, reasons: Mapping[int, str]) -> Iterator[str]:
+    """Yield the nodes in `reasons` that the host cannot run either."""
+    for i, reason in sorted(reasons.items()):
+        if why := _refusal(model.graph.node[i], _opset(model)):
+            yield f"{label(model.graph.node[i])}: {reason}; on the host neither: {why}"
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if not entry.domain), 1)
 
 
 def _with_reshapes(graph: onnx.GraphProto, reads: Sequence[Sequence[str]], reasons: Mapping[int, str]) -> set[int]:
@@ -236,7 +240,7 @@ def _copied(node: onnx.NodeProto, reason: str) -> onnx.NodeProto:
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     copy.ClearField("metadata_props")
-    copy.doc_string = one_line(reason, 300)
+    copy.doc_string = one_line(reason) if reason else ""
     return copy
 
 
@@ -294,8 +298,7 @@ def _model_problems(model: onnx.ModelProto) -> Iterator[str]:
         yield "it has functions"
     if any(t.data_location == TensorProto.EXTERNAL or t.external_data for t in stored_tensors(model)):
         yield "it has data outside"
-    opset = next((o.version for o in model.opset_import if o.domain == ""), 1)
-    yield from (f"{label(node)}: {why}" for node in model.graph.node if (why := _refusal(node, opset)))
+    yield from (f"{label(node)}: {why}" for node in model.graph.node if (why := _refusal(node, _opset(model))))
     yield from (f"{label(node)}: {text}" for node in nodes(model) for text in _attribute_problems(node))
     for info in (*model.graph.input, *model.graph.output):
         kind = info.type.tensor_type

@@ -20,7 +20,7 @@ from nnac.frontend import (
 )
 from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
-from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, crosses, cut
+from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, crosses, cut, refusals
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph, Origin, Value
@@ -64,16 +64,16 @@ def import_graph(
     uses = list(_uses(model, tensors))
     builder, problems = _builder(model, tensors, uses), _interface_problems(model.graph, tensors, host)
     refused = [list(_import(builder, use)) for use in uses]
-    if not host:
-        problems += [
-            *_unsupported(uses),
-            *(_named(use, t) for use, texts in zip(uses, refused, strict=True) for t in texts),
-        ]
+    reasons = {i: text for i, use in enumerate(uses) if (text := _reason(use, refused[i], forced))} if host else {}
+    if host:
+        problems += refusals(model, reasons)
+    else:
+        problems += _unsupported(uses)
+        problems += [_named(use, text) for use, texts in zip(uses, refused, strict=True) for text in texts]
     raise_all(ModelError, HEADLINE, problems)
-    reasons = {i: _reason(use, refused[i], forced) for i, use in enumerate(uses)} if host else {}
-    if any(reasons.values()):
+    if reasons:
         builder = _builder(model, tensors, uses)
-        _divided(builder, uses, cut(model, tensors, {i: text for i, text in reasons.items() if text}))
+        _divide(builder, uses, cut(model, tensors, reasons))
     builder.draft.outputs = [info.name for info in model.graph.output]
     builder.draft.states = find_states(model.graph, states)
     return builder.draft.freeze()
@@ -84,7 +84,7 @@ def _builder(model: onnx.ModelProto, tensors: Tensors, uses: Sequence[Use]) -> B
     return Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
 
 
-def _divided(builder: Builder, uses: Sequence[Use], found: Cut) -> None:
+def _divide(builder: Builder, uses: Sequence[Use], found: Cut) -> None:
     """Add a model that is cut: level by level, nodes to the NNA and segments to the host.
 
     Raises:
