@@ -19,7 +19,7 @@ from rich.text import Text
 
 from nnac import __version__, isa, liveness, timing
 from nnac import array as mac_array
-from nnac.account import HostRow, host_account
+from nnac.account import host_account
 from nnac.isa import Space
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
