@@ -92,7 +92,8 @@ def _panels(
         for first in range(0, taps[0], width):
             columns = min(width, padded(taps[0]) - first)
             at = address(x) + channel + start * reach if reach else address(patches)
-            multiply(tile, at, reach if reach else pitch, count, depth, packed, first, columns, x_zero, sums)
+            panel = (first, columns)
+            multiply(tile, at, reach if reach else pitch, count, depth, packed, panel, x_zero, address(sums), columns)
             last = min(first + width, taps[0])
             _finish(sums, start, count, columns, multiplier[first:], shift[first:], y[:, :, first:last], ends)
 

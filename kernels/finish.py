@@ -7,10 +7,11 @@ The vectors are LLVM's portable ones: one form serves all processors. The formul
 from collections.abc import Callable
 from functools import partial
 
-from nnac.kernels.requantize import HALF_EVEN, HALF_UP, TFLITE
+from nnac.kernels.requantize import FLOAT32, HALF_EVEN, HALF_UP, ONNX, TFLITE
 from nnac.kernels.vectors import (
     BYTE,
     LONG,
+    SINGLE,
     WORD,
     Builder,
     Value,
@@ -30,6 +31,11 @@ from nnac.kernels.vectors import (
 LANES = 16
 """Sums, multipliers and shifts are read in whole vectors."""
 _SUMS, _WIDE, _BYTES = vector(WORD, LANES), vector(LONG, LANES), vector(BYTE, LANES)
+_FLOATS = vector(SINGLE, LANES)
+_WHOLE = 1.5 * 2**23
+"""A float32 of this size has no fraction: to add it rounds half to even, to subtract it again leaves the integer."""
+_FAR = 1024.0
+"""Beyond all that is saturated, and small enough for `_WHOLE`."""
 _ONE, _ZERO = splat(_WIDE, 1), splat(_WIDE, 0)
 
 Scale = Callable[[Builder, Value], Value]
@@ -68,11 +74,13 @@ def finish(
         zero: zero point of y.
         low: smallest output.
         high: largest output.
-        rounding: as `nnac.numerics.Rounding`.
+        rounding: as `nnac.numerics.Rounding`, or `requantize.FLOAT32`.
         bits: of the accumulator.
         wraps: whether a narrower accumulator wraps.
     """
-    two_steps = builder.zext(builder.icmp_signed("==", rounding, LONG(TFLITE)), LONG)
+    rounding = builder.select(builder.icmp_signed("==", rounding, LONG(ONNX)), LONG(HALF_EVEN), rounding)
+    form = builder.zext(builder.icmp_signed("==", rounding, LONG(TFLITE)), LONG)
+    form = builder.select(builder.icmp_signed("==", rounding, LONG(FLOAT32)), LONG(2), form)
     limits = (zero, builder.sub(low, zero), builder.sub(high, zero), rounding, bits, wraps)
     blocks = builder.udiv(builder.add(channels, LONG(LANES - 1)), LONG(LANES))
     with loop(builder, blocks) as block:
@@ -80,15 +88,15 @@ def finish(
         left = builder.sub(channels, first)
         scale = (advance(builder, multiplier, first, 4), advance(builder, shift, first, 8))
         rest = (advance(builder, sums, first, 4), rows, pitch, left, *scale, builder.add(y, first), y_pitch, *limits)
-        choose(builder, two_steps, range(2), partial(_call, builder, rest))
+        choose(builder, form, range(3), partial(_call, builder, rest))
 
 
-def _call(builder: Builder, rest: tuple[Value, ...], two_steps: int) -> None:
-    routine(builder, f"finish_{two_steps}", partial(_block, two_steps), *rest)
+def _call(builder: Builder, rest: tuple[Value, ...], form: int) -> None:
+    routine(builder, f"finish_{form}", partial(_block, form), *rest)
 
 
 def _block(
-    two_steps: int,
+    form: int,
     builder: Builder,
     sums: Value,
     rows: Value,
@@ -106,9 +114,12 @@ def _block(
     wraps: Value,
 ) -> None:
     """All rows of sixteen channels; `low` and `high` are less the zero point."""
-    factors = builder.sext(load(builder, multiplier, _SUMS), _WIDE)
-    shifts = load(builder, shift, _WIDE)
-    scale = _twice(builder, factors, shifts) if two_steps else _once(builder, factors, shifts, rounding)
+    patterns, shifts = load(builder, multiplier, _SUMS), load(builder, shift, _WIDE)
+    factors = builder.sext(patterns, _WIDE)
+    if form == 2:
+        scale = _single(builder, builder.bitcast(patterns, _FLOATS))
+    else:
+        scale = _twice(builder, factors, shifts) if form else _once(builder, factors, shifts, rounding)
     narrow = _narrowing(builder, bits, wraps)
     lowest, highest = spread(builder, low, LANES), spread(builder, high, LANES)
     zeros = spread(builder, builder.trunc(zero, BYTE), LANES)
@@ -188,6 +199,19 @@ def _twice(builder: Builder, factors: Value, shifts: Value) -> Scale:
         doubled = builder.ashr(nudged, thirty_one)
         sign = builder.and_(builder.ashr(doubled, splat(_WIDE, 63)), rounds)
         return builder.ashr(builder.add(builder.add(doubled, half), sign), right)
+
+    return scale
+
+
+def _single(builder: Builder, ratios: Value) -> Scale:
+    """`float32.requantize`: the float32 product, rounded half to even."""
+    low, high, whole = splat(_FLOATS, -_FAR), splat(_FLOATS, _FAR), splat(_FLOATS, _WHOLE)
+
+    def scale(builder: Builder, acc: Value) -> Value:
+        product = builder.fmul(builder.sitofp(acc, _FLOATS), ratios)
+        raised = builder.select(builder.fcmp_ordered("<", product, low), low, product)
+        inside = builder.select(builder.fcmp_ordered(">", raised, high), high, raised)
+        return builder.fptosi(builder.fsub(builder.fadd(inside, whole), whole), _WIDE)
 
     return scale
 

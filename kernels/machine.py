@@ -67,6 +67,11 @@ def tile() -> int:
     return _tile_address(processor())
 
 
+def has(feature: str) -> bool:
+    """Whether the processor has that, by LLVM's name."""
+    return feature in _features()
+
+
 @functools.cache
 def finish() -> int:
     """The address of the function that ends sums (`finish.finish`), compiled at its first use."""

@@ -4,12 +4,18 @@ A panel holds `width` channels (the machine's, the last one of fewer whole COLUM
 weights (int32 each), then steps of four weights per channel; zero where channels or weights end early.
 """
 
-import numpy as np
+from dataclasses import dataclass
 
-from nnac.kernels.jit import Int8, Int32, inner
+import numpy as np
+from numba import types
+
+from nnac.kernels import machine
+from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, sink, source
 from nnac.kernels.tile import COLUMNS
 from nnac.kernels.vectors import address, call_address
 
+Panel = tuple[int, int]
+"""First channel, channels with those that fill it."""
 ALIGNMENT = 64
 """Of packed weights: loads that cross cache lines cost twice."""
 
@@ -66,14 +72,19 @@ def _pack_channel(row: Int8, bias: int, n: int, columns: int, head: Int32, rest:
     total = np.int32(0)
     for k in range(row.size):
         total = np.int32(total + row[k])
-        rest[(k // 4 * columns + n) * 4 + k % 4] = row[k]
     head[n] = bias
     head[columns + n] = total
+    whole = row.size // 4
+    source, target = row[: 4 * whole].view(np.int32), rest.view(np.int32)
+    for k in range(whole):
+        target[k * columns + n] = source[k]
+    for k in range(4 * whole, row.size):
+        rest[(whole * columns + n) * 4 + k % 4] = row[k]
 
 
 @inner
 def multiply(
-    tile: int, x: int, pitch: int, rows: int, depth: int, packed: Int8, first: int, columns: int, zero: int, sums: Int32
+    tile: int, x: int, pitch: int, rows: int, depth: int, packed: Int8, panel: Panel, zero: int, sums: int, width: int
 ) -> None:
     """``sums = (x - zero) @ weights.T + bias`` for the channels of one panel.
 
@@ -84,11 +95,62 @@ def multiply(
         rows: at least 1.
         depth: K.
         packed: from `pack`.
-        first: first channel of the panel.
-        columns: of the panel.
+        panel: its first channel and its channels.
         zero: zero point of x.
-        sums: (rows, columns) at least, C-contiguous, flat.
+        sums: address of the first row of sums, int32.
+        width: sums from one row to the next.
     """
     steps = steps_of(depth)
-    panel = address(packed) + first * 4 * (steps + 2)
-    call_address(tile, (x, pitch, rows, panel, steps, columns, zero, address(sums)))
+    first, columns = panel
+    at = address(packed) + first * 4 * (steps + 2)
+    call_address(tile, (x, pitch, rows, at, steps, columns, zero, sums, 4 * width))
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The weights of one layer, ready for products on this machine."""
+
+    data: Int8
+    """Opaque."""
+    channels: int
+    depth: int
+    width: int
+
+
+@kernel(source(types.int8, 2), source(types.int32, 1), sink(types.int8, 1, "C"), INT)
+def _pack(weights: Int8, bias: Int32, packed: Int8, width: int) -> None:
+    """`pack` for Python."""
+    pack(weights, bias, width, packed)
+
+
+@kernel(source(types.int8, 2), source(types.int8, 1), sink(types.int32, 2, "C"), *[INT] * 4)
+def _matmul(x: Int8, packed: Int8, y: Int32, depth: int, width: int, zero: int, tile: int) -> None:
+    """`matmul` on the machine's tiles."""
+    for first in range(0, y.shape[1], width):
+        panel = (first, min(width, y.shape[1] - first))
+        at = address(y) + 4 * first
+        multiply(tile, address(x), x.shape[1], x.shape[0], depth, packed, panel, zero, at, y.shape[1])
+
+
+def pack_matrix(weights: Int8, bias: Int32) -> Packed:
+    """Packs (N, K) int8 weights with their (N,) int32 biases, to be kept for any number of products."""
+    channels, depth = weights.shape
+    columns = -(-channels // COLUMNS) * COLUMNS
+    size = columns * 4 * (-(-depth // 4) + 2)
+    raw = np.zeros(size + ALIGNMENT, np.int8)
+    first = -raw.ctypes.data % ALIGNMENT
+    packed = Packed(raw[first : first + size], channels, depth, machine.width())
+    _pack(weights, bias, packed.data, packed.width)
+    return packed
+
+
+def matmul(x: Int8, packed: Packed, zero: int, y: Int32) -> None:
+    """``y = (x - zero) @ weights.T + bias``, exact modulo 2**32.
+
+    Args:
+        x: (M, K in whole steps of four), C-contiguous; what lies behind K has no influence.
+        packed: from `pack_matrix`.
+        zero: zero point of x.
+        y: (M, N in whole COLUMNS), C-contiguous; all of it is written, what lies behind N with anything.
+    """
+    _matmul(x, packed.data, y, packed.depth, packed.width, zero, machine.tile())

@@ -4,7 +4,7 @@ import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
-from nnac.kernels.requantize import round_divide, saturate
+from nnac.kernels.requantize import FLOAT32, float_of, nearest, round_divide, saturate
 
 
 @inner
@@ -108,7 +108,7 @@ def average_pool(
         y_zero: zero point of y.
         low: smallest output.
         high: largest output.
-        rounding: as `nnac.numerics.Rounding`.
+        rounding: as `nnac.numerics.Rounding`, or FLOAT32 for `float32.average`.
     """
     total = np.empty(x.shape[2], np.int64)
     for row in range(y.shape[0]):
@@ -125,5 +125,9 @@ def average_pool(
             padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
             count = padded if count_include_pad else values
             for n in range(total.size):
+                if rounding == FLOAT32:
+                    share = np.float32(float_of(multiplier) / np.float32(count))
+                    y[row, column, n] = nearest(np.float32(np.float32(total[n]) * share), y_zero, low, high)
+                    continue
                 mean = round_divide(total[n] * multiplier, count, shift, rounding)
                 y[row, column, n] = saturate(mean + y_zero, low, high)

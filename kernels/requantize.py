@@ -1,14 +1,20 @@
 """The roundings of `nnac.numerics` in int64, for kernels to inline. Scaling never branches on values: it vectorizes.
 
 Bounds as in `nnac.ops.exact`: products of magnitude up to 2**62, shifts 0..62.
+
+The form FLOAT32 alone computes in float32, because it stands for machines that do as onnxruntime's integer operators.
 """
+
+from typing import Any
 
 import numpy as np
 
 from nnac.kernels.jit import Int16, Integer, inner
 
-HALF_EVEN, HALF_UP, TFLITE = 0, 1, 3
-"""As `nnac.numerics.Rounding`; what is neither HALF_EVEN nor HALF_UP rounds half away in wide expressions."""
+HALF_EVEN, HALF_UP, TFLITE, ONNX = 0, 1, 3, 4
+"""As `nnac.numerics.Rounding`; in wide expressions ONNX rounds half to even, what is neither that nor HALF_UP away."""
+FLOAT32 = 5
+"""Takes the place of ONNX where `nnac.float32` has a form: multipliers are the bits of float32 ratios."""
 
 
 @inner
@@ -16,7 +22,9 @@ def round_shift(value: Integer, shift: Integer, rounding: Integer) -> Integer:
     """`numerics.round_shift`: the nudge is half, less one where the tie has to fall."""
     half = (np.int64(1) << shift) >> 1
     odd = (value >> shift) & 1
-    tie_falls = (np.int64(rounding == HALF_EVEN) & ~odd) | (np.int64(rounding > HALF_UP) & np.int64(value < 0))
+    tie_falls = (np.int64(rounding % ONNX == HALF_EVEN) & ~odd) | (
+        np.int64(rounding % ONNX > HALF_UP) & np.int64(value < 0)
+    )
     return (value + half - (np.int64(shift > 0) & tie_falls)) >> shift
 
 
@@ -35,7 +43,7 @@ def round_divide(numerator: Integer, denominator: Integer, shift: Integer, round
         compared = excess | low_bits
     if compared != 0:
         return floor + np.int64(compared > 0)
-    if rounding == HALF_EVEN:
+    if rounding % ONNX == HALF_EVEN:
         return floor + (floor & 1)
     return floor + np.int64(rounding == HALF_UP or numerator >= 0)
 
@@ -77,3 +85,16 @@ def interpolate(x: Integer, table: Int16, rounding: Integer) -> Integer:
     offset = np.int64(x) + (1 << 15)
     index, fraction = offset >> 7, offset & 127
     return round_shift(table[index] * (128 - fraction) + table[index + 1] * fraction, 7, rounding)
+
+
+@inner
+def float_of(pattern: Integer) -> Any:
+    """The float32 with these bits."""
+    return np.int32(pattern).view(np.float32)
+
+
+@inner
+def nearest(value: Any, zero_point: Integer, low: Integer, high: Integer) -> Integer:
+    """A float32 rounded half to even, plus the zero point, saturated."""
+    inside = min(max(value, np.float32(low - zero_point)), np.float32(high - zero_point))
+    return np.int64(np.rint(inside)) + zero_point

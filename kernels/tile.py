@@ -32,7 +32,7 @@ from nnac.kernels.vectors import (
 
 COLUMNS = 16
 """Panels are this wide, or a multiple."""
-ARGUMENTS = 8
+ARGUMENTS = 9
 """Of a tile function: see `Tile.multiply`."""
 
 
@@ -82,6 +82,7 @@ class Tile(ABC):
         width: Value,
         zero: Value,
         sums: Value,
+        sums_pitch: Value,
     ) -> None:
         """Rows of x against one panel.
 
@@ -94,7 +95,8 @@ class Tile(ABC):
             steps: of four values each.
             width: columns of the panel, a multiple of COLUMNS, at most `nnac.kernels.panels.WIDTH`.
             zero: zero point of x.
-            sums: address of int32 (rows, width).
+            sums: address of the first row of sums, int32.
+            sums_pitch: bytes from one row of sums to the next.
         """
         across = self.vectors * self.columns
         blocks = builder.udiv(builder.add(width, LONG(across - 1)), LONG(across))
@@ -110,7 +112,7 @@ class Tile(ABC):
                 builder,
                 vectors,
                 cases,
-                lambda count: self._rows(builder, count, x, pitch, rows, here, steps, stride, zero, there),
+                lambda count: self._rows(builder, count, x, pitch, rows, here, steps, stride, zero, there, sums_pitch),
             )
 
     def _rows(
@@ -125,14 +127,15 @@ class Tile(ABC):
         stride: Value,
         zero: Value,
         sums: Value,
+        sums_pitch: Value,
     ) -> None:
         """All rows, in tiles of about the same size."""
         tiles = builder.udiv(builder.add(rows, LONG(self.rows - 1)), LONG(self.rows))
         with loop(builder, tiles) as tile:
             first = builder.udiv(builder.mul(tile, rows), tiles)
             last = builder.udiv(builder.mul(builder.add(tile, LONG(1)), rows), tiles)
-            here, there = advance(builder, x, first, pitch), advance(builder, sums, first, stride)
-            rest = (here, pitch, panel, steps, stride, zero, there)
+            here, there = advance(builder, x, first, pitch), advance(builder, sums, first, sums_pitch)
+            rest = (here, pitch, panel, steps, stride, zero, there, sums_pitch)
             choose(
                 builder, builder.sub(last, first), range(1, self.rows + 1), partial(self._call, builder, vectors, rest)
             )
@@ -152,6 +155,7 @@ class Tile(ABC):
         stride: Value,
         zero: Value,
         sums: Value,
+        sums_pitch: Value,
     ) -> None:
         """All sums in registers, one step after the other."""
         tile = [(i, j) for i in range(rows) for j in range(vectors)]
@@ -167,9 +171,9 @@ class Tile(ABC):
                     total = totals[i, j]
                     builder.store(self.step(builder, builder.load(total), patch, weights[j]), total)
         for j in range(vectors):
-            start = self._start(builder, panel, stride, zero, j)
+            start = self.start(builder, panel, stride, zero, j)
             for i in range(rows):
-                target = advance(builder, advance(builder, sums, LONG(i), stride), LONG(j), 4 * self.columns)
+                target = advance(builder, advance(builder, sums, LONG(i), sums_pitch), LONG(j), 4 * self.columns)
                 store(builder, builder.add(self.fold(builder, builder.load(totals[i, j])), start), target)
 
     def _load(self, builder: Builder, address: Value, j: int) -> Value:
@@ -177,7 +181,7 @@ class Tile(ABC):
         kind = vector(BYTE, 4 * self.columns)
         return self.weights(builder, load(builder, builder.add(address, LONG(4 * self.columns * j)), kind))
 
-    def _start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
+    def start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
         """What the zero point and the bias add to a column's products."""
         kind, at = vector(WORD, self.columns), builder.add(panel, LONG(4 * self.columns * j))
         bias, column_sums = load(builder, at, kind), load(builder, builder.add(at, stride), kind)
@@ -253,7 +257,9 @@ class Madd(Widened):
         return builder.add(sums, call(builder, "llvm.x86.avx2.pmadd.wd", self.sums, x, weights))
 
 
-avx512_tile = microkernel(Vnni(6, 4, 16).multiply, ARGUMENTS)
+AVX512 = Vnni(6, 4, 16)
+
+avx512_tile = microkernel(AVX512.multiply, ARGUMENTS)
 avxvnni_tile = microkernel(Vnni(6, 2, 8).multiply, ARGUMENTS)
 avx2_tile = microkernel(Madd(4, 2, 4).multiply, ARGUMENTS)
 neon_tile = microkernel(Sdot(6, 4, 4).multiply, ARGUMENTS)

@@ -10,12 +10,14 @@ from numba.core import cgutils as typed_cgutils
 from numba.extending import intrinsic
 
 cgutils: Any = typed_cgutils
+_types: Any = types
 Builder = Any
 """An `llvmlite.ir.IRBuilder`."""
 Value = Any
 """An `llvmlite.ir.Value`."""
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+SINGLE = ir.FloatType()
 
 
 def vector(kind: Any, lanes: int) -> Any:
@@ -23,7 +25,7 @@ def vector(kind: Any, lanes: int) -> Any:
     return ir.VectorType(kind, lanes)
 
 
-def splat(kind: Any, value: int) -> Value:
+def splat(kind: Any, value: float) -> Value:
     """A constant vector of equal lanes."""
     return ir.Constant(kind, [value] * kind.count)
 
@@ -145,7 +147,7 @@ def _call_address(typing: Any, function: Any, arguments: Any) -> Any:
         builder.call(builder.inttoptr(values[0], pointer), [builder.ptrtoint(block, LONG)])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), generate
+    return types.void(types.int64, _types.UniTuple(types.int64, len(arguments))), generate
 
 
 def _address(typing: Any, array: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -14,29 +14,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnac import reference, stages
+from nnac.border import free_inputs
 from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
 from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
-from nnac.errors import CapacityError, ModelError, NnacError
-from nnac.frontend import import_graph, input_dtypes, prepare
+from nnac.errors import CapacityError, ModelError, NnacError, one_line
+from nnac.frontend import import_graph, input_dtypes, prepare, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
 from nnac.moments import second_moments
-from nnac.ops import Conv, Dense, Recurrent
-from nnac.ops.conv import SCALE, WEIGHT
+from nnac.ops import Recurrent
+from nnac.ops.base import layer_constants
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
 from nnac.passes.collapse import collapse
 from nnac.passes.compose import compose
+from nnac.passes.fit import fit
 from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
-from nnac.passes.quantize import quantize
+from nnac.passes.quantize import quantize, unpinned
 from nnac.program import KnownAnswer, Program
 from nnac.search import best_program
 from nnac.targets import Target, load_target
@@ -54,8 +56,18 @@ Calibration = "str | os.PathLike[str] | Iterable[Mapping[str, Array]]"
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
+Pass = Callable[[Graph], Graph]
+FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose)
+
 RANDOM = "random"
 HOSTS = ("allow", "forbid")
+OWN_SCALES = "the model's own scales"
+LISTED = 8
+"""Names of tensors that a note shows."""
+NO_CALIBRATION = (
+    "no calibration: pass samples (--calibrate samples.npz, one array per input, first axis = samples; a folder of "
+    "such files; in Python also an iterable of dicts), or --calibrate random, for shape and timing studies only"
+)
 ATTEMPTS = 24
 TIGHTER = 8
 """Compilations until a budget of weight bytes is kept, each aiming lower."""
@@ -93,14 +105,16 @@ def compile(
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
+    encodings: str | Path | None = None,
 ) -> CompiledModel:
-    """Compile an ONNX model for a machine.
+    """Compile an ONNX model for a machine; a quantized model keeps its integers and scales.
 
     Args:
         model: path, bytes, or `onnx.ModelProto` of a float model.
         target: name of a shipped target, path of a TOML, or a `Target`.
         calibration: path of an `.npz` (one array per input, first axis = samples) or of a folder of them, an iterable
             of dicts from input name to array, or "random" (for shape and timing studies; the program is marked so).
+            Not needed where the model itself has a scale for every tensor.
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
         states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
@@ -115,6 +129,7 @@ def compile(
             a probe, and compare every tensor.
         budgets: limits on the result.
         progress: called while calibrating.
+        encodings: path of an AIMET `.encodings` file that belongs to the float model.
 
     Raises:
         ModelError: the model or the calibration cannot be used; names each node or tensor.
@@ -124,10 +139,14 @@ def compile(
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
     if host not in HOSTS:
         raise ModelError(f"host {host!r}: unknown; allowed: {', '.join(HOSTS)}")
+    if encodings is not None:
+        model = with_encodings(model, encodings)
     prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze, host == "allow")
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
-    moments = second_moments(prepared, graph, samples, wanted) if wanted else {}
+    if wanted and samples is None:
+        raise ModelError(f"{NO_CALIBRATION}; error feedback weighs weights by what their inputs are")
+    moments = second_moments(prepared, graph, samples or (), wanted) if wanted else {}
     lowered = _within if plan.budget and plan.budget[0] == "bytes" else lower
     chosen = activations if isinstance(activations, str) else tuple(activations)
     program = lowered(graph, ranges, machine, note, check, plan, moments, chosen)
@@ -142,9 +161,10 @@ def measured_graph(
     shapes: Mapping[str, tuple[int, ...]] | None,
     freeze: Mapping[str, Any] | None,
     progress: Progress | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes, freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
@@ -156,17 +176,14 @@ def _open(
     states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
     host: bool = True,
-) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]]]:
-    """Return the prepared model, its float graph, and the calibration samples, which can be read more than once."""
-    if calibration is None:
-        raise ModelError(
-            "no calibration: pass samples (an .npz, a folder of them, an iterable of dicts), or 'random' for "
-            "shape and timing studies"
-        )
+) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]] | None]:
+    """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared = prepare(model, shapes, frozen=freeze)
-    graph = float_graph(prepared, states, host)
+    graph = float_graph(prepared, states, host=host)
+    if calibration is None:
+        return prepared, graph, None
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
     samples = random_samples(inputs, dtypes=input_dtypes(prepared)) if random else load_samples(calibration, inputs)
@@ -176,12 +193,13 @@ def _open(
 def float_graph(
     prepared: onnx.ModelProto,
     states: Mapping[str, str] | None = None,
-    host: bool = True,
+    passes: Iterable[Pass] = FLOAT_PASSES,
+    host: bool = False,
     forced: Callable[[Any], bool] | None = None,
 ) -> Graph:
     """Return the float graph of a prepared model after the float passes (arguments as for `import_graph`)."""
     graph = stages.check(import_graph(prepared, states, host, forced), stages.FLOAT)
-    for step in (collapse, layout, collapse, fold, fuse, compose):
+    for step in passes:
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
 
@@ -197,11 +215,8 @@ def lower(
     activations: str | tuple[str, ...] = "int8",
 ) -> Program:
     """Return the validated program of a float graph with known ranges."""
-    law, plan = machine.arithmetic, weights or WeightPlan()
-    folded = centroid_folding(graph, plan, law)
-    encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(quantize(encoded, ranges, law, activations), stages.INTEGER)
-    legal = stages.check(order(legalize(integer, machine)), stages.INTEGER)
+    law = machine.arithmetic
+    integer, legal = integer_graphs(graph, ranges, machine, weights, moments, activations)
     probe = reference.probe(legal)
     expected = reference.run(legal, probe, law)
     if check:
@@ -211,6 +226,22 @@ def lower(
     if check:
         _check_program(program, probe, expected)
     return program
+
+
+def integer_graphs(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    machine: Target,
+    weights: WeightPlan | None = None,
+    moments: Mapping[str, Array] | None = None,
+    activations: str | tuple[str, ...] = "int8",
+) -> tuple[Graph, Graph]:
+    """Return the integer graph of a float graph with known ranges, and what the machine executes of it."""
+    law, plan = machine.arithmetic, weights or WeightPlan()
+    folded = centroid_folding(graph, plan, law)
+    encoded = codebook_encoding(folded, plan, law, moments or {})
+    integer = stages.check(fit(quantize(encoded, ranges, law, activations), law), stages.INTEGER)
+    return integer, stages.check(order(legalize(integer, machine)), stages.INTEGER)
 
 
 def _within(
@@ -252,13 +283,15 @@ def _within(
 def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
     """Return the dB of every layer's int8 weights against those of the float graph; inf where they are equal."""
     exact = {
-        node.name: graph.constants[node.inputs[WEIGHT]] for node in graph.nodes if isinstance(node.op, Conv | Dense)
+        node.name: graph.constants[layer_constants(node)[0]]
+        for node in graph.nodes
+        if node.op.weighted and len(layer_constants(node)) == 2
     }
     found = {}
     for node in integer.nodes:
-        if node.name in exact and isinstance(node.op, Conv | Dense):
+        if node.name in exact and node.op.weighted:
             real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
-            levels, scale = integer.constants[node.inputs[WEIGHT]], integer.constants[node.inputs[SCALE]]
+            levels, _, scale = (integer.constants[name] for name in layer_constants(node))
             error = real - levels.reshape(real.shape).astype(np.float32) * scale.astype(np.float32)[:, None]
             found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
     return found
@@ -276,25 +309,44 @@ def _check_program(program: Program, probe: Mapping[str, Array], expected: Mappi
 def _calibrate(
     prepared: onnx.ModelProto,
     graph: Graph,
-    samples: Iterable[Mapping[str, Array]],
+    samples: Iterable[Mapping[str, Array]] | None,
     source: Any,
     method: str,
     progress: Progress | None,
 ) -> tuple[dict[str, Range], str]:
     """Return ranges by ONNX tensor name, and the note that the program carries."""
-    total, seen = count(samples), [0]
+    total, seen = count(samples or ()), [0]
 
     def step(done: int) -> None:
         seen[0] = done
         if progress is not None:
             progress("calibrating", done, total)
 
-    names = sorted({v.origin.name for v in graph.values.values() if v.origin})
+    names, known = unpinned(graph), any(value.type.quant is not None for value in graph.values.values())
+    if not names:
+        return {}, OWN_SCALES
+    if samples is None:
+        listed = f"; the model gives these no scale: {_some(names)}" if known else ""
+        raise ModelError(f"{NO_CALIBRATION}{listed}")
     inner = partial(inner_states, graph) if any(isinstance(node.op, Recurrent) for node in graph.nodes) else None
     ranges = calibrate(prepared, samples, names, method, step, states=onnx_states(graph), derive=inner)
     if isinstance(source, str) and source == RANDOM:
         return ranges, RANDOM
-    return ranges, f"{method}, {seen[0]} samples"
+    only = f" for tensors without scales of their own: {_some(names)}" if known else ""
+    return ranges, f"{method}, {seen[0]} samples{only}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names in a text of bounded length."""
+    shown = ", ".join(repr(one_line(name, 60)) for name in names[:LISTED])
+    return shown + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def measured_ranges(
+    prepared: onnx.ModelProto, graph: Graph, samples: Iterable[Mapping[str, Array]]
+) -> tuple[dict[str, Range], str]:
+    """Return the extremes of the tensors that need ranges, and the note that the program carries."""
+    return _calibrate(prepared, graph, samples, None, "minmax", None)
 
 
 def input_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -359,10 +411,11 @@ def diff(
     Args:
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
-        samples: as `calibration` of `compile` (but not "random").
+        samples: as `calibration` of `compile` (but not "random"); along sequences where the program has states.
         shapes, freeze: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
-    inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)
+    every = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
+    prepared, found = prepare(model, shapes or every, frozen=freeze), load_samples(samples, free_inputs(blob))
+    return compare(prepared, blob, found, progress)

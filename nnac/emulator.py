@@ -13,12 +13,14 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from nnac import isa
+from nnac import float32, isa
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
 from nnac.types import DTYPES, Array
 
+FLOAT32 = 5
+"""The rounding of kernels that have a form in `nnac.float32` (see `nnac.kernels.requantize`)."""
 POISON = 0xA5
 """Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
 
@@ -35,6 +37,8 @@ class Emulator:
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
         mode = self.law.mode
         self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
+        self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
+        """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
@@ -219,7 +223,7 @@ class Emulator:
                 i.out_zero,
                 i.low,
                 i.high,
-                self.wide_mode if sums else self.mode,
+                self.wide_mode if sums else self.mode if wide else self.single_mode,
                 self.law.accumulator_bits + sums * WIDE_BITS,
                 int(self.law.wraps),
             )
@@ -267,7 +271,7 @@ class Emulator:
                 i.out_zero,
                 i.low,
                 i.high,
-                self.mode,
+                self.mode if wide else self.single_mode,
             )
 
     def _nested(self, i: isa.Sum | isa.Mul, index: int, wide: bool) -> Array:
@@ -278,6 +282,9 @@ class Emulator:
     def _sum(self, i: isa.Sum) -> None:
         wide = max(*i.bits, i.out_bits) == 16
         target = self._tile(i.target, *i.shape, bits=i.out_bits)
+        if self.law.mode == Rounding.ONNX and not wide:
+            self._add_float32(i, target)
+            return
         if len(i.sources) == 2 and not wide:
             self._add(i, target)
             return
@@ -291,6 +298,14 @@ class Emulator:
             accumulate(acc, self._nested(i, n, wide), zero, i.multipliers[n])
         with _result(target, wide) as y:
             requantize_wide(acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+
+    def _add_float32(self, i: isa.Sum, y: Array) -> None:
+        from nnac.kernels.single import fuse_product, round_sum
+
+        total = np.full(i.shape, float32.sum_start(i.zeros, i.multipliers, i.out_zero), np.float32)
+        for n in reversed(range(len(i.sources))):
+            fuse_product(total, self._nested(i, n, False), i.multipliers[n])
+        round_sum(total, y, i.low, i.high)
 
     def _add(self, i: isa.Sum, y: Array) -> None:
         from nnac.kernels.elementwise import add2
@@ -312,6 +327,9 @@ class Emulator:
 
     def _mul(self, i: isa.Mul) -> None:
         wide = max(*i.bits, i.out_bits) == 16
+        if self.law.mode == Rounding.ONNX and not wide:
+            self._multiply_float32(i)
+            return
         if wide:
             from nnac.kernels.wide import multiply
         else:
@@ -331,6 +349,21 @@ class Emulator:
                 i.high,
                 self.mode,
             )
+
+    def _multiply_float32(self, i: isa.Mul) -> None:
+        from nnac.kernels.single import multiply
+
+        multiply(
+            self._nested(i, 0, False),
+            i.zeros[0],
+            self._nested(i, 1, False),
+            i.zeros[1],
+            self._tile(i.target, *i.shape, bits=i.out_bits),
+            i.multiplier,
+            i.out_zero,
+            i.low,
+            i.high,
+        )
 
     def _lookup(self, i: isa.Lookup) -> None:
         shape = (i.count // i.tables, i.tables)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnac.errors import ModelError
-from nnac.types import Array, TensorType
+from nnac.types import Array, Quant, TensorType
 
 
 class Operator(Protocol):
@@ -165,10 +165,10 @@ class Draft:
             name = f"{stem}.{count}"
         return name
 
-    def add_constant(self, stem: str, array: Array) -> str:
-        """Add a constant under a fresh name and return the name."""
+    def add_constant(self, stem: str, array: Array, quant: Quant | None = None) -> str:
+        """Add a constant under a fresh name and return the name; `quant` is that of a pinned one."""
         name = self.fresh(stem)
-        self.values[name] = Value(name, TensorType(array.shape, array.dtype.name))
+        self.values[name] = Value(name, TensorType(array.shape, array.dtype.name, quant))
         self.constants[name] = array
         return name
 

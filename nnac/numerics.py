@@ -38,6 +38,7 @@ WIDE_MULTIPLIER_LIMIT = 1 << WIDE_MULTIPLIER_BITS
 SOFTMAX_ENTRIES = 256
 SOFTMAX_ONE = 1 << 16
 SOFTMAX_WIDE_ONE = 1 << 15
+SOFTMAX_FINE_ONE = 1 << 30
 INTERPOLATION_ENTRIES = 513
 GATE_BITS = 12
 """Fractional bits of a gate's pre-activation: int16, Q3.12."""
@@ -57,6 +58,8 @@ class Rounding(enum.IntEnum):
     """Ties go away from zero (C's round)."""
     TFLITE = 3
     """gemmlowp's two steps, see `requantize`; every expression without a two-step form rounds HALF_AWAY."""
+    ONNX = 4
+    """onnxruntime's integer operators: on int8 the float32 forms of `nnac.float32`; all else rounds HALF_EVEN."""
 
     @classmethod
     def parse(cls, label: str) -> "Rounding":
@@ -68,7 +71,7 @@ class Rounding(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name that target files use: 'half_even', 'half_up', 'half_away' or 'tflite'."""
+        """The name that target files use: 'half_even', 'half_up', 'half_away', 'tflite' or 'onnx'."""
         return self.name.lower()
 
 
@@ -93,7 +96,7 @@ def round_divide(numerator: int, denominator: int, rounding: Rounding) -> int:
     floor, rest = divmod(numerator, denominator)
     if 2 * rest != denominator:
         return floor + (2 * rest > denominator)
-    if rounding == Rounding.HALF_EVEN:
+    if rounding in (Rounding.HALF_EVEN, Rounding.ONNX):
         return floor + floor % 2
     if rounding == Rounding.HALF_UP:
         return floor + 1
@@ -331,7 +334,7 @@ def average_bits(taps: int, bits: int) -> int:
     return max(1, min(MULTIPLIER_BITS, 62 - reach - (taps - 1).bit_length()))
 
 
-def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
+def softmax_table(scale: float, bits: int = 8, fine: bool = False) -> tuple[int, ...]:
     """exp(-scale * d), rounded half to even, as `softmax` looks it up.
 
     For int8: d = 0..255 in Q0.16; the first entry is 65536. For int16: d = 0, 256, ..., 65280 and then d = 0..255,
@@ -340,6 +343,7 @@ def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
     Args:
         scale: of the softmax input (times the softmax's own factor, if any); non-negative and finite.
         bits: of the input, 8 or 16.
+        fine: for int8 in Q0.30, near what float32 gives (machines of rounding ONNX).
 
     Raises:
         ValueError: the scale is negative or not finite.
@@ -347,7 +351,8 @@ def softmax_table(scale: float, bits: int = 8) -> tuple[int, ...]:
     if not math.isfinite(scale) or scale < 0:
         raise ValueError(f"softmax scale {scale!r} is not a finite non-negative number")
     if bits == 8:
-        return tuple(round(math.exp(-scale * distance) * SOFTMAX_ONE) for distance in range(SOFTMAX_ENTRIES))
+        one = SOFTMAX_FINE_ONE if fine else SOFTMAX_ONE
+        return tuple(round(math.exp(-scale * distance) * one) for distance in range(SOFTMAX_ENTRIES))
     steps = [*range(0, SOFTMAX_ENTRIES**2, SOFTMAX_ENTRIES), *range(SOFTMAX_ENTRIES)]
     return tuple(round(math.exp(-scale * distance) * SOFTMAX_WIDE_ONE) for distance in steps)
 

@@ -14,7 +14,10 @@ SHARING = frozenset({"Reshape", "Transpose", "Slice", "Concat", "Pad", "Take", "
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What holds at one stage: the dtypes of computed values, and whether they carry a quantization."""
+    """What holds at one stage: the dtypes of computed values, and whether all of them carry a quantization.
+
+    A real value that carries one is pinned: it will be quantized so, whatever its range.
+    """
 
     name: str
     dtypes: tuple[str, ...]
@@ -22,10 +25,12 @@ class Stage:
 
     def admits(self, kind: TensorType) -> bool:
         """Tell whether a computed value may have this type."""
-        if kind.dtype not in self.dtypes or (kind.quant is not None) != self.quantized:
+        if kind.dtype not in self.dtypes or (self.quantized and kind.quant is None):
             return False
-        return kind.quant is None or (
-            kind.dtype == kind.quant.dtype and (kind.quant.bits == 8 or not kind.quant.zero_point)
+        return (
+            not self.quantized
+            or kind.quant is None
+            or (kind.dtype == kind.quant.dtype and (kind.quant.bits == 8 or not kind.quant.zero_point))
         )
 
 

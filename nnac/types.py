@@ -47,8 +47,8 @@ class Quant:
 
     @property
     def is_whole(self) -> bool:
-        """Whether integers stand for themselves, as those of ONNX do where they enter or leave a host segment."""
-        return self.scale == 1.0 and not self.zero_point
+        """Whether it is the one in which ONNX's integers enter or leave a host segment: they stand for themselves."""
+        return self.scale == 1.0 and self.bits == 16
 
     def quantize(self, x: Array) -> Array:
         """Return the integers of real `x`, rounded half to even in float32 as ONNX QuantizeLinear does, saturated."""

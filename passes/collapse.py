@@ -3,7 +3,8 @@
 A chain of reshapes, transposes, slices and takes is a fixed choice of places, whatever it is written as. Where that
 choice is one of indices along each axis of the tensor at the chain's head (a channel shuffle and split of channels last
 is the picture of it: reshape, transpose, reshape, slice, transpose), one slice or take does it, from the farthest head
-for which this holds. A head that others read too stays. The pass is exact.
+for which this holds. A head that others read too stays, and so does a tensor between that alone is known to the model:
+its range is measured. The pass is exact.
 """
 
 from __future__ import annotations
@@ -36,9 +37,15 @@ def _collapse(draft: Draft, node: Node, made: Mapping[str, Node]) -> None:
         moves.insert(0, above)
     for first in range(len(moves) - 1):
         found = _one_for(draft, moves[first:])
-        if found is not None:
+        if found is not None and not _forgets(draft, moves[first:]):
             draft.update(node, op=found, inputs=moves[first].inputs)
             return
+
+
+def _forgets(draft: Draft, moves: list[Node]) -> bool:
+    """Tell whether what the moves' tensors stand for, and so their range, is known between their ends only."""
+    head, *between, last = (draft.values[n].origin for n in (moves[0].inputs[0], *(move.output for move in moves)))
+    return head is None and last is None and any(origin is not None for origin in between)
 
 
 def _one_for(draft: Draft, moves: list[Node]) -> Reshape | Slice | Take | None:

@@ -4,7 +4,8 @@ Rules, on the float graph:
 
 1. an elementwise operator whose operands all come from one value, entry by entry, is a function of that value, however
    they come from it: Gelu written with Erf or Tanh, Swish, HardSwish, Mish, 1 / sqrt(x + epsilon), chains of scalar
-   constants. What is read from outside of such a group becomes one table, rounded once, instead of many;
+   constants. What is read from outside of such a group becomes one table, rounded once, instead of many (a value whose
+   quantization is pinned is a root for those that read it);
 2. an Insert into the result of an Insert that nothing else reads becomes one with more boxes.
 """
 
@@ -38,7 +39,7 @@ def compose(graph: Graph) -> Graph:
         if formula is None or len(formula.parts) < 2:
             continue
         outside = [r for r in readers if r.output not in inside or formulas[r.output].root != formula.root]
-        if outside or name in draft.outputs:
+        if outside or name in draft.outputs or draft.values[name].type.quant is not None:
             draft.update(inside[name], op=Activation("composed", formula.parts), inputs=(formula.root,))
     _join(draft)
     return draft.freeze()
@@ -60,7 +61,7 @@ def _formulas(draft: Draft) -> dict[str, _Formula]:
 def _formula(draft: Draft, node: Node, formulas: dict[str, _Formula]) -> _Formula | None:
     """Return the node's result as a function of one value, or None."""
     step = _step(node)
-    operands = [formulas[name] for name in node.inputs]
+    operands = [formulas[n] if draft.values[n].type.quant is None else _Formula(n) for n in node.inputs]
     shapes = {draft.values[name].shape for name in (*node.inputs, node.output)}
     if step is None or len({o.root for o in operands}) != 1 or len(shapes) > 1 or operands[0].root in draft.constants:
         return None

@@ -19,7 +19,7 @@ import numpy as np
 from nnac.graph import Draft, Graph, Node, sort_nodes
 from nnac.ops import Activation, Conv, Dense, Pad, Sum
 from nnac.ops.base import UNBOUNDED
-from nnac.ops.conv import BIAS, INPUT, WEIGHT
+from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT, real_bias
 from nnac.passes.through import alone, channels_behind, give, maker
 from nnac.types import Array
 
@@ -43,7 +43,9 @@ def _fold_affine(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> b
     layer, moves = maker(draft, source, draft.producers(), users)
     if layer is None or not isinstance(layer.op, Conv | Dense) or layer.op.clamp != UNBOUNDED:
         return False
-    if not alone(draft, source, users):
+    if not alone(draft, source, users) or draft.values[layer.output].type.quant is not None:
+        return False
+    if len(layer.inputs) > SCALE and not _keeps_integers(draft.constants[layer.inputs[WEIGHT]], scale):
         return False
     if moves and (scale.size > 1 or offset.size > 1):
         ends = channels_behind(draft.values[layer.output].shape, moves)
@@ -57,7 +59,7 @@ def _fold_affine(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> b
 def _as_affine(draft: Draft, node: Node) -> tuple[str, Array, Array] | None:
     """Return (input, scale, offset) of a node that computes x * scale + offset with constants, per channel or not."""
     match node.op:
-        case Conv(strides=(1, 1), pads=(0, 0, 0, 0), clamp=clamp) if clamp == UNBOUNDED:
+        case Conv(strides=(1, 1), pads=(0, 0, 0, 0), clamp=clamp) if clamp == UNBOUNDED and len(node.inputs) <= SCALE:
             weight = draft.constants[node.inputs[WEIGHT]]
             if weight.shape[1:] == (1, 1, 1) and node.op.groups == weight.shape[0]:
                 return node.inputs[INPUT], weight.reshape(-1), draft.constants[node.inputs[BIAS]]
@@ -85,15 +87,35 @@ def _as_offset(draft: Draft, node: Node, signs: tuple[int, ...]) -> tuple[str, A
 
 
 def _merge(draft: Draft, node: Node, layer: Node, moves: list[Node], scale: Array, offset: Array) -> None:
-    weight, bias = (draft.constants[layer.inputs[i]].astype(np.float64) for i in (WEIGHT, BIAS))
-    scale, offset = scale.astype(np.float64), offset.astype(np.float64)
-    weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    bias = bias * scale + offset
-    folded = ((WEIGHT, weight), (BIAS, bias))
-    names = [draft.add_constant(layer.inputs[i], array.astype(np.float32)) for i, array in folded]
+    names = _folded(draft, layer, scale.astype(np.float64), offset.astype(np.float64))
     del draft.nodes[node.name]
     layer = give(draft, layer, moves, draft.values[node.output])
     draft.update(layer, inputs=(layer.inputs[INPUT], *names))
+
+
+def _folded(draft: Draft, layer: Node, scale: Array, offset: Array) -> list[str]:
+    """Return the constants of a layer behind which something scales and shifts; integers keep, their scales change."""
+    weight, bias = (draft.constants[layer.inputs[i]] for i in (WEIGHT, BIAS))
+    folded = {}
+    if len(layer.inputs) > SCALE:
+        units = draft.constants[layer.inputs[SCALE]].astype(np.float64)
+        bias = real_bias(bias, units, draft.values[layer.inputs[INPUT]].type.quant)
+        folded[SCALE] = units * np.abs(scale)
+        folded[WEIGHT] = weight * np.sign(scale).reshape(-1, *(1,) * (weight.ndim - 1))
+    else:
+        folded[WEIGHT] = weight.astype(np.float64) * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    folded[BIAS] = bias.astype(np.float64) * scale + offset
+    new = {i: draft.add_constant(layer.inputs[i], array.astype(_dtype(weight, i))) for i, array in folded.items()}
+    return [new.get(i, name) for i, name in enumerate(layer.inputs) if i != INPUT]
+
+
+def _keeps_integers(weight: Array, scale: Array) -> bool:
+    """Tell whether integer weights take a factor per channel in their scales and signs alone."""
+    return bool((scale != 0).all() and ((scale > 0).all() or weight.min() > -128))
+
+
+def _dtype(weight: Array, index: int) -> type[np.generic]:
+    return np.int8 if index == WEIGHT and weight.dtype == np.int8 else np.float32
 
 
 def _fold_pad(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> None:
@@ -102,8 +124,8 @@ def _fold_pad(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> None
     pad = draft.producers().get(node.inputs[INPUT])
     if pad is None or not isinstance(pad.op, Pad) or pad.op.value != 0.0:
         return
-    before, after = pad.op.before, pad.op.after
-    if before[0] or after[0] or before[3] or after[3] or not alone(draft, pad.output, users):
+    before, after, pin = pad.op.before, pad.op.after, draft.values[pad.inputs[0]].type.quant
+    if before[0] or after[0] or before[3] or after[3] or not alone(draft, pad.output, users, pin):
         return
     top, left, bottom, right = node.op.pads
     pads = (top + before[1], left + before[2], bottom + after[1], right + after[2])

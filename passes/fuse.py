@@ -5,7 +5,8 @@ Rules, on the float graph:
 1. the producer is a Conv, Dense, Sum, Mul, AveragePool or MaxPool, and nothing else reads its output (but moves, up
    to the activation);
 2. its clamp and the activation's interval intersect; the producer then makes the activation's output value;
-3. an identity activation and a clamp that is idle behind a narrower one vanish the same way.
+3. an identity activation and a clamp that is idle behind a narrower one vanish the same way;
+4. a value whose quantization is pinned stays, unless the activation's output is pinned alike.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ def fuse(graph: Graph) -> Graph:
     made, users = draft.producers(), draft.users()
     for node in sort_nodes(list(draft.nodes.values())):
         limits = interval(node)
-        if limits is None or not alone(draft, node.inputs[0], users):
+        pin = draft.values[node.output].type.quant
+        if limits is None or not alone(draft, node.inputs[0], users, pin):
             continue
-        producer, moves = maker(draft, node.inputs[0], made, users)
+        producer, moves = maker(draft, node.inputs[0], made, users, pin)
         if producer is None or not isinstance(producer.op, CLAMPING):
             continue
         clamp = _intersect(producer.op.clamp, limits)

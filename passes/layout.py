@@ -25,6 +25,7 @@ import numpy as np
 
 from nnac.graph import Draft, Graph, Node, Value, sort_nodes
 from nnac.ops import Activation, Concat, Dense, Insert, Mul, Pad, Reshape, Slice, Sum, Take, Transpose
+from nnac.types import Array
 
 Shape = tuple[int, ...]
 PASSING = Activation | Sum | Mul | Concat | Slice | Pad | Take | Insert
@@ -139,7 +140,7 @@ class _Sweep:
         if len(shape) != len(inverse):
             return None
         if name in self.draft.constants:
-            return self.draft.add_constant(name, self.draft.constants[name].transpose(inverse))
+            return self._constant(name, self.draft.constants[name].transpose(inverse))
         if sum(side != 1 for side in shape) > 1:
             return None
         return self._move(name, Reshape(tuple(shape[i] for i in inverse)), "transpose", lead.op.perm)
@@ -149,8 +150,12 @@ class _Sweep:
             return None
         array, source, target = self.draft.constants[name], self._shape(lead.inputs[0]), self._shape(lead.output)
         if array.size == 1:
-            return self.draft.add_constant(name, array.reshape((1,) * len(source)))
-        return self.draft.add_constant(name, array.reshape(source)) if array.shape == target else None
+            return self._constant(name, array.reshape((1,) * len(source)))
+        return self._constant(name, array.reshape(source)) if array.shape == target else None
+
+    def _constant(self, name: str, array: Array) -> str:
+        """Return a moved constant, pinned as it was."""
+        return self.draft.add_constant(name, array, self.draft.values[name].type.quant)
 
     def _same_move(self, a: Node, b: Node) -> bool:
         if isinstance(a.op, Transpose):

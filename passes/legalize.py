@@ -14,7 +14,7 @@ from dataclasses import replace
 from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, Conv, Dense, Host, MaxPool, Slice
+from nnac.ops import AveragePool, Concat, Host, MaxPool, Recurrent, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
@@ -37,8 +37,9 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
-    layers = [node for node in graph.nodes if isinstance(node.op, Conv | Dense)]
-    wide = [node.name for node in layers if graph.values[node.inputs[0]].type.dtype == "int16"]
+    layers = [node for node in graph.nodes if node.op.weighted]
+    seen = [node.output if isinstance(node.op, Recurrent) else node.inputs[0] for node in layers]
+    wide = [node.name for node, name in zip(layers, seen, strict=True) if graph.values[name].type.dtype == "int16"]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
@@ -51,7 +52,7 @@ def _refuse_host(graph: Graph, target: Target) -> None:
     if names and target.host is None:
         raise TargetError(
             f"target {target.name!r} has no section [host], but {len(names)} parts of the model need one, {names[0]!r} "
-            f"the first; add it (`nnac targets nna8` shows one), or see with host = 'forbid' what would have to change"
+            f"the first; add it (`nnac targets nna8` shows one), or see with --host forbid what would have to change"
         )
 
 

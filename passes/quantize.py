@@ -9,6 +9,8 @@ Rules:
    in int16 a scale of 2**-15; under power-of-two scales the scale is rounded up to one and the
    zero point is even, so that ties fall alike whether the zero point is added after rounding (ONNX's definition, and
    ours) or before (onnxruntime's fused QLinearAdd, QLinearMul and QLinearAveragePool);
+   a quantization that the model brings (a pinned value) is taken as it is, whatever the range; so are weights, scales
+   and biases that are integers already;
 3. weights are int8 in [-127, 127], symmetric, with a scale per output channel (per tensor if the machine demands it);
 4. biases are int32 in units of input scale * weight scale; a channel whose bias would not fit gets a larger scale;
 5. where a concat would make a tensor much coarser that others read too, the concat gets a rescaled copy of it;
@@ -20,7 +22,8 @@ Rules:
 8. an identity, relu or clip of int16 is a sum of one operand, which rounds once, instead of a table with lines;
 9. values that an operator pins have its quantization, and those that it wants in steps of a power of two are int16 with
    such a scale, with all that shares theirs: gates and states of recurrent layers; a state going out has the
-   quantization of the state coming in;
+   quantization of the state coming in; results have room for the initial states, and what a layer
+   reaches beyond a pinned range is refused;
 10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
     from or go to such a tensor are requantized there.
 """
@@ -34,7 +37,7 @@ from math import ceil, inf, log2
 import numpy as np
 
 from nnac.calibration import Range
-from nnac.errors import ModelError
+from nnac.errors import ModelError, raise_all
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.numerics import INT16_HIGH, WIDE_BITS
 from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
@@ -66,7 +69,7 @@ def quantize(
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
 
     Raises:
-        ModelError: a tensor has no range or is not known, or scales lie too far apart for the machine's multipliers.
+        ModelError: a tensor has no range or is not known, or sums would not fit the accumulator.
     """
     graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
     quants = _quants(graph, ranges, law, activations)
@@ -195,7 +198,9 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activati
         {group[name] for name in names if name in group}
         for names in (_asked_wide(graph, group, activations), _forced(graph))
     )
-    wide, pinned = asked | forced, _pinned(graph, group)
+    brought = _brought(graph, group)
+    asked |= {root for root, quant in brought.items() if quant.bits == 16}
+    wide, pinned = asked | forced, {**brought, **_pinned(graph, group)}
     stepped = {group[name] for node in graph.nodes for name in node.op.stepped(node) if name in group}
     made = {node.output: node for node in graph.nodes}
     spans: dict[str, list[Range]] = {}
@@ -204,8 +209,48 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activati
         natural = _natural(made[name], root in wide) if name in made else None
         seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
         spans.setdefault(root, []).extend([natural] if natural is not None else seen)
+    for result, span in _initial_spans(graph, ranges):
+        spans[group[result]].append(span)
     merged = {root: _merge(graph, root, found, pinned.get(root)) for root, found in spans.items()}
+    raise_all(ModelError, "recurrent layers leave the range of their integers:", list(_beyond(graph, group, merged)))
     return _Quants(group, merged, wide, law.power_of_two_scales, pinned, stepped, forced - asked)
+
+
+def unpinned(graph: Graph) -> list[str]:
+    """Return the ONNX tensors, sorted, whose ranges decide about scales: the model pins no scale of theirs."""
+    group = _groups(graph)
+    pins = _brought(graph, group)
+    open_ = [graph.values[name].origin for name, root in group.items() if root not in pins]
+    return sorted({origin.name for origin in open_ if origin is not None})
+
+
+def _brought(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
+    """Return the quantization of the groups that the model itself pins."""
+    found = [(root, graph.values[name].type.quant) for name, root in group.items()]
+    return {root: quant for root, quant in found if quant is not None}
+
+
+def _initial_spans(graph: Graph, ranges: Mapping[str, Range]) -> Iterator[tuple[str, Range]]:
+    """Yield results of recurrent layers with the range of the initial state that must fit into their integers too."""
+    for node in graph.nodes:
+        for name, result in zip(node.inputs[1 : node.op.operands], node.outputs, strict=False):
+            if not isinstance(node.op, Recurrent):
+                continue
+            held, origin = graph.constants.get(name), graph.values[name].origin
+            if held is not None:
+                yield result, Range(min(0.0, float(held.min())), max(0.0, float(held.max())))
+            elif origin is not None and origin.name in ranges:
+                yield result, ranges[origin.name]
+
+
+def _beyond(graph: Graph, group: Mapping[str, str], spans: Mapping[str, Range]) -> Iterator[str]:
+    """Yield what recurrent layers reach in float and their integers cannot."""
+    layers = [layer for layer in graph.nodes if isinstance(layer.op, Recurrent)]
+    for node, name, limit in ((layer, *pair) for layer in layers for pair in layer.op.reach(layer).items()):
+        held, span = graph.constants.get(name), spans.get(group.get(name, ""))
+        peak = float(np.abs(held).max()) if held is not None else max(-span.low, span.high) if span is not None else 0.0
+        if peak > limit:
+            yield f"{node.name!r} ({node.op.name}): {name!r} reaches {peak:g}, allowed is {limit:g} at most"
 
 
 def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
@@ -376,7 +421,7 @@ def _operand(draft: Draft, node: Node, name: str, allowed: tuple[int, ...], law:
     if node.op.name not in SHARING:
         low, high = min(0.0, float(array.min())), max(0.0, float(array.max()))
         bits = quant.bits if quant.bits in allowed else allowed[0]
-        quant = activation_quant(low, high, law.power_of_two_scales, bits)
+        quant = draft.values[name].type.quant or activation_quant(low, high, law.power_of_two_scales, bits)
     new = draft.add_constant(f"{name}.{quant.dtype}", quant.quantize(array))
     draft.values[new] = _typed(draft.values[new], quant)
     return new
@@ -398,13 +443,15 @@ def _layer(draft: Draft, node: Node, quant: Quant | None, law: Arithmetic) -> No
     """Quantize weights and bias of a layer, which stand behind its operands, for an input of `quant`."""
     assert quant is not None
     operands, layer = node.inputs[: node.op.operands], node.inputs[node.op.operands :]
-    weight, bias = (draft.constants[name].astype(np.float64) for name in layer[:2])
+    weight, bias = (draft.constants[name] for name in layer[:2])
     if len(layer) > 2:  # an encoding pass has chosen integers and scales already
         scale, integer = draft.constants[layer[2]], draft.constants[layer[0]]
     else:
+        weight, bias = weight.astype(np.float64), bias.astype(np.float64)
         scale = weight_scales(weight, bias, quant.scale, law)
         integer = int8_weights(weight, scale)
-    steps = np.rint(bias / (scale.astype(np.float64) * quant.scale)).astype(np.int64)
+    units = scale.astype(np.float64) * quant.scale
+    steps = np.rint(bias / units if bias.dtype != np.int32 else bias).astype(np.int64)
     _prove(node, integer, steps, quant, law)
     names = (
         draft.add_constant(f"{layer[0]}.int8", integer),

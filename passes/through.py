@@ -13,26 +13,26 @@ import numpy as np
 
 from nnac.graph import Draft, Node, Value
 from nnac.ops import Reshape, Slice, Take, Transpose
-from nnac.types import Array
+from nnac.types import Array, Quant
 
 MOVES = Reshape | Transpose | Slice | Take
 
 
 def maker(
-    draft: Draft, name: str, made: Mapping[str, Node], users: Mapping[str, list[Node]]
+    draft: Draft, name: str, made: Mapping[str, Node], users: Mapping[str, list[Node]], pin: Quant | None = None
 ) -> tuple[Node | None, list[Node]]:
-    """Return what computes a value, and the moves from there to it; none of the tensors between has another reader."""
+    """Return what computes a value, and the moves from there to it; the tensors between may vanish (see `alone`)."""
     moves: list[Node] = []
     node = made.get(name)
-    while node is not None and isinstance(node.op, MOVES) and alone(draft, node.inputs[0], users):
+    while node is not None and isinstance(node.op, MOVES) and alone(draft, node.inputs[0], users, pin):
         moves.insert(0, node)
         node = made.get(node.inputs[0])
     return node, moves
 
 
-def alone(draft: Draft, name: str, users: Mapping[str, list[Node]]) -> bool:
-    """Tell whether a value has one reader and is no output."""
-    return len(users[name]) == 1 and name not in draft.outputs
+def alone(draft: Draft, name: str, users: Mapping[str, list[Node]], pin: Quant | None = None) -> bool:
+    """Tell whether a value may vanish: one reader, no output, and no pinned quantization other than `pin`."""
+    return len(users[name]) == 1 and name not in draft.outputs and draft.values[name].type.quant in (None, pin)
 
 
 def moved(array: Array, moves: Sequence[Node]) -> Array:
@@ -74,5 +74,6 @@ def give(draft: Draft, producer: Node, moves: Sequence[Node], result: Value) -> 
         step = ("transpose", move.op.perm) if isinstance(move.op, Transpose) else ("reshape", result.shape)
         known = result.origin is not None and isinstance(move.op, Transpose | Reshape)
         origin = result.origin.after(*step) if known and result.origin is not None else None
-        result = draft.values[between.name] = replace(between, origin=origin)
+        kind = replace(between.type, quant=result.type.quant)
+        result = draft.values[between.name] = replace(between, type=kind, origin=origin)
     return producer if moves else draft.update(producer, output=result.name)

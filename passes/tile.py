@@ -4,8 +4,9 @@ Rules:
 
 1. every activation starts in the scratchpad, alive from its writer to its last reader; a reshape shares the bytes;
 2. while a task needs more than there is, a tensor alive there leaves (which one, the strategy says): where the strategy
-   cascades and only the next task reads it, it is streamed: both tasks work on one stripe after the other, and only a
-   stripe of it ever exists (rows that two stripes share are computed twice); else it moves to the spill memory;
+   cascades and only the next task reads it, all of it, it is streamed: both tasks work on one stripe after the other,
+   and only a stripe of it ever exists (rows that two stripes share are computed twice); else it moves to the spill
+   memory;
 3. a task that touches a spilled tensor stages it in stripes of rows through two buffers in turn, so that transfer and
    work overlap;
 4. a stripe is as high as the free room and the strategy allow; operands that broadcast, and moves and host segments
@@ -168,11 +169,8 @@ class _Tiler:
             return False
         if writer.node.output not in reader.node.inputs or not (_one_period(writer) and _one_period(reader)):
             return False
-        i, op = reader.operands.index(victim.name), reader.node.op
-        if op.most_rows(reader.bound, 1)[i] is None:
+        if not _reads_on(reader, reader.operands.index(victim.name)):
             return False
-        if op.input_rows(reader.bound, (0, op.rows(reader.bound)[0]))[i] != (0, op.operand_rows(reader.bound)[i]):
-            return False  # rows that the reader skips at an end would never be made
         joined = [g for g in self.groups() if first in g or last in g]
         constants = sum(_constant_bytes(self.tasks[t]) for g in joined for t in g)
         return constants <= self.target.memory["weights"].bytes
@@ -198,7 +196,7 @@ class _Tiler:
             return [replace(last, buffers=empty, copies=empty)]
         room = self.budget - sum(aligned(s.nbytes) for s in self.live(group))
         _, period = last.node.op.rows(last.bound)
-        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in last.storages)
+        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
         while low < high:
             middle = (low + high + 1) // 2
@@ -270,9 +268,26 @@ def _staged(group: list[Buffers]) -> int:
     return sum(nbytes * copies for buffers in group for nbytes, copies in buffers)
 
 
+def _cut(task: Task) -> list[str]:
+    """Return the tensors of which a stripe takes or makes a part; others are staged once, whatever its height."""
+    taken = task.node.op.most_rows(task.bound, 1)
+    return [name for name, rows in zip(task.operands, taken, strict=True) if rows is not None] + [task.output]
+
+
 def _one_period(task: Task) -> bool:
     total, period = task.node.op.rows(task.bound)
     return bool(total == period)
+
+
+def _reads_on(task: Task, operand: int) -> bool:
+    """Tell whether all rows of an operand are read, one after the other; large strides leave some out."""
+    op, bound = task.node.op, task.bound
+    if op.most_rows(bound, 1)[operand] is None:
+        return False
+    total, count = op.rows(bound)[0], op.operand_rows(bound)[operand]
+    (_, end), (_, last) = (op.input_rows(bound, (row, row + 1))[operand] for row in (0, total - 1))
+    start = op.input_rows(bound, (1, 2))[operand][0] if total > 1 else end
+    return bool(start <= end and last == count)
 
 
 def _constant_bytes(task: Task) -> int:

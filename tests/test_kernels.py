@@ -16,10 +16,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nnac import kernels, numerics
+from nnac.kernels import machine
+from nnac.kernels.codes import WIDTH, multiply_codes, pack_codes
 from nnac.kernels.conv import conv2d
 from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
+from nnac.kernels.panels import matmul, pack_matrix
 from nnac.kernels.pool import average_pool, max_pool
 from nnac.kernels.softmax import softmax
+from nnac.kernels.tile import COLUMNS
 from nnac.numerics import Rounding
 
 Int8 = npt.NDArray[np.int8]
@@ -114,15 +118,17 @@ DEPTHWISE = st.tuples(st.integers(1, 40), st.just(1), st.just(1))
 
 
 @settings(max_examples=400, deadline=None)
-@given(convolutions(DENSE))
-def test_convolution(case: Any) -> None:
-    check_convolution(case)
+@given(convolutions(DENSE), st.sampled_from(machine.runnable()))
+def test_convolution(case: Any, processor: str) -> None:
+    with machine.forced(processor):
+        check_convolution(case)
 
 
 @settings(max_examples=300, deadline=None)
-@given(convolutions(GROUPED))
-def test_grouped_convolution(case: Any) -> None:
-    check_convolution(case)
+@given(convolutions(GROUPED), st.sampled_from(machine.runnable()))
+def test_grouped_convolution(case: Any, processor: str) -> None:
+    with machine.forced(processor):
+        check_convolution(case)
 
 
 @settings(max_examples=300, deadline=None)
@@ -131,15 +137,71 @@ def test_depthwise_convolution(case: Any) -> None:
     check_convolution(case)
 
 
+@pytest.mark.parametrize("processor", machine.runnable())
 @pytest.mark.parametrize("rows", [1, 3, 15, 16, 17, 130])
 @pytest.mark.parametrize(("depth", "units"), [(1, 1), (31, 3), (64, 32), (65, 70), (1000, 7)])
-def test_dense_layers(rows: int, depth: int, units: int) -> None:
+def test_dense_layers(rows: int, depth: int, units: int, processor: str) -> None:
     rng = np.random.default_rng(rows)
     x, w = values(rng, rows, 1, depth), values(rng, units, 1, 1, depth)
     bias = rng.integers(-(2**20), 2**20, units).astype(np.int32)
     pairs = [(2**30 + 12345 * n, 44) for n in range(units)]
     rest = (3, -128, 127, Rounding.HALF_EVEN, 32, False)
-    check_convolution((x, w, bias, pairs, (rows, 1), (1, 1, 1, 1, 0, 0, units, 0, -7), rest))
+    with machine.forced(processor):
+        check_convolution((x, w, bias, pairs, (rows, 1), (1, 1, 1, 1, 0, 0, units, 0, -7), rest))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 14), st.integers(1, 150), st.integers(1, 70), ZERO, SEED, st.sampled_from(machine.runnable()))
+def test_products_of_matrices(rows: int, units: int, depth: int, zero: int, seed: int, processor: str) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = values(rng, rows, -(-depth // 4) * 4), values(rng, units, depth)
+    bias = rng.integers(-(2**31), 2**31, units).astype(np.int32)
+    y = np.empty((rows, -(-units // COLUMNS) * COLUMNS), np.int32)
+    with machine.forced(processor):
+        matmul(x, pack_matrix(w, bias), zero, y)
+    exact = (x[:, :depth].astype(np.int64) - zero) @ w.T.astype(np.int64) + bias
+    np.testing.assert_array_equal(y[:, :units], exact.astype(np.int32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 150),
+    st.integers(1, 70),
+    st.integers(1, 7),
+    ZERO,
+    SEED,
+    st.sampled_from(machine.runnable()),
+)
+def test_products_of_codes(rows: int, units: int, depth: int, bits: int, zero: int, seed: int, processor: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.full((rows, -(-depth // 4) * 4), zero, np.int8)
+    x[:, :depth] = values(rng, rows, depth)
+    codes, table = rng.integers(0, 1 << bits, (units, depth)).astype(np.uint8), values(rng, 1 << bits)
+    bias = rng.integers(-(2**20), 2**20, units).astype(np.int32)
+    y = np.empty((rows, -(-units // WIDTH) * WIDTH), np.int32)
+    with machine.forced(processor):
+        multiply_codes(x, pack_codes(codes, table, bits, bias), zero, y)
+    exact = (x[:, :depth].astype(np.int64) - zero) @ table[codes].T.astype(np.int64) + bias
+    np.testing.assert_array_equal(y[:, :units], exact)
+
+
+@pytest.mark.parametrize("processor", machine.runnable())
+def test_sums_are_exact_at_any_depth(processor: str) -> None:
+    depth = 2**17  # 2**17 products of 2**14 pass the ends of int32: exact modulo 2**32
+    x, w = np.full((2, depth), -128, np.int8), np.full((1, depth), -128, np.int8)
+    y = np.empty((2, COLUMNS), np.int32)
+    with machine.forced(processor):
+        matmul(x, pack_matrix(w, np.array([5], np.int32)), 127, y)
+    assert y[:, 0].tolist() == [(255 * 128 * depth + 5 + 2**31) % 2**32 - 2**31] * 2
+
+
+def test_a_processor_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NNAC_PROCESSOR", "portable")
+    assert machine.processor() == "portable"
+    monkeypatch.setenv("NNAC_PROCESSOR", "z80")
+    with pytest.raises(ValueError, match=r"'z80'.*portable"):
+        machine.processor()
 
 
 def test_convolution_reaches_the_ends_of_the_accumulator() -> None:
@@ -148,8 +210,9 @@ def test_convolution_reaches_the_ends_of_the_accumulator() -> None:
     bias = np.array([2**31 - 1 - 255 * 127 * 66000, 255 * 127 * 66000 - 2**31], np.int32)
     pairs = [(2**31 - 1, 55), (2**31 - 1, 55)]
     geometry = (1, 1, 1, 1, 0, 0, 2, 0, 127)
-    for mode in Rounding:
-        check_convolution((x, w, bias, pairs, (1, 1), geometry, (0, -128, 127, mode, 32, False)))
+    for mode, processor in product(Rounding, machine.runnable()):
+        with machine.forced(processor):
+            check_convolution((x, w, bias, pairs, (1, 1), geometry, (0, -128, 127, mode, 32, False)))
 
 
 def test_stripes_of_rows_and_channels_make_the_whole() -> None:

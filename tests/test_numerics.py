@@ -29,7 +29,7 @@ def nearest(value: Fraction, mode: Rounding) -> int:
     above = below + 1
     if value - below != above - value:
         return below if value - below < above - value else above
-    if mode == Rounding.HALF_EVEN:
+    if mode in (Rounding.HALF_EVEN, Rounding.ONNX):
         return below if below % 2 == 0 else above
     if mode == Rounding.HALF_UP:
         return above
@@ -56,7 +56,7 @@ def gemmlowp(acc: int, multiplier: int, shift: int) -> int:
 
 
 def test_rounding_names_go_there_and_back() -> None:
-    assert [mode.label for mode in MODES] == ["half_even", "half_up", "half_away", "tflite"]
+    assert [mode.label for mode in MODES] == ["half_even", "half_up", "half_away", "tflite", "onnx"]
     assert [Rounding.parse(mode.label) for mode in MODES] == MODES
     with pytest.raises(ValueError, match="half_even, half_up, half_away, tflite"):
         Rounding.parse("stochastic")

@@ -20,7 +20,7 @@ from nnac.program import KnownAnswer
 from nnac.targets import load_target
 from tests.graphs import graph_of, random_inputs, with_memory
 
-ROUNDINGS = ("half_even", "half_up", "half_away", "tflite")
+ROUNDINGS = ("half_even", "half_up", "half_away", "tflite", "onnx")
 
 
 @pytest.mark.parametrize("op", REGISTRY, ids=lambda op: op.name)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from math import inf, prod
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnac
+from nnac.cli import cli
 from nnac.compare import compare
 from nnac.compiler import float_graph
 from nnac.errors import ModelError
@@ -205,6 +208,29 @@ def test_what_cannot_be_frozen(frozen: dict[str, Any], words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_freeze_on_the_command_line(tmp_path: Path) -> None:
+    """The option makes an input a constant; what is no name and number is wrong usage."""
+    (tmp_path / "m.onnx").write_bytes(branching().SerializeToString())
+    words = ["compile", str(tmp_path / "m.onnx"), "--calibrate", "random", "-o", str(tmp_path / "m.nna")]
+    done = CliRunner().invoke(cli, [*words, "--freeze", "sr=16000"])
+    assert done.exit_code == 0, done.output
+    assert nnac.load(tmp_path / "m.nna").program.inputs == ("x",)
+    wrong = CliRunner().invoke(cli, [*words, "--freeze", "sr=fast"])
+    assert wrong.exit_code == 2 and "'sr=fast' is not a name and its value" in wrong.output
+
+
+# -- stripes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", ["kernel_shape=[2,1], strides=[2,2]", "kernel_shape=[1,1], strides=[3,1]"])
+@pytest.mark.parametrize(("channels", "height"), [(4, 21), (6, 11), (8, 11)])
+def test_rows_that_nobody_reads(window: str, channels: int, height: int) -> None:
+    """A tensor whose reader leaves out rows, between windows or at the end, is whole all the same."""
+    lines = f"a = AveragePool <kernel_shape=[3,1], pads=[1,0,0,0]> (x)\ny = AveragePool <{window}> (a)"
+    case = Case.of(net(lines, {"x": (1, channels, height + 1, 11)}))
+    case.check(case.build(MACHINES["tiny, 1 KiB"]))
+
+
 # -- random networks -----------------------------------------------------------------------------------------------
 
 
@@ -333,6 +359,18 @@ def test_random_networks(seed: int, machine: str) -> None:
     """Any network of these operators, on any machine: every bit."""
     case = random_case(seed)
     case.check(case.build(MACHINES[machine]))
+
+
+def test_a_cut_that_is_resized_at_once_keeps_its_range() -> None:
+    """Between two operators that are several layers each, the one tensor that the model knows stays."""
+    model = net(
+        'a = ConvTranspose <strides = [1, 2], pads = [0, 1, 0, 0]> (x, w)\ny = Resize <mode = "linear"> (a, , s)',
+        X,
+        w=(6, 2, 1, 2),
+        s=np.array([1, 1, 1, 3], np.float32),
+    )
+    case = Case.of(model)
+    case.check(case.build(MACHINES["nna8"]))
 
 
 @pytest.mark.parametrize("seed", range(40))

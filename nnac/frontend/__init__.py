@@ -1,7 +1,22 @@
 """The door: ONNX in, one typed float graph out. Behind it there is no ONNX."""
 
+from nnac.frontend.encodings import with_encodings
 from nnac.frontend.importer import TABLE, import_graph, input_dtypes, supported_operators
 from nnac.frontend.limits import LIMITS, Limits
-from nnac.frontend.prepare import prepare
+from nnac.frontend.prepare import as_given, prepare
+from nnac.frontend.qlinear import integer_form
+from nnac.frontend.rows_quant import evaluate
 
-__all__ = ["LIMITS", "TABLE", "Limits", "import_graph", "input_dtypes", "prepare", "supported_operators"]
+__all__ = [
+    "LIMITS",
+    "TABLE",
+    "Limits",
+    "as_given",
+    "evaluate",
+    "import_graph",
+    "input_dtypes",
+    "integer_form",
+    "prepare",
+    "supported_operators",
+    "with_encodings",
+]

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from nnac.frontend import views
+from nnac.frontend.integers import int8_quant
 from nnac.frontend.use import Refused, Tensors, Use
 from nnac.frontend.views import AS_IS, Shape, Step, Steps
 from nnac.graph import Draft, Graph, Origin, Value
 from nnac.ops import Op, Reshape, Transpose
-from nnac.types import Array, TensorType
+from nnac.types import Array, Quant, TensorType
 
 
 class Builder:
@@ -31,17 +32,51 @@ class Builder:
         self._taken = set(tensors.shapes)
         self._reserved = set(reserved)
         self._views: dict[tuple[str, Step], str] = {}
+        self._aliases: dict[str, str] = {}
         for each in inputs:
             self.draft.inputs.append(each)
             self._add_value(each, tensors.shapes[each], Origin(each))
 
     def value(self, name: str) -> str:
         """Return the graph value of an ONNX tensor; a constant is added when it is first asked for."""
+        name = self._aliases.get(name, name)
         if name not in self.draft.values:
             array = self.tensors.constants[name].astype(np.float32)
-            self.draft.values[name] = Value(name, TensorType(array.shape))
+            stored = self.tensors.stored.get(name)
+            quant = int8_quant(stored) if stored is not None else None
+            self.draft.values[name] = Value(name, TensorType(array.shape, quant=quant))
             self.draft.constants[name] = array
         return name
+
+    def alias(self, name: str, value: str) -> None:
+        """Let an ONNX tensor be the graph value that stands already."""
+        self._aliases[name] = value
+
+    def pin(self, name: str, quant: Quant) -> None:
+        """Fix the quantization of a graph value."""
+        value = self.draft.values[name]
+        self.draft.values[name] = replace(value, type=replace(value.type, quant=quant))
+
+    def integers(self, stem: str, array: Array) -> str:
+        """Return the name of a constant that keeps its integer type."""
+        name = self._fresh(stem)
+        self.draft.values[name] = Value(name, TensorType(array.shape, array.dtype.name))
+        self.draft.constants[name] = np.ascontiguousarray(array)
+        return name
+
+    def outputs(self, names: Iterable[str]) -> None:
+        """Name the graph's outputs; a value that several stand for, or an input, is copied."""
+        for name in names:
+            value = self.draft.values[self.value(name)]
+            if value.name in (*self.draft.outputs, *self.draft.inputs):
+                copy = Value(self._fresh(name), value.type, Origin(name))
+                value = self.draft.values[
+                    self.draft.add_node(self._fresh_node(name), Reshape(value.shape), [value.name], copy).output
+                ]
+            elif value.name != name and value.origin is not None:
+                value = replace(value, origin=replace(value.origin, name=name))
+                self.draft.values[value.name] = value
+            self.draft.outputs.append(value.name)
 
     def constant(self, name: str, array: Array) -> str:
         """Return the name of a float32 constant, `name` unless that is taken by other numbers."""
@@ -156,11 +191,11 @@ class Builder:
         self.draft.values[name] = Value(name, TensorType(shape), origin)
 
     def _move(self, source: str, step: Step, target: str, origin: Origin | None) -> str:
-        shape = self.draft.values[source].shape
+        shape, quant = self.draft.values[source].shape, self.draft.values[source].type.quant
         op: Op = Transpose(step[1]) if step[0] == "transpose" else Reshape(step[1])
         check(op, [shape])
         node = self._fresh_node(f"{target}.view" if target in self._taken else target)
-        self.draft.add_node(node, op, [source], Value(target, TensorType(op.infer([shape])), origin))
+        self.draft.add_node(node, op, [source], Value(target, TensorType(op.infer([shape]), quant=quant), origin))
         return target
 
     def _fresh(self, stem: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from nnac.frontend.unroll import STEPS
 from nnac.types import Array
 
 Shape = tuple[int, ...]
@@ -99,7 +100,7 @@ def decompose(model: onnx.ModelProto) -> bool:
 def _rewrite(r: _Rewriter, node: onnx.NodeProto) -> bool:
     """Add a node, or its parts with the last one under its names; tell whether it was rewritten."""
     rule = REWRITES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
-    start, r.stem = len(r.nodes), node.output[0]
+    start, r.stem = len(r.nodes), next(filter(None, node.output), node.name)
     result = rule.apply(r, node) if rule is not None and all(name in r.shapes for name in node.input if name) else None
     if result is None:
         del r.nodes[start:]
@@ -214,6 +215,31 @@ def _trilu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", node.input[0], r.constant(keep(np.ones(shape[-2:]), int(shift.reshape(-1)[0]))))
 
 
+# -- recurrent layers ----------------------------------------------------------------------------------------------
+
+_STATE_INPUTS = (5, 6)
+
+
+def _time_first(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+    """A recurrent layer with the batch in front (which onnxruntime has not) is one with time in front, transposed."""
+    given = _attributes(node)
+    if given.pop("layout", 0) != 1:
+        return None
+    inputs = list(node.input)
+    for index, name in enumerate(node.input):
+        if name and (index == 0 or index in _STATE_INPUTS):
+            held = r.constants.get(name)
+            turned = held is not None and r.constant(held.transpose(1, 0, 2))
+            inputs[index] = turned or r.add("Transpose", name, perm=(1, 0, 2))
+    made = [r.fresh(f"{node.op_type.lower()}{i}") for i in range(len(node.output))]
+    r.nodes.append(helper.make_node(node.op_type, inputs, made, made[0], **given))
+    for name, state in zip(node.output[1:], made[1:], strict=True):
+        if name:
+            r.nodes.append(helper.make_node("Transpose", [state], [name], name, perm=(1, 0, 2)))
+    node.output[0] = node.output[0] or r.fresh("all")
+    return r.add("Transpose", made[0], perm=(2, 0, 1, 3))
+
+
 # -- reductions ----------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +290,13 @@ def _quick_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(_attributes(node).get("alpha", 1.702))))))
 
 
+def _loop(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+    """A loop that is still one is refused: see `nnac.frontend.scans` and `nnac.frontend.unroll`."""
+    return None
+
+
 _GELU = ("Erf", "Mul", "Add")
+_LOOPS = f"runs forwards along first axes, and its number of steps is fixed and at most {STEPS}"
 
 REWRITES: dict[str, Rewrite] = {
     "Div": Rewrite(_div, ("Mul", "Reciprocal")),
@@ -273,6 +305,9 @@ REWRITES: dict[str, Rewrite] = {
     "Min": Rewrite(_extreme, ("Clip", "Neg", "ReduceMax")),
     "Where": Rewrite(_where, ("Mul", "Add"), "the condition is a constant, and what is chosen from is finite"),
     "Trilu": Rewrite(_trilu, ("Mul",), "the diagonal is a constant"),
+    **{name: Rewrite(_time_first, (name, "Transpose")) for name in ("LSTM", "GRU", "RNN")},
+    "Scan": Rewrite(_loop, ("LSTM",), f"the body is an LSTM cell; or it {_LOOPS}"),
+    "Loop": Rewrite(_loop, ("LSTM",), f"it {_LOOPS}"),
     "ReduceSum": Rewrite(_reduction, ("ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
     "ReduceMin": Rewrite(_reduction, ("Neg", "ReduceMax"), AXES_ARE_CONSTANTS),
     "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceMean", "Mul"), AXES_ARE_CONSTANTS),

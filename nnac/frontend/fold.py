@@ -42,6 +42,10 @@ SLOW = {"Erf": 1 << 22, "ScatterND": 1 << 20}
 MOST_PRODUCTS = 1 << 32
 """Products up to which a MatMul or Gemm of constants is computed."""
 
+INTEGER_READERS = frozenset({"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Sum", "Concat"})
+MOVES = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
+"""Readers of a dequantized constant that take its integers, and what may stand between; for others it is a real one."""
+
 BOUNDED_BY_INPUT = frozenset({"NonZero"})
 """Their output's size is not inferred, but is at most rank times the input's."""
 
@@ -57,6 +61,8 @@ class _Gate:
     def __call__(self, node: onnx_ir.Node) -> bool:
         if node.domain not in ("", "ai.onnx") or node.op_type not in FOLDABLE or len(node.outputs) != 1:
             return False
+        if node.op_type == "DequantizeLinear" and _keeps_integers(node):
+            return False
         size = _output_bytes(node)
         if size is None or _takes_long(node):
             return False
@@ -68,6 +74,12 @@ class _Gate:
             return False
         self.spent += size
         return True
+
+
+def _keeps_integers(node: onnx_ir.Node) -> bool:
+    """Tell whether an operator that works on integers reads a dequantized constant, perhaps through moves of it."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    return any(r.op_type in INTEGER_READERS or (r.op_type in MOVES and _keeps_integers(r)) for r in readers)
 
 
 def _output_bytes(node: onnx_ir.Node) -> int | None:
@@ -97,7 +109,8 @@ def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """Return the model with functions inlined and everything that is constant stored as an initializer.
 
     1. Computed values keep their names; only values that become constants, copies of others, or unused vanish.
-    2. Nodes that quantize are kept; dequantized constants become float constants, exactly.
+    2. Nodes that quantize are kept; so are those that dequantize the integers of layers and sums, which the import
+       takes as they are; other dequantized constants become float constants, exactly.
     3. A constant that would be too large is refused before it is made.
 
     Raises:

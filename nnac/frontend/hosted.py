@@ -2,12 +2,12 @@
 
 Rules:
 
-1. a node goes to the host where the import refuses it, or where it reads or makes what is no float32 of a fixed shape;
+1. a node goes to the host where the import refuses it, or where it reads from there what cannot cross the border;
 2. a reshape whose neighbours are all on the host goes along;
 3. the level of a node counts the changes between NNA and host on the longest path to it; host nodes of one level are
    one segment. So no path leaves a segment and comes back, and no cut has fewer segments than that path has changes;
 4. only float32 tensors of fixed shapes cross a border. Where a segment reads anything else (indices, masks) that an
-   earlier segment makes, the nodes that make it are repeated inside, back to tensors that may cross;
+   earlier segment or the NNA makes, the nodes that make it are repeated inside, back to tensors that may cross;
 5. inputs and outputs of the whole model that have another type cross as float32 and are cast inside; integers among
    them cross as int16 that stand for themselves.
 """
@@ -55,7 +55,6 @@ class Segment:
         level: its place in the order of execution.
         model: its bytes (see `nnac.segment`).
         inputs, outputs: ONNX tensors, in the order of the model's own.
-        whole_inputs, whole_outputs: which of them are integers.
     """
 
     name: str
@@ -63,8 +62,6 @@ class Segment:
     model: bytes
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    whole_inputs: tuple[bool, ...]
-    whole_outputs: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +84,7 @@ def cut(model: onnx.ModelProto, tensors: Tensors, reasons: Mapping[int, str]) ->
         ModelError: a segment is not sound (all of them at once).
     """
     own = [list(dict.fromkeys((*node.input, *captured(node)))) for node in model.graph.node]
+    reasons = _with_readers(model.graph, tensors, own, reasons)
     hosted = _with_reshapes(model.graph, own, reasons)
     levels = _levels(model.graph, own, hosted)
     segments = tuple(_segments(model, tensors, reasons, own, hosted, levels))
@@ -104,6 +102,19 @@ def refusals(model: onnx.ModelProto, reasons: Mapping[int, str]) -> Iterator[str
 
 def _opset(model: onnx.ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if not entry.domain), 1)
+
+
+def _with_readers(
+    graph: onnx.GraphProto, tensors: Tensors, reads: Sequence[Sequence[str]], reasons: Mapping[int, str]
+) -> dict[int, str]:
+    """Return the reasons with those of the nodes that read from the host what cannot cross the border."""
+    made, found = _makers(graph), dict(reasons)
+    for i, names in enumerate(reads):
+        foreign = [name for name in names if made.get(name) in found and not crosses(tensors, name)]
+        if foreign and i not in found:
+            kind = tensors.dtypes.get(foreign[0], "of no fixed shape")
+            found[i] = f"reads {foreign[0]!r}, which is {kind} and comes from the host"
+    return found
 
 
 def _with_reshapes(graph: onnx.GraphProto, reads: Sequence[Sequence[str]], reasons: Mapping[int, str]) -> set[int]:
@@ -170,9 +181,8 @@ def _segments(
         members, inputs = _members(graph, tensors, reads, set(own), outputs)
         wanted.update(inputs)
         first = next((i for i in members if i in reasons), members[0])
-        wholes = [tuple(tensors.dtypes.get(name) in WHOLE for name in names) for names in (inputs, outputs)]
         data = _extracted(model, tensors, reasons, members, inputs, outputs)
-        found.append(Segment(graph.node[first].name, level, data, tuple(inputs), tuple(outputs), wholes[0], wholes[1]))
+        found.append(Segment(graph.node[first].name, level, data, tuple(inputs), tuple(outputs)))
     return found[::-1]
 
 
@@ -190,6 +200,7 @@ def _members(
 ) -> tuple[list[int], list[str]]:
     """Return the nodes that make `outputs`, back to the border, and the tensors that come in over it."""
     made, members, inputs = _makers(graph), set[int](), dict[str, None]()
+    stored = {tensor.name for tensor in graph.initializer}
     waiting = [made[name] for name in outputs]
     while waiting:
         i = waiting.pop()
@@ -197,7 +208,8 @@ def _members(
             continue
         members.add(i)
         for name in reads[i]:
-            if name in made and (made[name] in own or not crosses(tensors, name)):
+            computed = name in tensors.constants and name not in stored  # from constants, by the import
+            if name in made and (made[name] in own or computed or not crosses(tensors, name)):
                 waiting.append(made[name])
             elif name and name not in tensors.constants:
                 inputs[name] = None

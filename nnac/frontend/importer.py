@@ -14,20 +14,23 @@ from nnac.frontend import (
     rows_elementwise,
     rows_index,
     rows_move,
+    rows_quant,
     rows_recurrent,
     rows_upscale,
     rows_window,
 )
 from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
-from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, crosses, cut, refusals
+from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, cut, refusals
+from nnac.frontend.pins import settle
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph, Origin, Value
 from nnac.ops import Host
+from nnac.ops.host import WHOLE_NUMBERS
 from nnac.types import TensorType
 
-_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index, rows_recurrent)
+_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index, rows_quant, rows_recurrent)
 TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
 
 HEADLINE = "the model cannot be compiled:"
@@ -72,11 +75,15 @@ def import_graph(
         problems += [_named(use, text) for use, texts in zip(uses, refused, strict=True) for text in texts]
     raise_all(ModelError, HEADLINE, problems)
     if reasons:
+        tensors = _tensors(model.graph)  # without what the first attempt has computed
+        uses = list(_uses(model, tensors))
         builder = _builder(model, tensors, uses)
         _divide(builder, uses, cut(model, tensors, reasons))
-    builder.draft.outputs = [info.name for info in model.graph.output]
+    builder.outputs(info.name for info in model.graph.output)
     builder.draft.states = find_states(model.graph, states)
-    return builder.draft.freeze()
+    graph = settle(builder.draft.freeze())
+    raise_all(ModelError, HEADLINE, _open_integers(graph, tensors))
+    return graph
 
 
 def _builder(model: onnx.ModelProto, tensors: Tensors, uses: Sequence[Use]) -> Builder:
@@ -101,12 +108,15 @@ def _divide(builder: Builder, uses: Sequence[Use], found: Cut) -> None:
 
 
 def _add_segment(builder: Builder, segment: Segment) -> Iterator[str]:
-    """Add a host segment to the graph, or yield why that is not possible."""
-    op = Host(segment.model, segment.whole_inputs, segment.whole_outputs)
-    shapes = [builder.tensors.shapes[name] for name in segment.outputs]
-    made = [Value(n, TensorType(s), Origin(n)) for n, s in zip(segment.outputs, shapes, strict=True)]
-    yield from op.problems([builder.tensors.shapes[name] for name in segment.inputs])
-    builder.draft.add_node(segment.name, op, [builder.value(name) for name in segment.inputs], *made)
+    """Add a host segment to the graph, or yield why that is not possible; integers at its border are pinned."""
+    op, known = Host(segment.model), builder.tensors
+    made = [Value(name, TensorType(known.shapes[name]), Origin(name)) for name in segment.outputs]
+    inputs = [builder.value(name) for name in segment.inputs]
+    yield from op.problems([builder.draft.values[name].shape for name in inputs])
+    builder.draft.add_node(segment.name, op, inputs, *made)
+    for onnx_name, name in zip((*segment.inputs, *segment.outputs), (*inputs, *segment.outputs), strict=True):
+        if known.dtypes[onnx_name] in WHOLE:
+            builder.pin(name, WHOLE_NUMBERS)
 
 
 def _reason(use: Use, refused: Sequence[str], forced: Callable[[Use], bool] | None) -> str:
@@ -129,8 +139,11 @@ def _import(builder: Builder, use: Use) -> Iterator[str]:
     """Add one node to the graph, or yield why that is not possible."""
     row = TABLE.get(use.op_type)
     if row is not None and _readable(use):
-        problems = list(_problems(use, row))
+        problems: list[str] = []
         try:
+            if rows_quant.evaluated(use):
+                return
+            problems += _problems(use, row)
             if not problems:
                 row.handler(builder, use)
         except Refused as refused:
@@ -138,7 +151,17 @@ def _import(builder: Builder, use: Use) -> Iterator[str]:
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # a malformed attribute
             problems.append(f"cannot be read: {one_line(error)} (found {use.described()})")
         yield from problems
+    elif row is not None:
+        yield from _integer_problems(use)
     builder.stub(use)
+
+
+def _integer_problems(use: Use) -> Iterator[str]:
+    """Yield the computed integers that a node reads though it works on reals."""
+    for name in dict.fromkeys(filter(None, use.inputs)):
+        dtype = use.tensors.dtypes.get(name)
+        if dtype in rows_quant.ACTIVATIONS and name not in use.tensors.constants and dtype not in _dtypes(use):
+            yield f"input {name!r} is {dtype}; supported: float32 (put DequantizeLinear in front)"
 
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
@@ -159,12 +182,17 @@ def _absent(op_type: str) -> str:
 
 
 def _readable(use: Use) -> bool:
-    """Tell whether all inputs have a fixed shape and, if computed, are float32; if not, that is reported elsewhere."""
+    """Tell whether all inputs have a fixed shape and, if computed, a legal type; if not, that is reported elsewhere."""
     return all(_is_readable(use, name) for name in use.inputs if name)
 
 
 def _is_readable(use: Use, name: str) -> bool:
-    return name in use.tensors.constants or crosses(use.tensors, name)
+    return name in use.tensors.constants or use.tensors.dtypes.get(name) in _dtypes(use)
+
+
+def _dtypes(use: Use) -> tuple[str, ...]:
+    """Return the types that computed tensors of a node may have."""
+    return ("float32", *rows_quant.ACTIVATIONS) if use.op_type in rows_quant.INTEGER_OPS else ("float32",)
 
 
 def _problems(use: Use, row: Row) -> Iterator[str]:
@@ -192,18 +220,17 @@ def _type_problems(use: Use) -> Iterator[str]:
     for name in filter(None, use.outputs):
         if name not in use.tensors.shapes:
             yield f"output {name!r} has no fixed shape"
-        elif use.tensors.dtypes[name] != "float32":
-            yield f"output {name!r} is {use.tensors.dtypes[name]}; only float32 is supported"
+        elif use.tensors.dtypes[name] not in _dtypes(use):
+            yield f"output {name!r} is {use.tensors.dtypes[name]}; supported: {', '.join(_dtypes(use))}"
     if use.inputs and all(not name or name in use.tensors.constants for name in use.inputs):
         yield "all inputs are constants, and this operator is not computed before run time"
 
 
 def _interface_problems(graph: onnx.GraphProto, tensors: Tensors, host: bool) -> list[str]:
     """Return what is wrong with the inputs and outputs of the whole graph; the host can cast other numbers."""
-    allowed = (*REAL, *WHOLE) if host else ("float32",)
-    text = "; only numbers are supported" if host else "; only float32 is supported"
+    allowed = (*REAL, *WHOLE) if host else ("float32", *rows_quant.ACTIVATIONS)
     problems = [
-        f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}{text}"
+        f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; supported: {', '.join(allowed)}"
         for info in graph.input
         if tensors.dtypes.get(info.name) not in allowed
     ]
@@ -227,7 +254,25 @@ def _tensors(graph: onnx.GraphProto) -> Tensors:
         dims = tuple(dim.dim_value for dim in tensor.shape.dim)
         if tensor.HasField("shape") and all(dim >= 1 for dim in dims):
             shapes[info.name], dtypes[info.name] = dims, _dtype(tensor.elem_type)
-    return Tensors(shapes, dtypes, constants)
+    return Tensors(shapes, dtypes, constants, {}, _private(graph))
+
+
+def _private(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the tensors that one node reads, or several that quantize alike, and that are no outputs."""
+    readers: dict[str, set[tuple[str, ...]]] = {}
+    for node in graph.node:
+        key = tuple(node.input[1:]) if node.op_type == "QuantizeLinear" else (node.name, "")
+        for name in node.input:
+            readers.setdefault(name, set()).add(key)
+    outputs = {info.name for info in graph.output}
+    return frozenset(name for name, keys in readers.items() if len(keys) == 1 and name not in outputs)
+
+
+def _open_integers(graph: Graph, tensors: Tensors) -> list[str]:
+    """Return the integer tensors that nothing gives a scale."""
+    names = {value.origin.name for value in graph.values.values() if value.origin and value.type.quant is None}
+    open_ = [name for name in sorted(names) if tensors.dtypes.get(name) in rows_quant.ACTIVATIONS]
+    return [f"tensor {name!r} is {tensors.dtypes[name]} and nothing gives it a scale" for name in open_]
 
 
 def input_dtypes(model: onnx.ModelProto) -> dict[str, str]:

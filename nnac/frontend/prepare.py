@@ -16,7 +16,10 @@ from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
 from nnac.frontend.qonnx import fold_quantizers
+from nnac.frontend.qoperator import rewrite_quantized
+from nnac.frontend.scans import restore_layers
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
+from nnac.frontend.unroll import unroll
 from nnac.frontend.walk import nodes, stem
 
 OLDEST_IR, NEWEST_IR = 8, 13  # initializers need not be inputs since 4; onnxruntime 1.31 reads up to 13
@@ -49,24 +52,50 @@ def prepare(
         raise ModelError(f"the model is damaged: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen: Frozen) -> onnx.ModelProto:
+def as_given(source: Source, shapes: Mapping[str, Shape] | None = None, limits: Limits = LIMITS) -> onnx.ModelProto:
+    """Return the checked model of `source` as another engine should run it: its nodes untouched, its inputs fixed.
+
+    Raises:
+        ModelError: whatever is wrong with the file or the model.
+    """
+    model = opened(source, limits)
+    drop_constant_inputs(model.graph)
+    fix_inputs(model.graph, shapes or {}, limits)
+    return model
+
+
+def opened(source: Source, limits: Limits = LIMITS) -> onnx.ModelProto:
+    """Return the checked model of `source` with its weights inside and every node named.
+
+    Raises:
+        ModelError: whatever is wrong with the file or the model.
+    """
     model = load(source, limits)
     embed_external_data(model, source, limits)
     check_structure(model, limits)
     _normalize_domains(model)
     _name_nodes(model.graph)
+    return model
+
+
+def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen: Frozen) -> onnx.ModelProto:
+    model = opened(source, limits)
     freeze_inputs(model.graph, frozen, shapes, limits)
     drop_constant_inputs(model.graph)
     fold_quantizers(model)
+    rewrite_quantized(model)
     fix_inputs(model.graph, {name: shape for name, shape in shapes.items() if name not in frozen}, limits)
     forget_inferred(model.graph)
     model.ir_version = min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
     model = fold(model, limits)
-    if fold_quantizers(model):  # of constants that had to be computed first
+    if fold_quantizers(model) | rewrite_quantized(model):  # whose constants had to be computed first
         model = fold(model, limits)
     forget_inferred(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
+    while restore_layers(model) or unroll(model):
+        forget_inferred(model.graph)
+        model = infer(fold(model, limits), limits)
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
         forget_inferred(model.graph)
         model = infer(model, limits)

@@ -1,21 +1,24 @@
-"""QONNX: quantizers of constant weights (`Quant`, `BipolarQuant`) are computed.
+"""QONNX: quantizers of constant weights (`Quant`, `BipolarQuant`) are computed, those of activations are read.
 
 Rules:
 
 1. a node of one of the domains, all of whose inputs are stored, becomes its value: clip x / scale + zero point to the
    width, round, and back, in float32 as QONNX defines it; one signed bit is the sign;
 2. scale and zero point fit into the shape of x;
-3. a node on a computed value stays, and the import reports it; so does one of an unknown width or rounding.
+3. a node on a computed value that rounds to nearest, of at most 8 bits and with one scale, is read as its levels
+   (`computed_quantizer`); any other stays, and the import reports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from nnac.frontend.walk import stored_arrays
 from nnac.types import Array
 
 DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
@@ -32,7 +35,7 @@ def fold_quantizers(model: onnx.ModelProto) -> bool:
     """Replace quantizers of stored tensors in the main graph by their values, in place; tell if there were any."""
     if not any(node.domain in DOMAINS for node in model.graph.node):
         return False
-    stored = {tensor.name: tensor for tensor in model.graph.initializer} | _constants(model.graph)
+    stored = stored_arrays(model.graph)
     kept, folded = [], dict[str, Array]()
     for node in model.graph.node:
         value = _value(node, stored)
@@ -44,16 +47,6 @@ def fold_quantizers(model: onnx.ModelProto) -> bool:
     model.graph.node.extend(kept)
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in folded.items())
     return bool(folded)
-
-
-def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    return {
-        node.output[0]: a.t
-        for node in graph.node
-        if node.op_type == "Constant" and node.domain == ""
-        for a in node.attribute
-        if a.name == "value" and a.HasField("t")
-    }
 
 
 def _value(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Array | None:
@@ -89,11 +82,35 @@ def _quantized(node: onnx.NodeProto, x: Array, scale: Array, zero: Array, width:
     signed, steps = bool(attributes.get("signed", 1)), x / scale + zero
     if signed and bits == 1:
         return _float32((np.where(steps >= 0, 1, -1) - zero) * scale)
-    low, high = _limits(bits, signed, bool(attributes.get("narrow", 0)))
+    low, high = limits(bits, signed, bool(attributes.get("narrow", 0)))
     return _float32((rounding(np.clip(steps, np.float32(low), np.float32(high))) - zero) * scale)
 
 
-def _limits(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The integers low..high of a quantizer, with the scale and the zero point that make them real."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+
+
+def computed_quantizer(node: onnx.NodeProto, parameters: Sequence[Array | None]) -> Levels | None:
+    """Return the levels of a `Quant` node with stored scale, zero point and width, or None if int8 has no such."""
+    if node.domain not in DOMAINS or len(parameters) != 3 or any(p is None or p.size != 1 for p in parameters):
+        return None
+    scale, zero, width = (float(p.reshape(-1)[0]) for p in parameters if p is not None)
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    nearest = attributes.get("rounding_mode", b"ROUND").decode().upper() in ("ROUND", "HALF_EVEN")
+    signed = bool(attributes.get("signed", 1))
+    if not nearest or zero != round(zero) or width not in range(1 + signed, 9) or not scale > 0:
+        return None
+    low, high = limits(int(width), signed, bool(attributes.get("narrow", 0)))
+    return Levels(scale, int(zero), low, high) if low <= zero <= high else None
+
+
+def limits(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
     """Return the smallest and the largest integer of a width; `narrow` leaves one out."""
     if signed:
         return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
+from nnac.frontend.rows_quant import layer
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized, real
 from nnac.ops import Activation, Dense, Sum
 from nnac.types import Array
@@ -18,13 +19,27 @@ def gemm(b: Builder, use: Use) -> None:
     weights = real(use.array(1)) * use.get("alpha", 1.0)
     weights = weights if use.get("transB", 0) else weights.T
     x = b.view(use.inputs[0], views.transpose((1, 0)) if use.get("transA", 0) else ())
-    if not use.given(2) or use.get("beta", 1.0) == 0:
+    names = _integers(b, use, x)
+    if names is not None:
+        b.put(use, Dense(), names)
+    elif not use.given(2) or use.get("beta", 1.0) == 0:
         b.put(use, Dense(), _operands(b, use, x, weights, None))
     elif (bias := _bias(use, len(weights))) is not None:
         b.put(use, Dense(), _operands(b, use, x, weights, bias))
     else:
         product = b.emit(use, Dense(), _operands(b, use, x, weights, None), f"{use.outputs[0]}.product", None)
         b.put(use, Sum(), [product, _addend(b, use)])
+
+
+def _integers(b: Builder, use: Use, x: str) -> list[str] | None:
+    """Return the inputs of a Gemm that the model stores as integers, or None."""
+    if use.given(2) and (use.get("beta", 1.0) != 1 or _bias(use, use.out()[-1]) is None):
+        return None
+
+    def move(w: Array) -> Array:
+        return w if use.get("transB", 0) else w.T
+
+    return layer(b, use, x, (1, move), 2, factor=float(use.get("alpha", 1.0)))
 
 
 def _bias(use: Use, features: int) -> Array | None:
@@ -78,8 +93,9 @@ def _right(b: Builder, use: Use) -> None:
     shape = use.shape()
     if shape[-1] != weights.shape[1]:
         raise Refused("the inner sides of the matrices are equal")
-    device = (*shape[:-1], len(weights))
-    b.put(use, Dense(), _operands(b, use, b.value(use.inputs[0]), weights, None), views.reshape(use.out(), device))
+    device, x = (*shape[:-1], len(weights)), b.value(use.inputs[0])
+    names = layer(b, use, x, (1, lambda w: w.reshape(weights.T.shape).T), None)
+    b.put(use, Dense(), names or _operands(b, use, x, weights, None), views.reshape(use.out(), device))
 
 
 def _left(b: Builder, use: Use) -> None:
@@ -90,7 +106,8 @@ def _left(b: Builder, use: Use) -> None:
     source = (*views.reshape(shape, matrix), *swap)
     full: Shape = (*matrix[:-2], len(weights), matrix[-1])
     x = b.view(use.inputs[1], source)
-    b.put(use, Dense(), _operands(b, use, x, weights, None, 0), (*views.reshape(use.out(), full), *swap))
+    names = layer(b, use, x, (0, lambda w: w.reshape(weights.shape)), None)
+    b.put(use, Dense(), names or _operands(b, use, x, weights, None, 0), (*views.reshape(use.out(), full), *swap))
 
 
 def einsum(b: Builder, use: Use) -> None:

@@ -37,7 +37,7 @@ def linear(b: Builder, use: Use, op: Op, coefficients: Callable[[Array], tuple[A
     if c.size == 1:
         affine = Activation("affine", (float(scale.reshape(-1)[0]), float(shift.reshape(-1)[0])))
         b.put(use, affine, [b.view(use.inputs[x], views.reshape(use.shape(x), use.out()))])
-    elif per_channel(use, c) and use.shape(x) == use.out():
+    elif use.inputs[side] not in use.tensors.stored and per_channel(use, c) and use.shape(x) == use.out():
         depthwise(b, use, scale.reshape(-1), shift.reshape(-1), use.inputs[x])
     else:
         b.put(use, op, [b.value(name) for name in use.inputs])

@@ -11,6 +11,7 @@ import numpy as np
 
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
+from nnac.frontend.rows_quant import layer
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized, real
 from nnac.frontend.views import Steps
 from nnac.ops import AveragePool, Conv, MaxPool, Reshape
@@ -103,8 +104,9 @@ def conv(b: Builder, use: Use) -> None:
     if bias.shape != (len(weights),):
         raise Refused("the bias has one value per output channel")
     op = Conv(found.strides, found.pads, found.dilations, use.get("group", 1))
-    names = [
-        b.view(use.inputs[0], views.channels_last(use.shape()), "nhwc"),
+    x = b.view(use.inputs[0], views.channels_last(use.shape()), "nhwc")
+    names = layer(b, use, x, (1, lambda w: w.reshape(weights.shape).transpose(0, 2, 3, 1)), 2, op.groups) or [
+        x,
         b.constant(f"{use.inputs[1]}.ohwi", weights.transpose(0, 2, 3, 1)),
         b.constant(use.inputs[2] if use.given(2) else f"{use.name}.bias", bias),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,39 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Tensors:
-    """What is known of the model's tensors by name: shapes, dtype names, constant arrays."""
+class Stored:
+    """A constant that the model stores as integers: the real array is (integers - zero) * scale.
 
-    shapes: Mapping[str, Shape]
-    dtypes: Mapping[str, str]
-    constants: Mapping[str, Array]
+    All three arrays have the shape of the real one: what moves that moves them.
+    """
+
+    integers: Array
+    zero: Array
+    scale: Array
+
+    def mapped(self, move: Callable[[Array], Array]) -> Stored:
+        """Return the constant after a move of its entries."""
+        return Stored(move(self.integers), move(self.zero), move(self.scale))
+
+    def real(self) -> Array:
+        """Return the float32 array, as DequantizeLinear computes it."""
+        return np.asarray((self.integers.astype(np.int64) - self.zero).astype(np.float32) * self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What is known of the model's tensors by name: shapes, dtype names, constant arrays.
+
+    Attributes:
+        stored: the constants that came out of DequantizeLinear; their real arrays are among `constants` too.
+        private: computed tensors that one node reads, or several that quantize alike, and that are no graph outputs.
+    """
+
+    shapes: dict[str, Shape]
+    dtypes: dict[str, str]
+    constants: dict[str, Array]
+    stored: dict[str, Stored] = field(default_factory=dict)
+    private: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,3 +58,15 @@ def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+
+
+def stored_arrays(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the stored tensors of a graph by name, those of Constant nodes too."""
+    constants = {
+        node.output[0]: a.t
+        for node in graph.node
+        if node.op_type == "Constant" and node.domain == ""
+        for a in node.attribute
+        if a.name == "value" and a.HasField("t")
+    }
+    return {tensor.name: tensor for tensor in graph.initializer} | constants

@@ -56,8 +56,11 @@ class Activation(Op):
         """Return (tables, 256) outputs for input entry - 128, or (tables, 513) knots for input 128 * entry - 32768."""
         quant = bound.quant
         if bound.input_quant(0).bits == 8:
-            y = self._reals(bound, np.arange(-128, 128, dtype=np.int64)) / quant.scale + quant.zero_point
-            return bound.result(np.clip(np.rint(y), quant.low, quant.high))  # in float: infinities keep their side
+            reals = self._reals(bound, np.arange(-128, 128, dtype=np.int64))
+            if bound.single:  # float32 to the end, as QuantizeLinear behind a float operator
+                return quant.quantize(reals)
+            y = reals / quant.scale + quant.zero_point
+            return bound.result(np.clip(np.rint(y), quant.low, quant.high))  # y may be infinite
         knots = 128 * np.arange(INTERPOLATION_ENTRIES, dtype=np.int64) + INT16_LOW
         y = self._reals(bound, knots) / quant.scale * 2.0 ** (self._shift(bound) - INTERPOLATION_SHIFT)
         return np.clip(np.rint(y), INT16_LOW, INT16_HIGH).astype(np.int16)

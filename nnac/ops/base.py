@@ -17,6 +17,7 @@ import numpy as np
 
 from nnac.graph import Graph, Node
 from nnac.isa import AnyInstruction
+from nnac.numerics import Rounding
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
@@ -141,6 +142,12 @@ class Bound:
         assert self.output.quant is not None
         return self.output.quant
 
+    @property
+    def single(self) -> bool:
+        """Whether the float32 forms of `nnac.float32` hold here: arithmetic onnx, and all activations int8."""
+        quants = [kind.quant for kind in (*self.inputs, self.output) if kind.quant is not None]
+        return self.law.mode == Rounding.ONNX and all(quant.bits == 8 for quant in quants)
+
     def result(self, values: Array) -> Array:
         """Return exact integers, which are inside its range, in the output's dtype."""
         return np.asarray(values).astype(self.output.dtype)
@@ -157,6 +164,11 @@ def bind(graph: Graph, node: Node, law: Arithmetic) -> Bound:
     constants = {i: graph.constants[name] for i, name in enumerate(node.inputs) if name in graph.constants}
     output, *more = graph.types(node.outputs)
     return Bound(graph.types(node.inputs), output, constants, law, tuple(more))
+
+
+def layer_constants(node: Node) -> tuple[str, ...]:
+    """Return the names of a layer's weights (O, ...), bias (O,) and, once the weights are integers, scales (O,)."""
+    return node.inputs[node.op.operands :] if node.op.weighted else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +196,8 @@ class Op(ABC):
     """How many leading inputs are tensors in the scratchpad (None: all); the rest travels through the weight buffer."""
     parts: ClassVar[tuple[str, ...]] = ("",)
     """Labels of what reports list apart from each other."""
+    weighted: ClassVar[bool] = False
+    """Whether weights, bias and, once the weights are integers, their scales stand behind the operands."""
 
     @abstractmethod
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -250,6 +264,10 @@ class Op(ABC):
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
         """Return the constants in blocks of at most `limit` bytes, cut at `granule` channels if possible."""
         return []
+
+    def kept(self, bound: Bound) -> int:
+        """Return the bytes of blocks without weights that stay in the weight buffer while others pass."""
+        return 0
 
     def scratch(self, bound: Bound) -> int:
         """Return the bytes of scratchpad that a stripe needs as working memory."""

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from nnac import isa
+from nnac import float32, isa
 from nnac.numerics import MULTIPLIER_BITS, WIDE_BITS, WIDE_MULTIPLIER_BITS, encode_ratio
-from nnac.ops import exact
+from nnac.ops import exact, single
 from nnac.ops.base import (
     UNBOUNDED,
     Block,
@@ -27,7 +27,7 @@ from nnac.ops.base import (
     random_pair,
     random_type,
 )
-from nnac.types import Array, TensorType
+from nnac.types import Array, Quant, TensorType
 
 PAD_LIMIT = 1 << 24
 INPUT, WEIGHT, BIAS, SCALE = range(4)
@@ -73,6 +73,7 @@ class Conv(Op):
     name: ClassVar[str] = "Conv"
     layout: ClassVar[str] = "NHWC"
     operands: ClassVar[int | None] = 1
+    weighted: ClassVar[bool] = True
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) == 4 and len(s[1]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
         Constraint(
@@ -99,10 +100,13 @@ class Conv(Op):
         )
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        x, w, bias = inputs[INPUT].astype(np.int64), inputs[WEIGHT], inputs[BIAS]
-        patches = self.patches(x - bound.input_quant(INPUT).zero_point, w.shape[1:3], bound.output.shape)
-        acc = _grouped_product(patches, w, self.groups) + bias.astype(np.int64)
+        x = inputs[INPUT].astype(np.int64) - bound.input_quant(INPUT).zero_point
+        acc = self.sums(x, inputs[WEIGHT], bound.output.shape) + inputs[BIAS].astype(np.int64)
         return finish(bound, acc, self.clamp)
+
+    def sums(self, x: Array, w: Array, out: Shape) -> Array:
+        """Return the exact int64 sums of products, without bias, of integers less their zero point."""
+        return _grouped_product(self.patches(x, w.shape[1:3], out), w, self.groups)
 
     def patches(self, x: Array, kernel: Shape, out: Shape) -> Array:
         """Return (N, OH, OW, KH * KW, C) windows of an input without zero point, integers or reals; padding is 0."""
@@ -204,6 +208,7 @@ class Dense(Op):
     name: ClassVar[str] = "Dense"
     layout: ClassVar[str] = "features last"
     operands: ClassVar[int | None] = 1
+    weighted: ClassVar[bool] = True
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(
             lambda op, s: len(s[0]) >= 1 and len(s[1]) == 2 and s[0][-1] == s[1][1],
@@ -215,9 +220,13 @@ class Dense(Op):
         return (*shapes[INPUT][:-1], shapes[WEIGHT][0])
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        x = inputs[INPUT].astype(np.float64) - bound.input_quant(INPUT).zero_point
-        acc = _product(x, inputs[WEIGHT]) + inputs[BIAS].astype(np.int64)
+        x = inputs[INPUT].astype(np.int64) - bound.input_quant(INPUT).zero_point
+        acc = self.sums(x, inputs[WEIGHT], bound.output.shape) + inputs[BIAS].astype(np.int64)
         return finish(bound, acc, self.clamp)
+
+    def sums(self, x: Array, w: Array, out: Shape) -> Array:
+        """Return the exact int64 sums of products, without bias, of integers less their zero point."""
+        return _product(x, w).reshape(out)
 
     def work(self, bound: Bound) -> Work:
         return Work(macs=bound.output.elements * bound.inputs[WEIGHT].shape[1])
@@ -291,8 +300,19 @@ def _grouped_product(patches: Array, w: Array, groups: int) -> Array:
     return np.concatenate(parts, axis=-1)
 
 
+def real_bias(bias: Array, scale: Array, quant: Quant | None) -> Array:
+    """Return the reals of a bias (O,): an int32 one counts in steps of input scale * weight scale."""
+    if bias.dtype != np.int32 or quant is None:
+        return bias.astype(np.float64)
+    return np.asarray(bias.astype(np.float64) * scale * quant.scale)
+
+
 def multipliers(bound: Bound) -> tuple[Array, Array]:
     """Return int32 multipliers and int8 shifts per output channel: input scale * weight scale / output scale."""
+    if bound.single:
+        source, target = bound.input_quant(INPUT).scale, bound.quant.scale
+        patterns = [float32.ratio((source, float(scale)), target)[0] for scale in bound.constants[SCALE]]
+        return np.array(patterns, np.int32), np.zeros(len(patterns), np.int8)
     ratio = bound.input_quant(INPUT).scale / bound.quant.scale
     power = bound.law.power_of_two_scales
     bits = WIDE_MULTIPLIER_BITS if bound.input_quant(INPUT).bits == 16 else MULTIPLIER_BITS
@@ -306,10 +326,11 @@ def finish(bound: Bound, acc: Array, clamp: tuple[float, float]) -> Array:
     law, (multiplier, shift) = bound.law, multipliers(bound)
     wide = bound.input_quant(INPUT).bits == 16
     acc = exact.narrow(acc, law.accumulator_bits + wide * WIDE_BITS, law.wraps)
+    limits = clamp_limits(clamp, bound.quant)
+    if bound.single:
+        return bound.result(single.requantize(acc, multiplier, bound.quant.zero_point, *limits))
     scaled = exact.requantize_wide if wide else exact.requantize
-    return bound.result(
-        scaled(acc, multiplier, shift, bound.quant.zero_point, law.mode, *clamp_limits(clamp, bound.quant))
-    )
+    return bound.result(scaled(acc, multiplier, shift, bound.quant.zero_point, law.mode, *limits))
 
 
 def channel_blocks(bound: Bound, limit: int, granule: int, groups: int) -> list[Block]:

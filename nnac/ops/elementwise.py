@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from nnac import isa
+from nnac import float32, isa
 from nnac.numerics import encode_ratio, encode_ratios
-from nnac.ops import exact
+from nnac.ops import exact, single
 from nnac.ops.base import UNBOUNDED, Bound, Constraint, Op, Rows, Sample, Shape, Step, clamp_limits, random_type
 from nnac.types import Array, TensorType
 
@@ -105,12 +105,24 @@ class Sum(_Elementwise):
     name: ClassVar[str] = "Sum"
 
     def _ratios(self, bound: Bound) -> tuple[tuple[int, ...], int]:
+        if bound.single:
+            return self._patterns(bound), 0
         scales = [bound.input_quant(i).scale / bound.quant.scale for i in range(len(bound.inputs))]
         values, shift = encode_ratios(scales)
         return tuple(v * sign for v, sign in zip(values, self.signs, strict=True)), shift
 
+    def _patterns(self, bound: Bound) -> tuple[int, ...]:
+        """Return the bits of the float32 ratios, signs included."""
+        scales = [bound.input_quant(i).scale for i in range(len(bound.inputs))]
+        found = [float32.float_of(float32.ratio((scale,), bound.quant.scale)[0]) for scale in scales]
+        return tuple(float32.pattern_of(sign * ratio) for sign, ratio in zip(self.signs, found, strict=True))
+
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         ratios, shift = self._ratios(bound)
+        if bound.single:
+            zeros = [bound.input_quant(i).zero_point for i in range(len(inputs))]
+            limits = clamp_limits(self.clamp, bound.quant)
+            return bound.result(single.add(inputs, zeros, ratios, bound.quant.zero_point, *limits))
         acc = np.zeros(bound.output.shape, dtype=np.int64)
         for i, x in enumerate(inputs):
             acc += (x.astype(np.int64) - bound.input_quant(i).zero_point) * ratios[i]
@@ -141,12 +153,17 @@ class Mul(_Elementwise):
     )
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
+        if bound.single:
+            return float32.ratio((bound.input_quant(0).scale, bound.input_quant(1).scale), bound.quant.scale)
         ratio = bound.input_quant(0).scale * bound.input_quant(1).scale / bound.quant.scale
         return encode_ratio(ratio, bound.law.power_of_two_scales)
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         a, b = (inputs[i].astype(np.int64) - bound.input_quant(i).zero_point for i in (0, 1))
         low, high = clamp_limits(self.clamp, bound.quant)
+        if bound.single:
+            pattern = self._ratio(bound)[0]
+            return bound.result(single.multiply(a * b, pattern, bound.quant.zero_point, low, high))
         out = exact.requantize(a * b, *self._ratio(bound), bound.quant.zero_point, bound.law.mode, low, high)
         return bound.result(out)
 

@@ -67,7 +67,7 @@ def round_divide(numerator: Integers, denominator: Integers, rounding: Rounding,
 
 def _steps_up(floor: Int64, compared: Int64, positive: npt.NDArray[np.bool_], rounding: Rounding) -> Int64:
     """1 where the value above `floor` rounds up. `compared` is the sign of its fraction minus one half."""
-    if rounding == Rounding.HALF_EVEN:
+    if rounding in (Rounding.HALF_EVEN, Rounding.ONNX):
         tie = (floor & 1) == 1
     elif rounding == Rounding.HALF_UP:
         tie = np.ones_like(positive)
@@ -133,6 +133,13 @@ def _two_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -
     shifted = saturate(acc << left, INT32_LOW, INT32_HIGH)
     doubled = round_shift(shifted * (multiplier << lift), 31, Rounding.HALF_UP)
     return round_shift(doubled, right, Rounding.HALF_AWAY)
+
+
+def quantize(x: npt.NDArray[np.floating], scale: npt.ArrayLike, zero_point: Integers, low: int, high: int) -> Int64:
+    """`numerics.quantize` of reals without NaN: the float32 quotient, half to even, plus the zero point, saturated."""
+    with np.errstate(over="ignore"):
+        steps = np.rint(x.astype(np.float32) / np.asarray(scale, np.float32)).astype(np.float64)
+    return _int64(np.clip(steps + _int64(zero_point), low, high))
 
 
 def narrow(acc: Integers, bits: int, wraps: bool) -> Int64:

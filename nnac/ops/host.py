@@ -9,13 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from nnac import isa, segment
-from nnac.graph import Node
 from nnac.ops.base import Bound, Constraint, Op, Sample, Shape, Work, random_type
 from nnac.ops.move import Home
 from nnac.types import Array, Quant
 
 WHOLE_NUMBERS = Quant(1.0, bits=16)
-"""Of integers that cross a border: they stand for themselves."""
+"""Of ONNX's integers that cross a border: they stand for themselves."""
 MOST = 255
 """Tensors on one side of a segment's border."""
 
@@ -26,12 +25,9 @@ class Host(Op):
 
     Attributes:
         model: the bytes of its ONNX model.
-        whole_inputs, whole_outputs: which of its tensors are integers in ONNX.
     """
 
     model: bytes = b""
-    whole_inputs: tuple[bool, ...] = ()
-    whole_outputs: tuple[bool, ...] = ()
 
     name: ClassVar[str] = "Host"
     constraints: ClassVar[tuple[Constraint, ...]] = (
@@ -47,10 +43,6 @@ class Host(Op):
 
     def shapes(self, shapes: Sequence[Shape]) -> tuple[Shape, ...]:
         return segment.ports(self.model).outputs
-
-    def pins(self, node: Node) -> dict[str, Quant]:
-        names = (*zip(node.inputs, self.whole_inputs, strict=True), *zip(node.outputs, self.whole_outputs, strict=True))
-        return {name: WHOLE_NUMBERS for name, whole in names if whole}
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         return self.results(bound, inputs)[0]
@@ -97,8 +89,7 @@ class Host(Op):
         inputs, outputs = ("x", "z") if "z" in text else ("x",), ("y", "w") if "w" in text else ("y",)
         model = _sample_model(text, inputs, outputs, shape)
         first, *more = (random_type(rng, shape) for _ in outputs)
-        op = cls(model, (False,) * len(inputs), (False,) * len(outputs))
-        return Sample(op, tuple(random_type(rng, shape) for _ in inputs), first, {}, tuple(more))
+        return Sample(cls(model), tuple(random_type(rng, shape) for _ in inputs), first, {}, tuple(more))
 
 
 def _sample_model(text: str, inputs: Sequence[str], outputs: Sequence[str], shape: Shape) -> bytes:

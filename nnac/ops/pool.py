@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from nnac import isa
+from nnac import float32, isa
 from nnac.numerics import average_bits, encode_ratio
-from nnac.ops import exact
+from nnac.ops import exact, single
 from nnac.ops.base import (
     UNBOUNDED,
     Bound,
@@ -181,6 +181,8 @@ class AveragePool(_Pool):
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
         quant = bound.input_quant(0)
+        if bound.single:
+            return float32.ratio((quant.scale,), bound.quant.scale)
         bits = average_bits(self.kernel[0] * self.kernel[1], quant.bits)
         return encode_ratio(quant.scale / bound.quant.scale, bound.law.power_of_two_scales, bits)
 
@@ -189,12 +191,16 @@ class AveragePool(_Pool):
         total = self.windows(x, bound.output.shape, 0).sum(axis=-1)
         multiplier, shift = self._ratio(bound)
         low, high = clamp_limits(self.clamp, bound.quant)
+        if bound.single:
+            found = single.average(total, self.counts(bound), multiplier, bound.quant.zero_point, low, high)
+            return bound.result(found)
         out = exact.average(
-            total, self._counts(bound), multiplier, shift, bound.quant.zero_point, bound.law.mode, low, high
+            total, self.counts(bound), multiplier, shift, bound.quant.zero_point, bound.law.mode, low, high
         )
         return bound.result(out)
 
-    def _counts(self, bound: Bound) -> Array:
+    def counts(self, bound: Bound) -> Array:
+        """Return (1, OH, OW, 1): by how many taps each window is divided."""
         sides = []
         for axis in (0, 1):
             size, out = bound.inputs[0].shape[1 + axis], bound.output.shape[1 + axis]

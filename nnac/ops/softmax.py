@@ -52,7 +52,7 @@ class Softmax(Op):
 
     def _table(self, bound: Bound) -> Array:
         quant = bound.input_quant(0)
-        return np.array(softmax_table(quant.scale, quant.bits), dtype="<i4")
+        return np.array(softmax_table(quant.scale, quant.bits, fine=bound.single), dtype="<i4")
 
     def rows(self, bound: Bound) -> tuple[int, int]:
         count = prod(bound.output.shape[:-1])

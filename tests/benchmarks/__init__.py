@@ -1,0 +1,1 @@
+"""Speed against onnxruntime, outside the test suite: ``python -m tests.benchmarks.gemm``."""
