@@ -294,6 +294,7 @@ def segment_problems(data: bytes) -> list[str]:
     """Return what is wrong with a segment of unknown origin: it is canonical, sound, bounded and may run here."""
     try:
         model = segment.parse(data)
+        model.DiscardUnknownFields()
         if model.SerializeToString(deterministic=True) != data:
             return ["it is not in canonical form"]
         check_structure(model, LIMITS)
