@@ -294,18 +294,27 @@ def load_samples(source: Source, inputs: Mapping[str, Shape]) -> Iterable[Sample
     return _GivenSamples(source, inputs)
 
 
-def random_samples(inputs: Mapping[str, Shape], count: int = 4, seed: int = 0) -> Iterable[Sample]:
-    """Return `count` samples of normal float32 data, the same for the same seed: for shape and timing studies only."""
-    return _RandomSamples(dict(inputs), count, seed)
+def random_samples(
+    inputs: Mapping[str, Shape], count: int = 4, seed: int = 0, dtypes: Mapping[str, str] | None = None
+) -> Iterable[Sample]:
+    """Return `count` samples of normal data, the same for the same seed: for shape and timing studies only.
+
+    Args:
+        inputs: shapes by name.
+        count, seed: how many, and which.
+        dtypes: of the inputs, where they are not float32; integers are 0 or 1, which index what has any entries.
+    """
+    return _RandomSamples(dict(inputs), count, seed, dict(dtypes or {}))
 
 
 @dataclass(frozen=True, slots=True)
 class _RandomSamples:
-    """Normal float32 data, drawn anew in each iteration."""
+    """Normal data, drawn anew in each iteration."""
 
     inputs: dict[str, Shape]
     count: int
     seed: int
+    dtypes: dict[str, str]
 
     def __len__(self) -> int:
         return self.count
@@ -313,8 +322,12 @@ class _RandomSamples:
     def __iter__(self) -> Iterator[Sample]:
         draw = np.random.default_rng(self.seed)
         for number in range(self.count):
-            sample = {name: draw.standard_normal(shape, np.float32) for name, shape in self.inputs.items()}
+            sample = {name: self._typed(name, draw.standard_normal(s, np.float32)) for name, s in self.inputs.items()}
             yield sample if number else First(sample)
+
+    def _typed(self, name: str, values: Array) -> Array:
+        dtype = np.dtype(self.dtypes.get(name, "float32"))
+        return (values if dtype.kind == "f" else values > 0).astype(dtype)
 
 
 class _GivenSamples:

@@ -171,6 +171,8 @@ class Emulator:
                 self._lstm(instruction)
             case isa.Gru():
                 self._gru(instruction)
+            case isa.Host():
+                self._host(instruction)
             case _:
                 assert_never(instruction)
 
@@ -482,6 +484,16 @@ class Emulator:
             new = self._shorts(Space.SRAM, i.state_out, i.batch, i.hidden)
             gru_cell(*operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
         self._put_hidden(i, hidden)
+
+    def _host(self, i: isa.Host) -> None:
+        from nnac.segment import execute
+
+        taken, made = i.quants()
+        operands = [
+            self.memory[r.space][r.start : r.end].view(quant.dtype) for r, quant in zip(i.reads(), taken, strict=True)
+        ]
+        for r, result in zip(i.writes(), execute(self.program.segments[i.model], operands, taken, made), strict=True):
+            self.memory[r.space][r.start : r.end] = _raw(result)
 
     def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""

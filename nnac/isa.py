@@ -8,12 +8,14 @@ its instructions must have finished before this one may start.
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
 
 from nnac.numerics import INTERPOLATION_ENTRIES
+from nnac.types import Quant
 
 AXES = 6
 """Axes of a strided copy."""
@@ -33,6 +35,7 @@ class Engine(IntEnum):
     DECODER = 2
     MAC = 3
     VECTOR = 4
+    HOST = 5
 
     @property
     def label(self) -> str:
@@ -60,7 +63,7 @@ class Range(NamedTuple):
     end: int
 
 
-CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i"}
+CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "u64": "Q"}
 
 
 def _field(code: str, count: int = 1, default: Any = None) -> Any:
@@ -343,7 +346,7 @@ class Mul(Elementwise):
 class Magnitude(Elementwise):
     """sqrt(offset + sum_i (x_i - zero_i)**2), requantized (`numerics.magnitude`); operands on one scale."""
 
-    opcode: ClassVar[int] = 20
+    opcode: ClassVar[int] = 12
     offset: int = _field("u32")
     multiplier: int = _field("u32")
 
@@ -514,9 +517,61 @@ class Gru(Cell):
         return (self._result(),) if self.phase == RESET else (self._short(self.state_out), self._result())
 
 
-AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Magnitude | Lookup | Softmax | Lstm | Gru
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host(Instruction):
+    """Segment `model` of the program in float, by onnxruntime (`nnac.segment`), on whole tensors wherever they lie.
+
+    Per operand and per result: memory, address, elements, the bits of the float32 scale, zero point, bits. `macs` and
+    `elements` say what the segment costs; they have no influence on values.
+    """
+
+    opcode: ClassVar[int] = 13
+    model: int = _field("u16")
+    macs: int = _field("u64")
+    elements: int = _field("u64")
+    source_spaces: tuple[int, ...] = _field("u8", 0)
+    sources: tuple[int, ...] = _field("u32", 0)
+    source_counts: tuple[int, ...] = _field("u32", 0)
+    source_scales: tuple[int, ...] = _field("u32", 0)
+    source_zeros: tuple[int, ...] = _field("i16", 0)
+    source_bits: tuple[int, ...] = _field("u8", 0)
+    target_spaces: tuple[int, ...] = _field("u8", 0)
+    targets: tuple[int, ...] = _field("u32", 0)
+    target_counts: tuple[int, ...] = _field("u32", 0)
+    target_scales: tuple[int, ...] = _field("u32", 0)
+    target_zeros: tuple[int, ...] = _field("i16", 0)
+    target_bits: tuple[int, ...] = _field("u8", 0)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.HOST
+
+    @property
+    def operations(self) -> int:
+        """Float operations: two per multiply-accumulate, one per other element."""
+        return 2 * self.macs + self.elements
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that go to the host and come back."""
+        return sum(r.end - r.start for r in (*self.reads(), *self.writes()))
+
+    def quants(self) -> tuple[list[Quant], list[Quant]]:
+        """Return the quantizations of operands and results."""
+        taken = zip(self.source_scales, self.source_zeros, self.source_bits, strict=True)
+        made = zip(self.target_scales, self.target_zeros, self.target_bits, strict=True)
+        return [Quant(scale_of(s), z, b) for s, z, b in taken], [Quant(scale_of(s), z, b) for s, z, b in made]
+
+    def reads(self) -> tuple[Range, ...]:
+        return _whole(self.source_spaces, self.sources, self.source_counts, self.source_bits)
+
+    def writes(self) -> tuple[Range, ...]:
+        return _whole(self.target_spaces, self.targets, self.target_counts, self.target_bits)
+
+
+AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Magnitude | Lookup | Softmax | Lstm | Gru | Host
 OPCODES: dict[int, type[AnyInstruction]] = {
-    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Magnitude, Lookup, Softmax, Lstm, Gru)
+    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Magnitude, Lookup, Softmax, Lstm, Gru, Host)
 }
 
 
@@ -538,6 +593,24 @@ def volume(shape: tuple[int, ...]) -> int:
 def _row(start: int, count: int, bits: int) -> Range:
     """Return the scratchpad bytes of `count` elements behind each other."""
     return Range(Space.SRAM, start, start + count * bits // 8)
+
+
+def _whole(
+    spaces: tuple[int, ...], addresses: tuple[int, ...], counts: tuple[int, ...], bits: tuple[int, ...]
+) -> tuple[Range, ...]:
+    """Return the bytes of whole tensors."""
+    tensors = zip(spaces, addresses, counts, bits, strict=True)
+    return tuple(Range(Space(space), start, start + count * width // 8) for space, start, count, width in tensors)
+
+
+def scale_bits(scale: float) -> int:
+    """Return the bits of a scale, which is a float32 number."""
+    return int(struct.unpack("<I", struct.pack("<f", scale))[0])
+
+
+def scale_of(bits: int) -> float:
+    """Return the scale that has these bits as float32."""
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
 
 
 def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int = 1) -> Range:

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
     ("nnac.kernels", "nnac.targets", "nnac.float32"),
-    ("nnac.shares",),
+    ("nnac.shares", "nnac.floatmodel"),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
-    ("nnac.stream",),
-    ("nnac.ops", "nnac.program", "nnac.floatmodel", "nnac.stages", "nnac.codebooks"),
+    ("nnac.stream", "nnac.segment"),
+    ("nnac.ops", "nnac.program", "nnac.stages", "nnac.codebooks"),
     (
         "nnac.frontend",
         "nnac.calibration",
@@ -40,7 +40,7 @@ FLOORS = (
     ("nnac.compiler", "nnac.transducer"),
     ("nnac.sweep", "nnac.verify", "nnac.backend", "nnac.chunks"),
     ("nnac.report",),
-    ("nnac.trace", "nnac.terminal", "nnac.verification", "nnac.report_streaming"),
+    ("nnac.trace", "nnac.terminal", "nnac.verification", "nnac.report_host", "nnac.report_streaming"),
     ("nnac.testing", "nnac.arguments"),
     ("nnac.reading", "nnac.demo"),
     ("nnac.cli",),

@@ -4,6 +4,7 @@ from nnac.ops.activation import Activation
 from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
 from nnac.ops.conv import Conv, Dense
 from nnac.ops.elementwise import Magnitude, Mul, Sum
+from nnac.ops.host import Host
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.pool import AveragePool, MaxPool
 from nnac.ops.recurrent import Gru, Lstm, Recurrent, Rnn
@@ -30,10 +31,14 @@ REGISTRY: tuple[type[Op], ...] = (
     Rnn,
     Take,
     Insert,
+    Host,
 )
+UNSTRIPED = (Move, Host)
+"""Operators that work from home to home on whole tensors."""
 
 __all__ = [
     "REGISTRY",
+    "UNSTRIPED",
     "Activation",
     "AveragePool",
     "Block",
@@ -42,6 +47,7 @@ __all__ = [
     "Conv",
     "Dense",
     "Gru",
+    "Host",
     "Insert",
     "Lstm",
     "Magnitude",
