@@ -61,7 +61,8 @@ def from_spectra(frames: Floats) -> Floats:
     parts = np.fft.irfft(frames[..., 0] + 1j * frames[..., 1], axis=1) * _root_hann()
     sound = overlap_add(parts.astype(np.float32), HOP)
     weight = overlap_add(np.tile(_root_hann() ** 2, (len(frames), 1)), HOP)
-    return (sound / weight)[WINDOW // 2 : -WINDOW // 2].astype(np.float32)
+    inner = slice(WINDOW // 2, -WINDOW // 2)
+    return (sound[inner] / weight[inner]).astype(np.float32)
 
 
 def _root_hann() -> Floats:
