@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
     ("nnac.kernels", "nnac.targets", "nnac.float32"),
-    ("nnac.shares", "nnac.floatmodel"),
+    ("nnac.shares", "nnac.floatmodel", "nnac.norms", "nnac.instruction"),
+    ("nnac.isa_elementwise", "nnac.isa_host"),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
     ("nnac.stream", "nnac.segment"),
     ("nnac.ops", "nnac.program", "nnac.stages", "nnac.codebooks"),
