@@ -32,6 +32,7 @@ from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.norms import GAIN_BITS
 from nnac.numerics import SOFTMAX_WIDE_ONE, WIDE_MULTIPLIER_LIMIT
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
@@ -402,6 +403,8 @@ class _Stream:
         if isinstance(i, isa.Load):
             return self._fill(i)
         key = (type(i), *(r for r in i.reads() if r.space == Space.WEIGHTS))
+        if isinstance(i, isa.MatMul) and i.wide and not self.program.target.mac.int16:
+            return NO_INT16
         if len(key) == 1 or key in self.seen:  # stripes share their constants: one look is enough
             return None
         self.seen.add(key)
@@ -445,6 +448,10 @@ class _Stream:
             return self._conv_problem(i)
         if isinstance(i, isa.Softmax):
             return self._softmax_problem(i)
+        if isinstance(i, isa.Norm):
+            limit = 1 << GAIN_BITS
+            words = self._words(i.params, 2 * i.channels).astype(np.int64)
+            return "a gain or offset is 2**30 or more" if np.abs(words).max() >= limit else None
         return None
 
     def _softmax_problem(self, i: isa.Softmax) -> str | None:
@@ -498,7 +505,7 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
         return operand == CELL_OPERAND and i.cell == i.cell_out
     if isinstance(i, isa.Gru):
         return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
-    if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
+    if not isinstance(i, isa.Elementwise) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
         return False
     step = i.out_bits // 8
     for side, stride in zip(reversed(i.shape), reversed(i.operand_strides(operand)), strict=True):

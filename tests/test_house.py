@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
     ("nnac.kernels", "nnac.targets", "nnac.float32"),
-    ("nnac.shares",),
+    ("nnac.shares", "nnac.norms", "nnac.instruction"),
+    ("nnac.isa_elementwise",),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
     ("nnac.stream",),
     ("nnac.ops", "nnac.program", "nnac.floatmodel", "nnac.stages", "nnac.codebooks"),

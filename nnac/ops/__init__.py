@@ -4,7 +4,10 @@ from nnac.ops.activation import Activation
 from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
 from nnac.ops.conv import Conv, Dense
 from nnac.ops.elementwise import Mul, Sum
+from nnac.ops.matmul import MatMul
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
+from nnac.ops.norm import Norm
+from nnac.ops.pairs import Div, Extreme, Select
 from nnac.ops.pool import AveragePool, MaxPool
 from nnac.ops.recurrent import Gru, Lstm, Recurrent, Rnn
 from nnac.ops.softmax import Softmax
@@ -29,6 +32,11 @@ REGISTRY: tuple[type[Op], ...] = (
     Rnn,
     Take,
     Insert,
+    MatMul,
+    Norm,
+    Div,
+    Extreme,
+    Select,
 )
 
 __all__ = [
@@ -40,18 +48,23 @@ __all__ = [
     "Concat",
     "Conv",
     "Dense",
+    "Div",
+    "Extreme",
     "Gru",
     "Insert",
     "Lstm",
+    "MatMul",
     "MaxPool",
     "Move",
     "Mul",
+    "Norm",
     "Op",
     "Pad",
     "Recurrent",
     "Reshape",
     "Rnn",
     "Sample",
+    "Select",
     "Slab",
     "Slice",
     "Softmax",
