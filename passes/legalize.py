@@ -13,7 +13,7 @@ from dataclasses import replace
 from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, MaxPool, Recurrent, Slice
+from nnac.ops import AveragePool, Concat, MatMul, MaxPool, Recurrent, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
@@ -35,14 +35,18 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
-    layers = [node for node in graph.nodes if node.op.weighted]
-    seen = [node.output if isinstance(node.op, Recurrent) else node.inputs[0] for node in layers]
-    wide = [node.name for node, name in zip(layers, seen, strict=True) if graph.values[name].type.dtype == "int16"]
+    layers = [node for node in graph.nodes if node.op.weighted or isinstance(node.op, MatMul)]
+    wide = [node.name for node in layers if any(graph.values[name].type.dtype == "int16" for name in _streamed(node))]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
             f"first; compile with int8 activations, or for a machine with mac.int16 = 1 or 2"
         )
+
+
+def _streamed(node: Node) -> tuple[str, ...]:
+    """Return the activations that the array multiplies in a layer; of a recurrent one, its hidden values."""
+    return (node.output,) if isinstance(node.op, Recurrent) else node.inputs[: node.op.operands]
 
 
 def _parts(graph: Graph, node: Node, target: Target) -> int:

@@ -25,7 +25,10 @@ Rules:
    quantization of the state coming in; results have room for the initial states, and what a layer
    reaches beyond a pinned range is refused;
 10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
-    from or go to such a tensor are requantized there.
+    from or go to such a tensor are requantized there;
+11. the scores of attention, from a product of activations through sums and moves to a softmax, are int16; a mask that
+    is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are the
+    weights that the softmax makes of them, whose largest may be a small part of 1.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
 from nnac.passes.fuse import interval
+from nnac.passes.scores import attention_scores, attention_weights, bound_masks
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
@@ -58,7 +62,11 @@ COARSER = 4
 
 
 def quantize(
-    graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str] = "int8"
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    law: Arithmetic,
+    activations: str | Collection[str] = "int8",
+    products: bool = False,
 ) -> Graph:
     """Return the integer graph.
 
@@ -67,12 +75,15 @@ def quantize(
         ranges: by ONNX tensor name.
         law: the machine's arithmetic.
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
+        products: whether the machine's array takes 16 bits, so that attention weighs with int16.
 
     Raises:
         ModelError: a tensor has no range or is not known, or sums would not fit the accumulator.
     """
+    graph, ranges = bound_masks(graph, ranges)
     graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
-    quants = _quants(graph, ranges, law, activations)
+    weighing = frozenset(attention_weights(graph) if products else ())
+    quants = _quants(graph, ranges, law, activations, weighing)
     draft = graph.draft()
     for name in quants.roots:
         if name not in graph.constants:
@@ -130,7 +141,8 @@ def _apart(
 
 
 def _forced(graph: Graph) -> Iterator[str]:
-    """Yield the values that are int16 because of what an operator pins, steps or takes in int16 only."""
+    """Yield the values that are int16 because of what an operator pins, steps or takes so, or as scores of attention."""
+    yield from attention_scores(graph)
     for node in graph.nodes:
         yield from node.op.stepped(node)
         yield from (name for name, quant in node.op.pins(node).items() if quant.bits == 16)
@@ -191,12 +203,18 @@ class _Quants:
         return (8,) if isinstance(node.op, Conv | Dense) and self.roots[name] in self.forced else bits
 
 
-def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str]) -> _Quants:
+def _quants(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    law: Arithmetic,
+    activations: str | Collection[str],
+    weighing: Collection[str],
+) -> _Quants:
     """Return what decides the quantization of every activation: one per group of values."""
     group = _groups(graph)
     asked, forced = (
         {group[name] for name in names if name in group}
-        for names in (_asked_wide(graph, group, activations), _forced(graph))
+        for names in (_asked_wide(graph, group, activations), (*_forced(graph), *weighing))
     )
     brought = _brought(graph, group)
     asked |= {root for root, quant in brought.items() if quant.bits == 16}

@@ -71,7 +71,9 @@ class Codec(nn.Module):
         )
         self.centroids = nn.Parameter(torch.linspace(-1, 1, CENTROIDS))
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
-        self.decoder = nn.Sequential(*blocks(1, WIDTH), Shuffle(), *blocks(WIDTH // 2, WIDTH // 2), same(WIDTH // 2, 1, 55))
+        self.decoder = nn.Sequential(
+            *blocks(1, WIDTH), Shuffle(), *blocks(WIDTH // 2, WIDTH // 2), same(WIDTH // 2, 1, 55)
+        )
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
         """Take (1, 1, FRAME); return the frame that comes back, and the codes (1, 1, FRAME // 2)."""

@@ -93,7 +93,12 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.attention, self.convolution, self.last = FeedForward(), Attention(), Convolution(), FeedForward()
+        self.first, self.attention, self.convolution, self.last = (
+            FeedForward(),
+            Attention(),
+            Convolution(),
+            FeedForward(),
+        )
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

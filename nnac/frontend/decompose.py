@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from nnac.types import Array
 
 Shape = tuple[int, ...]
 AXES_ARE_CONSTANTS = "axes are constants"
-AXES_ARE_INPUTS = 18
-"""Opset since which ReduceMean and ReduceMax take their axes as an input."""
+AXES_ARE_INPUTS = {"ReduceSum": 13, "ReduceMean": 18, "ReduceMax": 18}
+"""Opset since which reductions take their axes as an input."""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class _Rewriter:
 
     def reduce(self, op_type: str, x: str, axes: Sequence[int], keepdims: int) -> str:
         """Add a reduction over some axes."""
-        if self.opset >= AXES_ARE_INPUTS:
+        if self.opset >= AXES_ARE_INPUTS[op_type]:
             return self.add(op_type, x, self.constant(axes, "int64"), keepdims=keepdims)
         return self.add(op_type, x, axes=list(axes), keepdims=keepdims)
 
@@ -138,8 +138,8 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _div(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """x / y = x * (1 / y) for a computed y."""
-    if node.input[1] in r.constants:
+    """c / y = c * (1 / y) for one constant number and a computed y, which is a function of y."""
+    if node.input[1] in r.constants or r.constants.get(node.input[0], np.zeros(2)).size != 1:
         return None
     return r.add("Mul", node.input[0], r.add("Reciprocal", node.input[1]))
 
@@ -147,62 +147,6 @@ def _div(r: _Rewriter, node: onnx.NodeProto) -> str | None:
 def _mean(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     """The mean of n tensors is their sum times 1 / n."""
     return r.add("Mul", r.add("Sum", *node.input), r.constant(1 / len(node.input)))
-
-
-def _extreme(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """Max and Min: a constant number is a limit of Clip; tensors are stacked and pooled."""
-    least = node.op_type == "Min"
-    numbers = [name for name in node.input if name in r.constants and r.constants[name].size == 1]
-    tensors = [name for name in node.input if name not in numbers]
-    if all(name in r.constants for name in tensors):
-        return None
-    shape = np.broadcast_shapes(*(r.shapes[name] for name in node.input))
-    x = tensors[0] if len(tensors) == 1 else _stacked(r, tensors, shape, least)
-    if numbers:
-        x = _clip(r, x, (min if least else max)(float(r.constants[name].reshape(-1)[0]) for name in numbers), least)
-    if len(tensors) == 1 and r.shapes[tensors[0]] != shape:
-        x = r.add("Reshape", x, r.constant(shape, "int64"))
-    return x if x != tensors[0] else r.add("Identity", x)
-
-
-def _clip(r: _Rewriter, x: str, limit: float, least: bool) -> str:
-    if r.opset < 11:
-        return r.add("Clip", x, **{"max" if least else "min": limit})
-    return r.add("Clip", x, *([""] if least else []), r.constant(limit))
-
-
-def _stacked(r: _Rewriter, names: Sequence[str], shape: Shape, least: bool) -> str:
-    """Return the entry-wise maximum (or minimum) of tensors that broadcast to `shape`."""
-    stacked = r.add("Concat", *(_layer(r, name, shape) for name in names), axis=0)
-    if not least:
-        return r.reduce("ReduceMax", stacked, [0], 0)
-    return r.add("Neg", r.reduce("ReduceMax", r.add("Neg", stacked), [0], 0))
-
-
-def _layer(r: _Rewriter, name: str, shape: Shape) -> str:
-    """Return a tensor broadcast to `shape` with an axis of one in front."""
-    if name in r.constants:
-        return r.constant(np.broadcast_to(r.constants[name], shape)[None])
-    full = name if r.shapes[name] == shape else r.add("Expand", name, r.constant(shape, "int64"))
-    return r.add("Reshape", full, r.constant((1, *shape), "int64"))
-
-
-def _where(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """A constant choice between x and y is x * mask + y * (1 - mask)."""
-    if node.input[0] not in r.constants or any(
-        not np.isfinite(r.constants[name]).all() for name in node.input[1:] if name in r.constants
-    ):
-        return None
-    mask = r.constants[node.input[0]].astype(np.float32)
-    parts = (_masked(r, name, each) for name, each in zip(node.input[1:], (mask, 1 - mask), strict=True))
-    return r.add("Add", *parts)
-
-
-def _masked(r: _Rewriter, name: str, mask: Array) -> str:
-    """Return the product of a tensor with zeros and ones."""
-    if name in r.constants:
-        return r.constant(r.constants[name] * mask)
-    return r.add("Mul", name, r.constant(mask))
 
 
 def _trilu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
@@ -243,7 +187,7 @@ def _time_first(r: _Rewriter, node: onnx.NodeProto) -> str | None:
 
 
 def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """Sums are means times the number of entries, the least is the largest of the negated."""
+    """Sums of what is computed first; the least is the largest of the negated."""
     given, rank = _attributes(node), len(r.shapes[node.input[0]])
     held = r.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
     if len(node.input) > 1 and node.input[1] and held is None:
@@ -252,7 +196,6 @@ def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     if not axes and given.get("noop_with_empty_axes", 0):
         return r.add("Identity", node.input[0])
     axes, keepdims = axes or list(range(rank)), int(given.get("keepdims", 1))
-    count = prod(r.shapes[node.input[0]][axis] for axis in axes)
     x = node.input[0]
     if node.op_type == "ReduceMin":
         return r.add("Neg", r.reduce("ReduceMax", r.add("Neg", x), axes, keepdims))
@@ -260,7 +203,7 @@ def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
         x = r.add("Abs", x)
     elif node.op_type in ("ReduceL2", "ReduceSumSquare"):
         x = r.add("Mul", x, x)
-    total = r.add("Mul", r.reduce("ReduceMean", x, axes, keepdims), r.constant(count))
+    total = r.reduce("ReduceSum", x, axes, keepdims)
     return r.add("Sqrt", total) if node.op_type == "ReduceL2" else total
 
 
@@ -294,16 +237,12 @@ _GELU = ("Erf", "Mul", "Add")
 REWRITES: dict[str, Rewrite] = {
     "Div": Rewrite(_div, ("Mul", "Reciprocal")),
     "Mean": Rewrite(_mean, ("Sum", "Mul")),
-    "Max": Rewrite(_extreme, ("Clip", "ReduceMax")),
-    "Min": Rewrite(_extreme, ("Clip", "Neg", "ReduceMax")),
-    "Where": Rewrite(_where, ("Mul", "Add"), "the condition is a constant, and what is chosen from is finite"),
     "Trilu": Rewrite(_trilu, ("Mul",), "the diagonal is a constant"),
     **{name: Rewrite(_time_first, (name, "Transpose")) for name in ("LSTM", "GRU", "RNN")},
-    "ReduceSum": Rewrite(_reduction, ("ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
     "ReduceMin": Rewrite(_reduction, ("Neg", "ReduceMax"), AXES_ARE_CONSTANTS),
-    "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
-    "ReduceL2": Rewrite(_reduction, ("Mul", "ReduceMean", "Sqrt"), AXES_ARE_CONSTANTS),
-    "ReduceSumSquare": Rewrite(_reduction, ("Mul", "ReduceMean"), AXES_ARE_CONSTANTS),
+    "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceSum"), AXES_ARE_CONSTANTS),
+    "ReduceL2": Rewrite(_reduction, ("Mul", "ReduceSum", "Sqrt"), AXES_ARE_CONSTANTS),
+    "ReduceSumSquare": Rewrite(_reduction, ("Mul", "ReduceSum"), AXES_ARE_CONSTANTS),
     "com.microsoft.Gelu": Rewrite(_gelu, _GELU),
     "com.microsoft.BiasGelu": Rewrite(_gelu, _GELU),
     "com.microsoft.FastGelu": Rewrite(_fast_gelu, ("Tanh", "Mul", "Add")),

@@ -14,6 +14,8 @@ from nnac.frontend import (
     rows_elementwise,
     rows_index,
     rows_move,
+    rows_norm,
+    rows_pairs,
     rows_quant,
     rows_recurrent,
     rows_upscale,
@@ -22,12 +24,27 @@ from nnac.frontend import (
 from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
 from nnac.frontend.pins import settle
+from nnac.frontend.recognise import COMPARED, COMPARING, PATTERNS, recognise
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph
+from nnac.ops import Select
 
-_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index, rows_quant, rows_recurrent)
+_ROOMS = (
+    rows_window,
+    rows_upscale,
+    rows_dense,
+    rows_elementwise,
+    rows_move,
+    rows_index,
+    rows_quant,
+    rows_recurrent,
+    rows_norm,
+    rows_pairs,
+)
 TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
+KNOWN = TABLE | PATTERNS
+"""The same with what `recognise` makes."""
 
 _SHOWN = 4
 
@@ -38,6 +55,7 @@ def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     for name, rewrite in REWRITES.items():
         made = dict.fromkeys(op.name for part in rewrite.parts for op in TABLE[part].ops)
         rows.setdefault(name, (name, ", ".join(made), (rewrite.sentence,) if rewrite.sentence else ()))
+    rows |= {name: (name, Select.name, (COMPARED,)) for name in COMPARING}
     return [rows[name] for name in sorted(rows)]
 
 
@@ -52,7 +70,7 @@ def import_graph(model: onnx.ModelProto, states: Mapping[str, str] | None = None
         ModelError: what is not supported, all at once.
     """
     tensors = _tensors(model.graph)
-    uses = list(_uses(model, tensors))
+    uses = recognise(list(_uses(model, tensors)), [info.name for info in model.graph.output])
     problems = _interface_problems(model.graph, tensors)
     inputs = [info.name for info in model.graph.input if info.name in tensors.shapes]
     builder = Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
@@ -69,7 +87,7 @@ def import_graph(model: onnx.ModelProto, states: Mapping[str, str] | None = None
 
 def _import(builder: Builder, use: Use) -> Iterator[str]:
     """Add one node to the graph, or yield why that is not possible."""
-    row = TABLE.get(use.op_type)
+    row = KNOWN.get(use.op_type)
     if row is not None and _readable(use):
         problems: list[str] = []
         try:
@@ -98,11 +116,14 @@ def _integer_problems(use: Use) -> Iterator[str]:
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
     """Yield one line per operator that has no row, with the nodes that need it."""
-    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in TABLE):
+    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in KNOWN):
         names = [use.name for use in uses if use.op_type == op_type]
         shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
         if op_type in REWRITES:
             yield f"{op_type} {shown}: {REWRITES[op_type].sentence or 'the shapes of all inputs are known'}"
+            continue
+        if op_type in COMPARING:
+            yield f"{op_type} {shown}: {COMPARED}"
             continue
         near = get_close_matches(op_type, TABLE, 3, 0.5)
         hint = f"; supported with a similar name: {', '.join(near)}" if near else ""

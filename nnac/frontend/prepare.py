@@ -14,6 +14,7 @@ from nnac.frontend.fold import fold
 from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
+from nnac.frontend.masks import add_masks
 from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.qoperator import rewrite_quantized
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
@@ -88,6 +89,7 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     if fold_quantizers(model) | rewrite_quantized(model):  # whose constants had to be computed first
         model = fold(model, limits)
     forget_inferred(model.graph)
+    add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now

@@ -12,6 +12,8 @@ from nnac.frontend.check import report, shape_problems
 from nnac.frontend.limits import Limits
 
 Shape = tuple[int, ...]
+SHAPE_KEEPING = frozenset({"GroupNormalization"})
+"""Operators whose output is as their first input, of which onnx 1.23 does not know it."""
 
 
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
@@ -127,6 +129,22 @@ def _inference_problems(text: str) -> list[str]:
     return [f"{op_type} {name!r}: {one_line(sentence)}" for op_type, name, sentence in clean] or [one_line(text)]
 
 
+def _fill(graph: onnx.GraphProto) -> bool:
+    """Give the outputs of `SHAPE_KEEPING` operators the shape that the inference has missed; tell whether one had none."""
+    known = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    filled = False
+    for node in graph.node:
+        source, result = known.get(node.input[0] if node.input else ""), known.get(node.output[0])
+        if node.op_type not in SHAPE_KEEPING or source is None or not source.type.tensor_type.HasField("shape"):
+            continue
+        if result is None:
+            result = graph.value_info.add(name=node.output[0])
+        if not result.type.tensor_type.HasField("shape"):
+            result.type.CopyFrom(source.type)
+            filled = True
+    return filled
+
+
 def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """Return the model with the shape of every value that ONNX's inference knows.
 
@@ -135,6 +153,8 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        while _fill(model.graph):
+            model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         found = _inference_problems(str(error))
         raise ModelError("\n  - ".join(["the shapes do not fit together:", *found])) from error
