@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.register_buffer("codes", sinusoids(distances, WIDTH)[None])
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take (1, CHUNK, WIDTH) and the last keys and values, (1, LEFT, WIDTH); return the result and the next ones."""
+        """Take (1, CHUNK, WIDTH) and keys and values before it, (1, LEFT, WIDTH); return the same of the next step."""
         x = self.norm(x)
         keys, values = torch.cat((keys, self.key(x)), 1), torch.cat((values, self.value(x)), 1)
         query, key, value, code = (_heads(t) for t in (self.query(x), keys, values, self.position(self.codes)))
@@ -63,7 +63,7 @@ def _heads(x: Tensor) -> Tensor:
 
 
 def _shifted(scores: Tensor) -> Tensor:
-    """Return scores by distance (1, HEADS, CHUNK, LEFT + 2 CHUNK - 1) as scores by key (1, HEADS, CHUNK, LEFT + CHUNK)."""
+    """Return scores (1, HEADS, CHUNK, distances), farthest first, as scores (1, HEADS, CHUNK, keys)."""
     distances = LEFT + 2 * CHUNK - 1
     padded = functional.pad(scores, (1, 0)).reshape(1, HEADS, distances + 1, CHUNK)
     return padded[:, :, 1:].reshape(1, HEADS, CHUNK, distances)[..., : LEFT + CHUNK]

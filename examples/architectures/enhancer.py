@@ -1,8 +1,8 @@
 """A speech enhancer of densely connected convolutions and a GRU, after Zhen et al. (2019, arXiv 1908.06468).
 
-The paper's layer table is not public; this network has its parts and nearly its size (1.38 M parameters there): dense blocks of
-dilated convolutions, a GRU along time whose state lives on from segment to segment, and the noisy input added at the
-end.
+The paper's layer table is not public; this network has its parts and nearly its size, which is 1.38 M parameters there:
+dense blocks of dilated convolutions, a GRU along time whose state lives on from segment to segment, and the noisy input
+added at the end.
 """
 
 from __future__ import annotations

@@ -24,11 +24,19 @@ EXPORTERS = {"dynamo": True, "torchscript": False}
 SEED = 1
 
 
-def build(name: str) -> nn.Module:
-    """Return a network with random weights, the same in every run; batch norms are not at their trivial start."""
+def build(name: str, kept: bool = False) -> nn.Module:
+    """Return a network with random weights, the same in every run.
+
+    Args:
+        name: one of `NETWORKS`.
+        kept: draw normal weights that keep the variance of what they multiply, instead of torch's own, which shrink it.
+    """
     torch.manual_seed(SEED)
     network = NETWORKS[name]().eval()
-    for module in network.modules():
+    for weight in network.parameters() if kept else ():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    for module in network.modules():  # no batch norm at its trivial start
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
