@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FRAME, WIDTH, NARROW, CENTROIDS = 512, 100, 20, 32
-SHARPNESS = 20.0
+SHARPNESS, SLOPE = 20.0, 0.2
 
 
 def same(before: int, after: int, kernel: int, dilation: int = 1, **options: int) -> nn.Conv1d:
@@ -31,8 +31,8 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (1, before, length); one channel is added to all of (1, after, length)."""
-        y = functional.leaky_relu(self.narrow(x))
-        return functional.leaky_relu(self.out(self.linear(y) * torch.tanh(self.gate(y))) + x)
+        y = functional.leaky_relu(self.narrow(x), SLOPE)
+        return functional.leaky_relu(self.out(self.linear(y) * torch.tanh(self.gate(y))) + x, SLOPE)
 
 
 def blocks(before: int, after: int) -> list[nn.Module]:
@@ -50,7 +50,7 @@ class Shuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Take (1, WIDTH, length); return (1, WIDTH // 2, 2 length)."""
-        y = functional.leaky_relu(self.pointwise(self.depthwise(x)))
+        y = functional.leaky_relu(self.pointwise(self.depthwise(x)), SLOPE)
         return y.reshape(1, 2, WIDTH // 2, -1).permute(0, 2, 3, 1).reshape(1, WIDTH // 2, -1)
 
 
@@ -61,10 +61,10 @@ class Codec(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(
             same(1, WIDTH, 55),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(SLOPE),
             *blocks(WIDTH, WIDTH),
             nn.Conv1d(WIDTH, WIDTH, 9, stride=2, padding=4),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(SLOPE),
             *blocks(WIDTH, WIDTH),
             same(WIDTH, 1, 55),
             nn.Tanh(),
