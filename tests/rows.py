@@ -384,4 +384,108 @@ PRODUCTS: list[Case] = [
     ),
 ]
 
-CASES = [*NORMS, *PRODUCTS, *REWRITTEN, *FUNCTIONS, *PLACES, *UPSCALING]
+_HEADS: dict[str, Any] = {"w": random(8, 24), "b": random(24)}
+_FULL = ["Dense", "Sum"] * 3
+LAYERS: list[Case] = [
+    (
+        "LRN",
+        "y = LRN <size=3, alpha=0.3, beta=0.75, bias=2.0> (x)",
+        (7, 13),
+        X4,
+        {},
+        ["Mul", "Conv", "Activation", "Activation", "Mul"],
+    ),
+    (
+        "L2 pool",
+        "y = LpPool <kernel_shape=[3,2], pads=[1,0,0,1]> (x)",
+        (7, 22),
+        X4,
+        {},
+        ["Mul", "AveragePool", "Activation", "Activation"],
+    ),
+    ("L1 pool", "y = LpPool <kernel_shape=[3], p=1> (x)", (13,), X3, {}, ["Activation", "AveragePool", "Activation"]),
+    ("global L2 pool", "y = GlobalLpPool (x)", (13,), X4, {}, ["Mul", "AveragePool", "Activation"]),
+    (
+        "log softmax",
+        "y = LogSoftmax <axis=-1> (x)",
+        (11, 13),
+        X3,
+        {},
+        ["MaxPool", "Sum", "Activation", "AveragePool", "Activation", "Sum"],
+    ),
+    (
+        "softmax written out",
+        "m = ReduceMax <axes=[1], keepdims=0> (x)\nr = Reshape (m, s)\nd = Sub (x, r)\ne = Exp (d)\n"
+        "t = ReduceSum (e, a)\ny = Div (e, t)",
+        (13,),
+        X3,
+        {"s": ints(2, 1, 9), "a": ints(1)},
+        ["Softmax"],
+    ),
+    ("softmax by itself", "e = Exp (x)\nt = ReduceSum <axes=[2]> (e)\ny = Div (e, t)", (11,), X3, {}, ["Softmax"]),
+    (
+        "skip norm",
+        "y = com.microsoft.SkipLayerNormalization <epsilon=0.01> (x, z, g, o, b)",
+        (13,),
+        {**X3, "z": (2, 6, 9)},
+        {**_NINE, "b": random(9)},
+        ["Sum", "Sum", "Norm"],
+    ),
+    (
+        "skip norm with its sum",
+        "h, , , s = com.microsoft.SkipLayerNormalization (x, z, g)\ny = Add (h, s)",
+        (13,),
+        {**X3, "z": (2, 6, 9)},
+        {"g": random(9)},
+        ["Sum", "Norm", "Sum"],
+    ),
+    (
+        "skip simplified norm",
+        "y = com.microsoft.SkipSimplifiedLayerNormalization (x, z, g)",
+        (13,),
+        {**X3, "z": (2, 6, 9)},
+        {"g": random(9)},
+        ["Sum", "Norm"],
+    ),
+    ("simplified norm", "y = SimplifiedLayerNormalization <axis=-1> (x, g)", (13,), X3, {"g": random(9)}, ["Norm"]),
+    (
+        "attention",
+        "y = com.microsoft.Attention <num_heads=2> (x, w, b)",
+        (13,),
+        {"x": (2, 5, 8)},
+        _HEADS,
+        [*_FULL, "MatMul", "Activation", "Softmax", "MatMul"],
+    ),
+    (
+        "causal attention with a past",
+        "h, p = com.microsoft.Attention <num_heads=2, unidirectional=1> (x, w, b, m, z)\n"
+        "q = Identity (p)\nk = Flatten (q)\nf = Flatten <axis=0> (h)\ns = ReduceSum <axes=[1]> (k)\nt = ReduceSum <axes=[0]> (s)\n"
+        "y = Add (f, t)",
+        (11,),
+        {"x": (1, 5, 8), "z": (2, 1, 2, 3, 4)},
+        {**_HEADS, "m": np.array([[0, 1, 1, 1, 1, 1, 1, 1]], np.int32)},
+        [
+            "Dense",
+            "Sum",
+            "Dense",
+            "Sum",
+            "Dense",
+            "Sum",
+            "Slice",
+            "Concat",
+            "Slice",
+            "Concat",
+            "Concat",
+            "MatMul",
+            "Activation",
+            "Sum",
+            "Softmax",
+            "MatMul",
+            "AveragePool",
+            "AveragePool",
+            "Sum",
+        ],
+    ),
+]
+
+CASES = [*NORMS, *PRODUCTS, *LAYERS, *REWRITTEN, *FUNCTIONS, *PLACES, *UPSCALING]

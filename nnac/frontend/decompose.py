@@ -6,75 +6,18 @@ one table again by the compiler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
+from nnac.frontend import decompose_layers
+from nnac.frontend.rewriter import Rewrite, Rewriter, Shape, attributes, drop_unread, names_read
 from nnac.types import Array
 
-Shape = tuple[int, ...]
 AXES_ARE_CONSTANTS = "axes are constants"
-AXES_ARE_INPUTS = {"ReduceSum": 13, "ReduceMean": 18, "ReduceMax": 18}
-"""Opset since which reductions take their axes as an input."""
-
-
-@dataclass(slots=True)
-class _Rewriter:
-    """The main graph while single nodes of it are replaced; new tensors are named after the node's first output."""
-
-    opset: int
-    shapes: Mapping[str, Shape]
-    constants: Mapping[str, Array]
-    taken: set[str]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    stored: list[onnx.TensorProto] = field(default_factory=list)
-    stem: str = ""
-
-    def add(self, op_type: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node and return its output."""
-        name = self.fresh(op_type.lower())
-        self.nodes.append(helper.make_node(op_type, inputs, [name], name, **attributes))
-        return name
-
-    def constant(self, array: Any, dtype: str = "float32") -> str:
-        """Return the name of a new constant."""
-        name = self.fresh("constant")
-        self.stored.append(numpy_helper.from_array(np.asarray(array, dtype), name))
-        return name
-
-    def reduce(self, op_type: str, x: str, axes: Sequence[int], keepdims: int) -> str:
-        """Add a reduction over some axes."""
-        if self.opset >= AXES_ARE_INPUTS[op_type]:
-            return self.add(op_type, x, self.constant(axes, "int64"), keepdims=keepdims)
-        return self.add(op_type, x, axes=list(axes), keepdims=keepdims)
-
-    def fresh(self, label: str) -> str:
-        name, count = f"{self.stem}.{label}", 1
-        while name in self.taken:
-            count += 1
-            name = f"{self.stem}.{label}.{count}"
-        self.taken.add(name)
-        return name
-
-
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """How one operator is rewritten.
-
-    Attributes:
-        apply: adds the parts, the last of which computes the output, and tells its name; None leaves the node alone.
-        parts: the operators that it becomes.
-        sentence: what a use must be so that it can be rewritten; empty if that is always possible.
-    """
-
-    apply: Callable[[_Rewriter, onnx.NodeProto], str | None]
-    parts: tuple[str, ...]
-    sentence: str = ""
 
 
 def decompose(model: onnx.ModelProto) -> bool:
@@ -84,7 +27,7 @@ def decompose(model: onnx.ModelProto) -> bool:
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    rewriter = _Rewriter(_opset(model), _shapes(graph, constants), constants, _names(graph))
+    rewriter = Rewriter(_opset(model), _shapes(graph, constants), constants, _names(graph), names_read(graph))
     changed = False
     for node in graph.node:
         changed |= _rewrite(rewriter, node)
@@ -93,10 +36,11 @@ def decompose(model: onnx.ModelProto) -> bool:
         del graph.node[:]
         graph.node.extend(kept)
         graph.initializer.extend(rewriter.stored)
+        drop_unread(graph)
     return changed
 
 
-def _rewrite(r: _Rewriter, node: onnx.NodeProto) -> bool:
+def _rewrite(r: Rewriter, node: onnx.NodeProto) -> bool:
     """Add a node, or its parts with the last one under its names; tell whether it was rewritten."""
     rule = REWRITES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
     start, r.stem = len(r.nodes), next(filter(None, node.output), node.name)
@@ -130,31 +74,27 @@ def _names(graph: onnx.GraphProto) -> set[str]:
     return values | {each.name for each in (*graph.input, *graph.initializer)}
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
 # -- arithmetic ----------------------------------------------------------------------------------------------------
 
 
-def _div(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _div(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """c / y = c * (1 / y) for one constant number and a computed y, which is a function of y."""
     if node.input[1] in r.constants or r.constants.get(node.input[0], np.zeros(2)).size != 1:
         return None
     return r.add("Mul", node.input[0], r.add("Reciprocal", node.input[1]))
 
 
-def _mean(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _mean(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """The mean of n tensors is their sum times 1 / n."""
     return r.add("Mul", r.add("Sum", *node.input), r.constant(1 / len(node.input)))
 
 
-def _trilu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _trilu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """A triangle of a computed tensor is its product with ones and zeros."""
     shift = r.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else np.zeros(1)
     if shift is None or len(shape := r.shapes[node.input[0]]) < 2:
         return None
-    keep = np.triu if _attributes(node).get("upper", 1) else np.tril
+    keep = np.triu if attributes(node).get("upper", 1) else np.tril
     return r.add("Mul", node.input[0], r.constant(keep(np.ones(shape[-2:]), int(shift.reshape(-1)[0]))))
 
 
@@ -186,9 +126,9 @@ def _time_first(r: _Rewriter, node: onnx.NodeProto) -> str | None:
 # -- reductions ----------------------------------------------------------------------------------------------------
 
 
-def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _reduction(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """Sums of what is computed first; the least is the largest of the negated."""
-    given, rank = _attributes(node), len(r.shapes[node.input[0]])
+    given, rank = attributes(node), len(r.shapes[node.input[0]])
     held = r.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
     if len(node.input) > 1 and node.input[1] and held is None:
         return None
@@ -210,7 +150,7 @@ def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
 # -- functions of other domains ------------------------------------------------------------------------------------
 
 
-def _gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """Gelu and BiasGelu: x * (1 + erf(x / sqrt(2))) / 2."""
     x = r.add("Add", *node.input) if len(node.input) > 1 else node.input[0]
     half = r.add("Mul", x, r.constant(0.5))
@@ -218,7 +158,7 @@ def _gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", half, r.add("Add", grown, r.constant(1.0)))
 
 
-def _fast_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _fast_gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """Gelu by a hyperbolic tangent, perhaps of x + bias."""
     x = r.add("Add", *node.input) if len(node.input) > 1 and node.input[1] else node.input[0]
     cubic = r.add("Mul", r.add("Mul", r.add("Mul", x, x), x), r.constant(0.044715))
@@ -226,10 +166,10 @@ def _fast_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", r.add("Mul", x, r.constant(0.5)), r.add("Add", r.add("Tanh", inner), r.constant(1.0)))
 
 
-def _quick_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _quick_gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """x * sigmoid(alpha * x)."""
     x = node.input[0]
-    return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(_attributes(node).get("alpha", 1.702))))))
+    return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(attributes(node).get("alpha", 1.702))))))
 
 
 _GELU = ("Erf", "Mul", "Add")
@@ -247,5 +187,6 @@ REWRITES: dict[str, Rewrite] = {
     "com.microsoft.BiasGelu": Rewrite(_gelu, _GELU),
     "com.microsoft.FastGelu": Rewrite(_fast_gelu, ("Tanh", "Mul", "Add")),
     "com.microsoft.QuickGelu": Rewrite(_quick_gelu, ("Sigmoid", "Mul")),
+    **decompose_layers.REWRITES,
 }
 """By the name that messages use: the operator's, with its domain in front unless that is ONNX's own."""

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from nnac.frontend.rewriter import drop_unread
 from nnac.types import Array
 
 MASKED = -1e4
@@ -25,11 +26,7 @@ def add_masks(graph: onnx.GraphProto) -> None:
             _bound(graph, node, constants)
         else:
             _choice_to_sum(graph, node, constants)
-    read = {name for node in graph.node for name in node.input} | {info.name for info in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    if len(kept) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+    drop_unread(graph)
 
 
 def _masking(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -22,6 +22,8 @@ PATTERNS: dict[str, Row] = {NORM: WRITTEN_OUT, CHOOSE: CHOICE}
 KEEPING = ("Reshape", "Unsqueeze", "Squeeze", "Identity", "Cast")
 RELATIONS = {"Less": (0, False), "Greater": (0, True), "LessOrEqual": (1, False), "GreaterOrEqual": (1, True)}
 """Comparisons as (index into `isa.RELATIONS`, whether the operands change sides)."""
+SOFTMAX_ALONG_AXIS = 13
+"""Opset since which a Softmax has one axis."""
 COMPARING = ("Equal", "Not", *RELATIONS)
 COMPARED = "what it gives is the condition of a Where, or is cast to numbers"
 
@@ -59,7 +61,7 @@ class _Finder:
 
     def join(self, use: Use) -> Use:
         """Return the use that stands for all of the pattern that ends here, or the use itself."""
-        return self._norm(use) or self._choice(use) or use
+        return self._norm(use) or self._softmax(use) or self._choice(use) or use
 
     def _maker(self, name: str, *kinds: str) -> Use | None:
         use = self.made.get(name)
@@ -112,7 +114,8 @@ class _Finder:
         """Match the deviation (or x) over the root; with it comes a gain that the inverse root has met before."""
         if use.op_type == "Div":
             moments, gain = self._root(use.inputs[1]), None
-            return (moments, gain) if moments is not None and self._is_numerator(use.inputs[0], moments) else None
+            found = moments is not None and self._is_quotient(use, use.inputs[0], use.inputs[1], moments)
+            return (moments, gain) if moments is not None and found else None
         if use.op_type != "Mul":
             return None
         for side in (0, 1):
@@ -121,11 +124,14 @@ class _Finder:
             if scaled is not None and (split := self._with_constant(scaled, "Mul")) is not None:
                 inverse, gain = split[0].outputs[0], split[1]
             moments = self._inverse_root(inverse)
-            if moments is not None and self._is_numerator(use.inputs[1 - side], moments):
+            if moments is not None and self._is_quotient(use, use.inputs[1 - side], inverse, moments):
                 return moments, gain
         return None
 
-    def _is_numerator(self, name: str, moments: _Moments) -> bool:
+    def _is_quotient(self, use: Use, name: str, root: str, moments: _Moments) -> bool:
+        """Tell whether a tensor is what belongs above the root, which meets the right entries of it."""
+        if not _aligned(use, root, moments.x, moments.axes):
+            return False
         if not moments.centered:
             return name == moments.x
         return self._deviation(name) == (moments.x, moments.axes)
@@ -160,9 +166,7 @@ class _Finder:
 
     def _variance(self, name: str) -> _Moments | None:
         """Match the mean of squared deviations, mean square minus squared mean, or the mean square."""
-        name = self._bare(name)
-        while (use := self._maker(name, "Clip", "Max", "Relu")) is not None and _number(use, 1) in (None, 0.0):
-            name = self._bare(use.inputs[0])
+        name = self._not_negative(self._bare(name))
         if (use := self._maker(name, "Sub")) is not None:
             square, mean = self._mean(use.inputs[0]), self._squared(self._bare(use.inputs[1]))
             x = self._squared(square[0]) if square is not None else None
@@ -178,11 +182,22 @@ class _Finder:
             return _Moments(root, mean_square[1], False)
         return _Moments(*deviation, True) if deviation[1] == mean_square[1] else None
 
+    def _not_negative(self, name: str) -> str:
+        """Return a tensor in front of what limits it from below by 0."""
+        use = self._maker(name, "Clip", "Max", "Relu")
+        if use is None or (use.op_type == "Clip" and (_number(use, 1) != 0 or use.given(2))):
+            return name
+        if use.op_type == "Max" and 0.0 not in (_number(use, 0), _number(use, 1)):
+            return name
+        return self._bare(next(each for i, each in enumerate(use.inputs) if use.constant(i) is None))
+
     def _deviation(self, name: str) -> tuple[str, tuple[int, ...]] | None:
         """Match x minus its mean; return x and the axes."""
         use = self._maker(name, "Sub")
         mean = self._mean(use.inputs[1]) if use is not None else None
-        return mean if use is not None and mean is not None and mean[0] == use.inputs[0] else None
+        if use is None or mean is None or mean[0] != use.inputs[0]:
+            return None
+        return mean if _aligned(use, use.inputs[1], *mean) else None
 
     def _squared(self, name: str) -> str | None:
         use = self._maker(name, "Mul", "Pow")
@@ -210,6 +225,29 @@ class _Finder:
         count = prod(total.shape()[axis] for axis in axes)
         factor = 1 / factor if use.op_type == "Div" and factor else factor
         return (total.inputs[0], axes) if abs(factor * count - 1) < 1e-5 else None
+
+    # -- softmax ---------------------------------------------------------------------------------------------------
+
+    def _softmax(self, use: Use) -> Use | None:
+        """Match exponentials over their sum along one axis; what is subtracted from all of them has no influence."""
+        total = self._maker(self._bare(use.inputs[1]), "ReduceSum") if use.op_type == "Div" else None
+        power = self._maker(use.inputs[0], "Exp")
+        if total is None or power is None or total.inputs[0] != use.inputs[0] or len(_axes(total)) != 1:
+            return None
+        x, axes = power.inputs[0], _axes(total)
+        if (distance := self._maker(x, "Sub")) is not None:
+            peak = self._peak(distance.inputs[1])
+            x = distance.inputs[0] if peak == (distance.inputs[0], axes) else x
+        attributes = {"axis": axes[0]}
+        return replace(use, op_type="Softmax", inputs=(x,), attributes=attributes, opset=SOFTMAX_ALONG_AXIS)
+
+    def _peak(self, name: str) -> tuple[str, tuple[int, ...]] | None:
+        """Match a largest value, also limited from below by minus infinity; return what it is of, and the axes."""
+        name = self._bare(name)
+        while (use := self._maker(name, "Clip", "Max")) is not None and -inf in (_number(use, 0), _number(use, 1)):
+            name = self._bare(next(each for i, each in enumerate(use.inputs) if _number(use, i) is None))
+        use = self._maker(name, "ReduceMax")
+        return (use.inputs[0], _axes(use)) if use is not None else None
 
     # -- choices ---------------------------------------------------------------------------------------------------
 
@@ -243,6 +281,12 @@ class _Finder:
         relation, turned = RELATIONS[use.op_type]
         first, second = reversed(use.inputs) if turned else use.inputs
         return first, second, relation, inverted
+
+
+def _aligned(use: Use, name: str, x: str, axes: tuple[int, ...]) -> bool:
+    """Tell whether a value per group of `x` broadcasts to that group: its shape is that of x with ones for `axes`."""
+    shape, found = use.tensors.shapes[x], use.tensors.shapes[name]
+    return (1,) * (len(shape) - len(found)) + found == tuple(1 if i in axes else n for i, n in enumerate(shape))
 
 
 def _number(use: Use, index: int) -> float | None:

@@ -12,8 +12,6 @@ from nnac.frontend.check import report, shape_problems
 from nnac.frontend.limits import Limits
 
 Shape = tuple[int, ...]
-SHAPE_KEEPING = frozenset({"GroupNormalization"})
-"""Operators whose output is as their first input, of which onnx 1.23 does not know it."""
 
 
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
@@ -130,19 +128,36 @@ def _inference_problems(text: str) -> list[str]:
 
 
 def _fill(graph: onnx.GraphProto) -> bool:
-    """Give the outputs of `SHAPE_KEEPING` operators the shape that the inference has missed; tell whether one had none."""
-    known = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
-    filled = False
+    """Give outputs the shape that the inference has missed, where `_missed` knows it; tell whether one had none."""
+    known = {info.name: _dims(info) for info in (*graph.input, *graph.value_info, *graph.output)}
+    known |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    infos, filled = {info.name: info for info in (*graph.value_info, *graph.output)}, False
     for node in graph.node:
-        source, result = known.get(node.input[0] if node.input else ""), known.get(node.output[0])
-        if node.op_type not in SHAPE_KEEPING or source is None or not source.type.tensor_type.HasField("shape"):
-            continue
-        if result is None:
-            result = graph.value_info.add(name=node.output[0])
-        if not result.type.tensor_type.HasField("shape"):
-            result.type.CopyFrom(source.type)
-            filled = True
+        dims = _missed(node, known)
+        for name in node.output[::2] if dims is not None else ():  # an embedding's third is the sum before its norm
+            if name and dims is not None and known.get(name) is None:
+                info = infos.get(name) or graph.value_info.add(name=name)
+                info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+                _set_shape(info, tuple(dims))
+                known[name], filled = dims, True
     return filled
+
+
+def _dims(info: onnx.ValueInfoProto) -> list[int] | None:
+    """Return the fixed shape of a value, or None."""
+    tensor = info.type.tensor_type
+    dims = [dim.dim_value for dim in tensor.shape.dim]
+    return dims if tensor.HasField("shape") and all(dim > 0 for dim in dims) else None
+
+
+def _missed(node: onnx.NodeProto, known: Mapping[str, list[int] | None]) -> list[int] | None:
+    """Return the shape of a node's first and third output, of operators that onnx 1.23 does not know it of."""
+    shapes = [known.get(name) for name in node.input]
+    if node.op_type == "GroupNormalization":
+        return shapes[0]
+    if node.op_type == "EmbedLayerNormalization" and shapes[0] and len(shapes) > 2 and shapes[2]:
+        return [*shapes[0], shapes[2][-1]]
+    return None
 
 
 def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
