@@ -32,7 +32,7 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Take (1, before, length); one channel is added to all of (1, after, length)."""
         y = functional.leaky_relu(self.narrow(x), SLOPE)
-        return functional.leaky_relu(self.out(self.linear(y) * torch.tanh(self.gate(y))) + x, SLOPE)
+        return self.out(self.linear(y) * torch.tanh(self.gate(y))) + x
 
 
 def blocks(before: int, after: int) -> list[nn.Module]:

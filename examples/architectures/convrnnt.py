@@ -7,6 +7,8 @@ the utterance, is a running mean (a state), since a stream has no end.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -44,8 +46,7 @@ class Local(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        pairs = zip(LOCAL, LOCAL[1:], strict=False)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, KERNEL, padding=(KERNEL // 2, 0)) for a, b in pairs)
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, KERNEL, padding=(KERNEL // 2, 0)) for a, b in pairwise(LOCAL))
         self.out = nn.Conv2d(LOCAL[-1], 1, 1)
 
     def forward(self, x: Tensor, past: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:

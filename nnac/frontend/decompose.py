@@ -103,9 +103,9 @@ def _trilu(r: Rewriter, node: onnx.NodeProto) -> str | None:
 _STATE_INPUTS = (5, 6)
 
 
-def _time_first(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _time_first(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """A recurrent layer with the batch in front (which onnxruntime has not) is one with time in front, transposed."""
-    given = _attributes(node)
+    given = attributes(node)
     if given.pop("layout", 0) != 1:
         return None
     inputs = list(node.input)
