@@ -36,6 +36,9 @@ def build(name: str, kept: bool = False) -> nn.Module:
     for weight in network.parameters() if kept else ():
         if weight.dim() > 1:
             nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    for name, weight in network.named_parameters() if kept else ():
+        if "weight_ih" in name:  # gates halve what they let through, and again
+            weight.data *= 3
     for module in network.modules():  # no batch norm at its trivial start
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, std=0.1)
