@@ -24,6 +24,8 @@ _OPERAND, _RESULT = source(types.int16, 4, "A"), sink(types.int16, 4)
 
 accumulate = also(elementwise.accumulate, sink(types.int64, 4, "C"), _OPERAND, INT, INT)
 requantize_wide = also(elementwise.requantize_wide, source(types.int64, 4), _RESULT, *[INT] * 5)
+accumulate_squares = also(elementwise.accumulate_squares, sink(types.int64, 4, "C"), _OPERAND, INT)
+root = also(elementwise.root, source(types.int64, 4), _RESULT, *[INT] * 6)
 multiply = also(elementwise.multiply, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
 divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
 extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)

@@ -11,6 +11,12 @@ from nnac.program import Program, Tensor
 from nnac.types import Array
 
 
+def free_inputs(program: Program) -> dict[str, tuple[int, ...]]:
+    """Return ONNX names and shapes of the inputs that are no states."""
+    kept = dict(program.states)
+    return {t.onnx_name: t.onnx_shape for t in map(program.tensor, program.inputs) if t.name not in kept}
+
+
 def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return integers in device layout by tensor name, for arrays by ONNX input name; states may be left out.
 

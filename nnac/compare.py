@@ -174,7 +174,8 @@ def _one(
     program = pair[0].program
     truth, inputs = twin.run(sample), quantized(program, sample)
     if isinstance(sample, First):
-        pair[0].clear_states()
+        for emulator in pair:
+            emulator.clear_states()
     found = pair[0].trace(inputs)
     alone = pair[1].trace(inputs, _truths(program, truth))
     for tensor in tensors:

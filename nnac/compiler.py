@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnac import reference, stages
+from nnac.border import free_inputs
 from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
 from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError, one_line
-from nnac.frontend import import_graph, prepare, with_encodings
+from nnac.frontend import find_states, import_graph, prepare, unpack_states, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
@@ -36,6 +37,7 @@ from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
+from nnac.passes.magnitude import magnitude
 from nnac.passes.order import order
 from nnac.passes.quantize import quantize, unpinned
 from nnac.program import KnownAnswer, Program
@@ -56,7 +58,7 @@ Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
 Pass = Callable[[Graph], Graph]
-FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose)
+FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose, magnitude)
 
 RANDOM = "random"
 OWN_SCALES = "the model's own scales"
@@ -115,8 +117,9 @@ def compile(
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
         states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
-            left out. A model with states is calibrated along sequences: consecutive samples of a file, or of the
-            iterable, are consecutive steps; the samples hold the other inputs only.
+            left out. One that is packed of others is kept apart (see `nnac.frontend.unpack`). A model with states is
+            calibrated along sequences: consecutive samples of a file, or of the iterable, are consecutive steps; the
+            samples hold the other inputs only.
         freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
         activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
@@ -155,10 +158,16 @@ def measured_graph(
     shapes: Mapping[str, tuple[int, ...]] | None,
     freeze: Mapping[str, Any] | None,
     progress: Progress | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes, freeze=freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
+
+
+def unpacked(prepared: onnx.ModelProto, states: Mapping[str, str] | None) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a prepared model and its states, given or found by their names, packed ones kept apart."""
+    return unpack_states(prepared, find_states(prepared.graph, states))
 
 
 def _open(
@@ -172,8 +181,8 @@ def _open(
     """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    prepared = prepare(model, shapes, frozen=freeze)
-    graph = float_graph(prepared, states)
+    prepared, kept = unpacked(prepare(model, shapes, frozen=freeze), states)
+    graph = float_graph(prepared, kept)
     if calibration is None:
         return prepared, graph, None
     inputs = input_shapes(graph)
@@ -393,16 +402,18 @@ def diff(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
     freeze: Mapping[str, Any] | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
 
     Args:
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
-        samples: as `calibration` of `compile` (but not "random").
-        shapes, freeze: as for `compile`.
+        samples: as `calibration` of `compile` (but not "random"); along sequences where the program has states.
+        shapes, freeze, states: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
-    inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)
+    given = free_inputs(blob)
+    prepared, _ = unpacked(prepare(model, shapes or given, frozen=freeze), states)
+    return compare(prepared, blob, load_samples(samples, given), progress)

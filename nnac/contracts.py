@@ -368,6 +368,21 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
             "offset_shift gain_shift",
         ),
     ),
+    isa.Magnitude: (
+        NESTED,
+        Rule(lambda i: 1 <= len(i.sources) <= 16, "there are 1 to 16 operands", "sources"),
+        Rule(
+            lambda i: len(i.zeros) == len(i.bits) == len(i.sources) and len(i.strides) == isa.LOOPS * len(i.sources),
+            f"each operand has a zero point, bits and {isa.LOOPS} strides",
+            "sources zeros bits strides",
+        ),
+        MIXED,
+        _widths("out_bits:target"),
+        RESULT_ZEROED,
+        LIMITED,
+        SCALED,
+        CLAMPED,
+    ),
     isa.Lookup: (
         _positive("count", "tables"),
         Rule(lambda i: i.count % i.tables == 0, "the tables divide the count", "count tables"),
@@ -447,7 +462,7 @@ def work_of(i: AnyInstruction) -> int:
             return i.out_h * i.out_w * i.out_c * (i.kernel_h * i.kernel_w * i.depth + 1)
         case isa.Pool():
             return i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return isa.volume(i.shape) * len(i.sources)
         case isa.MatMul():
             return i.macs + i.rows * i.columns + i.columns * i.depth

@@ -95,6 +95,9 @@ def operands(i: AnyInstruction) -> str:
             return _matmul(i)
         case isa.Norm():
             return _norm(i)
+        case isa.Magnitude():
+            scaled = f"offset {i.offset}, {_scaled(i.multiplier, i.shift)}"
+            return f"{_nest(i)}, {scaled}, {_result(i.out_zero, i.low, i.high)}"
         case isa.Lookup():
             return _lookup(i)
         case isa.Softmax():

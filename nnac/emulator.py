@@ -137,6 +137,8 @@ class Emulator:
                 self._sum(instruction)
             case isa.Mul():
                 self._mul(instruction)
+            case isa.Magnitude():
+                self._magnitude(instruction)
             case isa.Lookup():
                 self._lookup(instruction)
             case isa.Softmax():
@@ -359,21 +361,6 @@ class Emulator:
                 self.mode,
             )
 
-    def _multiply_float32(self, i: isa.Mul) -> None:
-        from nnac.kernels.single import multiply
-
-        multiply(
-            self._nested(i, 0, False),
-            i.zeros[0],
-            self._nested(i, 1, False),
-            i.zeros[1],
-            self._tile(i.target, *i.shape, bits=i.out_bits),
-            i.multiplier,
-            i.out_zero,
-            i.low,
-            i.high,
-        )
-
     def _div(self, i: isa.Div) -> None:
         wide = max(*i.bits, i.out_bits) == 16
         if wide:
@@ -467,6 +454,34 @@ class Emulator:
                 self.mode,
                 i.channels,
             )
+
+    def _multiply_float32(self, i: isa.Mul) -> None:
+        from nnac.kernels.single import multiply
+
+        multiply(
+            self._nested(i, 0, False),
+            i.zeros[0],
+            self._nested(i, 1, False),
+            i.zeros[1],
+            self._tile(i.target, *i.shape, bits=i.out_bits),
+            i.multiplier,
+            i.out_zero,
+            i.low,
+            i.high,
+        )
+
+    def _magnitude(self, i: isa.Magnitude) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import accumulate_squares, root
+        else:
+            from nnac.kernels.elementwise import accumulate_squares, root
+
+        acc = np.full(i.shape, i.offset, np.int64)
+        for n, zero in enumerate(i.zeros):
+            accumulate_squares(acc, self._nested(i, n, wide), zero)
+        with _result(self._tile(i.target, *i.shape, bits=i.out_bits), wide) as y:
+            root(acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
 
     def _lookup(self, i: isa.Lookup) -> None:
         shape = (i.count // i.tables, i.tables)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from nnac.instruction import CODES, Engine, Instruction, Range, Space, entry, row, strided, volume
-from nnac.isa_elementwise import LOOPS, RELATIONS, Div, Elementwise, Extreme, Mul, Select, Sum
+from nnac.isa_elementwise import LOOPS, RELATIONS, Div, Elementwise, Extreme, Magnitude, Mul, Select, Sum
 from nnac.numerics import INTERPOLATION_ENTRIES
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Lookup",
     "Loop",
     "Lstm",
+    "Magnitude",
     "MatMul",
     "Mul",
     "Norm",
@@ -50,6 +51,7 @@ __all__ = [
     "Space",
     "Sum",
     "copy_engine",
+    "strided",
     "volume",
 ]
 
@@ -483,7 +485,7 @@ class Norm(Instruction):
     left by `epsilon_shift`.
     """
 
-    opcode: ClassVar[int] = 20
+    opcode: ClassVar[int] = 21
     source: int = entry("u32")
     target: int = entry("u32")
     rows: int = entry("u32")
@@ -529,6 +531,7 @@ AnyInstruction = (
     | Pool
     | Sum
     | Mul
+    | Magnitude
     | Lookup
     | Softmax
     | Lstm

@@ -66,6 +66,15 @@ class Mul(Elementwise):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Magnitude(Elementwise):
+    """sqrt(offset + sum_i (x_i - zero_i)**2), requantized (`numerics.magnitude`); operands on one scale."""
+
+    opcode: ClassVar[int] = 20
+    offset: int = entry("u32")
+    multiplier: int = entry("u32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Div(Elementwise):
     """(x_0 - zero_0) * multiplier / (x_1 - zero_1), exact and rounded once (`norms.quotient`)."""
 

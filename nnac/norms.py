@@ -163,8 +163,9 @@ def choose(
 def inverse_root(value: int) -> tuple[int, int]:
     """The pair (root, lift) with ``1 / sqrt(value) ~= root * 2**(lift - 61)``, relative error under 2**-30.
 
-    The value is shifted by `lift` times two bits into [2**60, 2**62). Its square root, cut off, has 31 bits, and root is
-    2**61 divided by that, cut off: the first is at most one unit of 2**30 too small, the second one of 2**30 too small.
+    The value is shifted by `lift` times two bits into [2**60, 2**62). Its square root has 31 bits and is cut off, which
+    makes its inverse less than one part of 2**30 too large; root is 2**61 divided by that, cut off, which makes it less
+    than one part of 2**30 too small.
 
     Args:
         value: 1 .. 2**62 - 1.

@@ -8,8 +8,9 @@ as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`; the right matrix of a product of activations streams in from the scratchpad); the vector unit's
-  elements over lanes (times window taps for pooling, operands for sums, extremes and choices, 2 for softmax and for a
-  quotient, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes where an operand or the result has 16 bits);
+  elements over lanes (times window taps for pooling, operands for sums, products, quotients, extremes and choices, 2
+  for softmax, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes
+  where an operand or the result has 16 bits);
   the decoder's bytes over its rate;
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
@@ -245,7 +246,7 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
             return array_cycles(i, target.mac)
         case isa.Pool():
             return over(i.out_h * i.out_w * i.channels * wide, lanes) * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return over(isa.volume(i.shape) * wide, lanes) * len(i.sources)
         case isa.MatMul():
             return matmul_cycles(i, target.mac)
@@ -278,7 +279,7 @@ def elements_lanes(i: AnyInstruction) -> int:
     match i:
         case isa.Copy() | isa.Fill():
             return i.width
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return max(*i.bits, i.out_bits) // 8
         case isa.Pool() | isa.Lookup() | isa.Softmax() | isa.Norm():
             return max(i.in_bits, i.out_bits) // 8
@@ -297,7 +298,7 @@ def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
                 yield space, end - start, end - start
             pixels, run = i.out_h * i.out_w, i.out_c * i.out_bits // 8
             yield Space.SRAM, pixels * run, run if i.out_c < i.pitch else pixels * run
-        case isa.Sum() | isa.Mul() | isa.Div() | isa.Extreme() | isa.Select():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             for index, bits in enumerate(i.bits):
                 strides = i.operand_strides(index)
                 sides = tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True))

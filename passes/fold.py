@@ -94,6 +94,52 @@ def _merge(draft: Draft, node: Node, layer: Node, moves: list[Node], scale: Arra
     draft.update(layer, inputs=(layer.inputs[INPUT], *names))
 
 
+def _fold_factor(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> bool:
+    """Let a factor behind or in front of a product of activations be its own."""
+    if isinstance(node.op, MatMul):
+        for name in dict.fromkeys(node.inputs):
+            _take_factor(draft, draft.nodes[node.name], name, users)
+        return True
+    factor = _as_factor(node)
+    if factor is None or not alone(draft, node.inputs[0], users):
+        return False
+    product, moves = maker(draft, node.inputs[0], draft.producers(), users)
+    if product is None or not isinstance(product.op, MatMul) or product.op.clamp != UNBOUNDED:
+        return False
+    if draft.values[product.output].type.quant is not None:
+        return False
+    del draft.nodes[node.name]
+    product = give(draft, product, moves, draft.values[node.output])
+    draft.update(product, op=replace(product.op, factor=product.op.factor * factor))
+    return True
+
+
+def _take_factor(draft: Draft, product: Node, name: str, users: Mapping[str, list[Node]]) -> None:
+    """Let a product take over the factor of what only it reads; what lies between stands for nothing in ONNX."""
+    affine, moves = maker(draft, name, draft.producers(), users)
+    factor = _as_factor(affine) if affine is not None else None
+    if affine is None or factor is None or not alone(draft, affine.output, users) or product.inputs.count(name) > 1:
+        return
+    if any(draft.values[node.output].type.quant is not None for node in (affine, *moves)):
+        return
+    if moves:
+        draft.update(moves[0], inputs=affine.inputs)
+        for move in moves:
+            draft.values[move.output] = replace(draft.values[move.output], origin=None)
+        names = product.inputs
+    else:
+        names = tuple(affine.inputs[0] if each == name else each for each in product.inputs)
+    draft.update(product, op=replace(product.op, factor=product.op.factor * factor), inputs=names)
+
+
+def _as_factor(node: Node) -> float | None:
+    """Return the scale of an affine function without offset, if it is positive."""
+    match node.op:
+        case Activation(kind="affine", params=(scale, offset)) if offset == 0 and scale > 0:
+            return float(scale)
+    return None
+
+
 def _folded(draft: Draft, layer: Node, scale: Array, offset: Array) -> list[str]:
     """Return the constants of a layer behind which something scales and shifts; integers keep, their scales change."""
     weight, bias = (draft.constants[layer.inputs[i]] for i in (WEIGHT, BIAS))
@@ -117,48 +163,6 @@ def _keeps_integers(weight: Array, scale: Array) -> bool:
 
 def _dtype(weight: Array, index: int) -> type[np.generic]:
     return np.int8 if index == WEIGHT and weight.dtype == np.int8 else np.float32
-
-
-def _fold_factor(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> bool:
-    """Let a factor behind or in front of a product of activations be its own."""
-    if isinstance(node.op, MatMul):
-        for name in dict.fromkeys(node.inputs):
-            _take_factor(draft, draft.nodes[node.name], name, users)
-        return True
-    factor = _as_factor(node)
-    if factor is None or not alone(draft, node.inputs[0], users):
-        return False
-    product, moves = maker(draft, node.inputs[0], draft.producers(), users)
-    if product is None or not isinstance(product.op, MatMul) or product.op.clamp != UNBOUNDED:
-        return False
-    del draft.nodes[node.name]
-    product = give(draft, product, moves, draft.values[node.output])
-    draft.update(product, op=replace(product.op, factor=product.op.factor * factor))
-    return True
-
-
-def _take_factor(draft: Draft, product: Node, name: str, users: Mapping[str, list[Node]]) -> None:
-    """Let a product take over the factor of what only it reads; what lies between stands for nothing in ONNX."""
-    affine, moves = maker(draft, name, draft.producers(), users)
-    factor = _as_factor(affine) if affine is not None else None
-    if affine is None or factor is None or not alone(draft, affine.output, users) or product.inputs.count(name) > 1:
-        return
-    if moves:
-        draft.update(moves[0], inputs=affine.inputs)
-        for move in moves:
-            draft.values[move.output] = replace(draft.values[move.output], origin=None)
-        names = product.inputs
-    else:
-        names = tuple(affine.inputs[0] if each == name else each for each in product.inputs)
-    draft.update(product, op=replace(product.op, factor=product.op.factor * factor), inputs=names)
-
-
-def _as_factor(node: Node) -> float | None:
-    """Return the scale of an affine function without offset, if it is positive."""
-    match node.op:
-        case Activation(kind="affine", params=(scale, offset)) if offset == 0 and scale > 0:
-            return float(scale)
-    return None
 
 
 def _fold_pad(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> None:

@@ -36,7 +36,9 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
     layers = [node for node in graph.nodes if node.op.weighted or isinstance(node.op, MatMul)]
-    wide = [node.name for node in layers if any(graph.values[name].type.dtype == "int16" for name in _streamed(node))]
+    wide = [
+        node.name for node in layers if any(graph.values[name].type.dtype == "int16" for name in _array_operands(node))
+    ]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
@@ -44,9 +46,11 @@ def _refuse_int16(graph: Graph, target: Target) -> None:
         )
 
 
-def _streamed(node: Node) -> tuple[str, ...]:
-    """Return the activations that the array multiplies in a layer; of a recurrent one, its hidden values."""
-    return (node.output,) if isinstance(node.op, Recurrent) else node.inputs[: node.op.operands]
+def _array_operands(node: Node) -> tuple[str, ...]:
+    """Return the activations that the array multiplies; a recurrent layer's have the width of its result."""
+    if isinstance(node.op, Recurrent):
+        return (node.output,)
+    return node.inputs[: node.op.operands]
 
 
 def _parts(graph: Graph, node: Node, target: Target) -> int:

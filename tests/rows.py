@@ -459,7 +459,8 @@ LAYERS: list[Case] = [
     (
         "causal attention with a past",
         "h, p = com.microsoft.Attention <num_heads=2, unidirectional=1> (x, w, b, m, z)\n"
-        "q = Identity (p)\nk = Flatten (q)\nf = Flatten <axis=0> (h)\ns = ReduceSum <axes=[1]> (k)\nt = ReduceSum <axes=[0]> (s)\n"
+        "q = Identity (p)\nk = Flatten (q)\nf = Flatten <axis=0> (h)\n"
+        "s = ReduceSum <axes=[1]> (k)\nt = ReduceSum <axes=[0]> (s)\n"
         "y = Add (f, t)",
         (11,),
         {"x": (1, 5, 8), "z": (2, 1, 2, 3, 4)},

@@ -147,13 +147,13 @@ def evaluate_pair(op: Any, x: list[Array]) -> Array:
             rows = x[0].reshape(*x[0].shape[: op.lead], -1, op.groups, x[0].shape[-1] // op.groups)
             axes = (-3, -1)
             rows = rows - rows.mean(axes, keepdims=True) * op.centered
-            y = (rows / np.sqrt((rows**2).mean(axes, keepdims=True) + op.epsilon)).reshape(-1, len(x[1]))
-            return np.asarray(y * x[1] + x[2]).reshape(x[0].shape)
+            y: Array = (rows / np.sqrt((rows**2).mean(axes, keepdims=True) + op.epsilon)).reshape(-1, len(x[1]))
+            return np.asarray((y * x[1] + x[2]).reshape(x[0].shape))
         case ops.Div():
             return np.asarray(x[0] / x[1])
         case ops.Extreme():
             joined = np.stack(np.broadcast_arrays(*x))
-            return np.clip(joined.min(0) if op.least else joined.max(0), *op.clamp)
+            return np.asarray(np.clip(joined.min(0) if op.least else joined.max(0), *op.clamp))
         case ops.Select():
             return np.where((x[0] < x[1], x[0] <= x[1], x[0] == x[1])[op.relation], x[2], x[3])
     raise AssertionError(f"the float interpreter does not know {op}")

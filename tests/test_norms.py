@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import isqrt, sqrt
-from typing import Any
 
 import numpy as np
 import pytest
@@ -109,11 +108,12 @@ def test_choice(seed: int, bits: int, relation: int, shift: int, mode: Rounding)
     """Each relation, with equal values among what is compared."""
     rng = np.random.default_rng(seed)
     operands = [values(rng, bits, 1, 3, 1, 4) for _ in range(4)]
+    a, b, yes, no = operands
     operands[1][..., 0] = operands[0][..., 0]
     zeros, multipliers = [zero(rng, bits) for _ in operands], [int(m) for m in rng.integers(0, 2**31, 4)]
     zeros[1], multipliers[1] = zeros[0], multipliers[0]
     y, run = np.empty(operands[0].shape, operands[0].dtype), pairs.choose if bits == 8 else wide.choose
-    run(*operands, np.array(zeros), np.array(multipliers), y, relation, shift, 0, *LIMITS[bits], mode)
+    run(a, b, yes, no, np.array(zeros), np.array(multipliers), y, relation, shift, 0, *LIMITS[bits], mode)
     columns = np.stack([x.astype(np.int64).ravel() - z for x, z in zip(operands, zeros, strict=True)], axis=1)
     law = [norms.choose(row, multipliers, relation, shift, 0, mode, *LIMITS[bits]) for row in columns.tolist()]
     assert y.ravel().tolist() == law
@@ -169,7 +169,8 @@ def test_norm(
 def test_largest_group(bits: int, count: int) -> None:
     """At the limit nothing leaves 64 bits: half of the values at either end of the range."""
     low, high = LIMITS[bits]
-    x = np.where(np.arange(count) % 2, low, high).astype(np.int8 if bits == 8 else np.int16).reshape(1, count, 1, 1)
+    x: Array = np.where(np.arange(count) % 2, low, high).astype(np.int8 if bits == 8 else np.int16)
+    x = x.reshape(1, count, 1, 1)
     gains, offsets, y = np.array([(1 << 30) - 1], np.int32), np.array([5], np.int32), np.empty_like(x)
     run, epsilon = (normalize, norms.EPSILON_MAX) if bits == 8 else (wide_normalize, 1)
     run(x, gains, offsets, y, 0, 1, epsilon, 24, 0, 0, low, high, 0, 1)
@@ -201,6 +202,6 @@ def test_too_large_gain_is_refused() -> None:
 def test_epsilon(epsilon: float, scale: float, count: int) -> None:
     """At least one unit, at most 2**60, and 30 significant bits between."""
     units, shift = norms.encode_epsilon(epsilon, scale, count)
-    wanted = min(max(Fraction(epsilon) * count**2 / Fraction(scale) ** 2, 1), norms.EPSILON_MAX)
+    wanted = min(max(Fraction(epsilon) * count**2 / Fraction(scale) ** 2, Fraction(1)), Fraction(norms.EPSILON_MAX))
     assert abs((units << shift) - wanted) <= max(Fraction(1, 2), wanted / (1 << 30))
     assert isqrt(units << shift) <= 1 << 30

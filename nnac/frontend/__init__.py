@@ -6,6 +6,8 @@ from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.prepare import as_given, prepare
 from nnac.frontend.qlinear import integer_form
 from nnac.frontend.rows_quant import evaluate
+from nnac.frontend.states import find_states
+from nnac.frontend.unpack import unpack_states
 
 __all__ = [
     "LIMITS",
@@ -13,9 +15,11 @@ __all__ = [
     "Limits",
     "as_given",
     "evaluate",
+    "find_states",
     "import_graph",
     "integer_form",
     "prepare",
     "supported_operators",
+    "unpack_states",
     "with_encodings",
 ]

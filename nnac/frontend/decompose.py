@@ -11,10 +11,11 @@ from math import sqrt
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from nnac.frontend import decompose_layers
 from nnac.frontend.rewriter import Rewrite, Rewriter, Shape, attributes, drop_unread, names_read
+from nnac.frontend.unroll import STEPS
 from nnac.types import Array
 
 AXES_ARE_CONSTANTS = "axes are constants"
@@ -172,13 +173,21 @@ def _quick_gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(attributes(node).get("alpha", 1.702))))))
 
 
+def _loop(r: Rewriter, node: onnx.NodeProto) -> str | None:
+    """A loop that is still one is refused: see `nnac.frontend.scans` and `nnac.frontend.unroll`."""
+    return None
+
+
 _GELU = ("Erf", "Mul", "Add")
+_LOOPS = f"runs forwards along first axes, and its number of steps is fixed and at most {STEPS}"
 
 REWRITES: dict[str, Rewrite] = {
     "Div": Rewrite(_div, ("Mul", "Reciprocal")),
     "Mean": Rewrite(_mean, ("Sum", "Mul")),
     "Trilu": Rewrite(_trilu, ("Mul",), "the diagonal is a constant"),
     **{name: Rewrite(_time_first, (name, "Transpose")) for name in ("LSTM", "GRU", "RNN")},
+    "Scan": Rewrite(_loop, ("LSTM",), f"the body is an LSTM cell; or it {_LOOPS}"),
+    "Loop": Rewrite(_loop, ("LSTM",), f"it {_LOOPS}"),
     "ReduceMin": Rewrite(_reduction, ("Neg", "ReduceMax"), AXES_ARE_CONSTANTS),
     "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceSum"), AXES_ARE_CONSTANTS),
     "ReduceL2": Rewrite(_reduction, ("Mul", "ReduceSum", "Sqrt"), AXES_ARE_CONSTANTS),

@@ -17,7 +17,9 @@ from nnac.frontend.loader import Source, embed_external_data, load
 from nnac.frontend.masks import add_masks
 from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.qoperator import rewrite_quantized
+from nnac.frontend.scans import restore_layers
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
+from nnac.frontend.unroll import unroll
 from nnac.frontend.walk import nodes, stem
 
 OLDEST_IR, NEWEST_IR = 8, 13  # initializers need not be inputs since 4; onnxruntime 1.31 reads up to 13
@@ -92,6 +94,9 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
+    while restore_layers(model) or unroll(model):
+        forget_inferred(model.graph)
+        model = infer(fold(model, limits), limits)
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
         forget_inferred(model.graph)
         model = infer(model, limits)

@@ -6,7 +6,7 @@ nothing reads any more is dropped. The ONNX model stays as it is, so that calibr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from nnac.frontend.rows_norm import WRITTEN_OUT, fits
 from nnac.frontend.rows_pairs import CHOICE
-from nnac.frontend.use import Row, Tensors, Use
+from nnac.frontend.use import Row, Use
 from nnac.types import Array
 
 NORM, CHOOSE = "Norm written out", "Choice"

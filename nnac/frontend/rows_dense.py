@@ -34,17 +34,6 @@ def gemm(b: Builder, use: Use) -> None:
         b.put(use, Sum(), [product, _addend(b, use)])
 
 
-def _integers(b: Builder, use: Use, x: str) -> list[str] | None:
-    """Return the inputs of a Gemm that the model stores as integers, or None."""
-    if use.given(2) and (use.get("beta", 1.0) != 1 or _bias(use, use.out()[-1]) is None):
-        return None
-
-    def move(w: Array) -> Array:
-        return w if use.get("transB", 0) else w.T
-
-    return layer(b, use, x, (1, move), 2, factor=float(use.get("alpha", 1.0)))
-
-
 def _computed_gemm(b: Builder, use: Use) -> None:
     """Import Gemm of two computed matrices."""
     left = b.view(use.inputs[0], views.transpose((1, 0)) if use.get("transA", 0) else ())
@@ -55,6 +44,17 @@ def _computed_gemm(b: Builder, use: Use) -> None:
     else:
         product = b.emit(use, op, names, f"{use.outputs[0]}.product", None)
         b.put(use, Sum(), [product, _addend(b, use)])
+
+
+def _integers(b: Builder, use: Use, x: str) -> list[str] | None:
+    """Return the inputs of a Gemm that the model stores as integers, or None."""
+    if use.given(2) and (use.get("beta", 1.0) != 1 or _bias(use, use.out()[-1]) is None):
+        return None
+
+    def move(w: Array) -> Array:
+        return w if use.get("transB", 0) else w.T
+
+    return layer(b, use, x, (1, move), 2, factor=float(use.get("alpha", 1.0)))
 
 
 def _bias(use: Use, features: int) -> Array | None:

@@ -84,7 +84,8 @@ def over(
         and per_channel(shape, axes, offset.shape)
         and max(gain.size, offset.size) > 1
     ):
-        op, sides, steps = Norm(1, shape[1], epsilon, centered), (shape[1],), views.channels_last(shape)
+        op, steps = Norm(1, shape[1], epsilon, centered), views.channels_last(shape)
+        sides: Shape = (shape[1],)
         gain, offset = gain.reshape(-1), offset.reshape(-1)
     else:
         kept = tuple(axis for axis in range(len(shape)) if axis not in axes)

@@ -159,9 +159,10 @@ def _layer(
     """Add one direction; return its hidden values (T, B, H), the last of them and the last inner state (B, H)."""
     use, (time, batch, hidden) = layer.use, layer.sides
     op, bias, inner_bias = build(layer)
-    weight, summed = b.constant(f"{layer.stem}.W", layer.constant(W)), b.constant(f"{layer.stem}.bias", bias)
-    dense, label = [b.value(use.inputs[X]), weight, summed], f"{layer.stem} (input gates)"
-    gates = b.emit(use, Dense(), dense, f"{layer.stem}.gates", None, node=label)
+    dense = b.constant(f"{layer.stem}.W", layer.constant(W)), b.constant(f"{layer.stem}.bias", bias)
+    gates = b.emit(
+        use, Dense(), [b.value(use.inputs[X]), *dense], f"{layer.stem}.gates", None, node=f"{layer.stem} (input gates)"
+    )
     inputs = [gates, *(_state(b, layer, index) for index in states)]
     inputs += [b.constant(f"{layer.stem}.R", layer.constant(R)), b.constant(f"{layer.stem}.inner", inner_bias)]
     y, *more = b.emit_all(op, inputs, (f"{layer.stem}.hidden", f"{layer.stem}.state"), layer.stem)

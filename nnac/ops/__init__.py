@@ -3,7 +3,7 @@
 from nnac.ops.activation import Activation
 from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
 from nnac.ops.conv import Conv, Dense
-from nnac.ops.elementwise import Mul, Sum
+from nnac.ops.elementwise import Magnitude, Mul, Sum
 from nnac.ops.matmul import MatMul
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.norm import Norm
@@ -20,6 +20,7 @@ REGISTRY: tuple[type[Op], ...] = (
     AveragePool,
     Sum,
     Mul,
+    Magnitude,
     Activation,
     Softmax,
     Reshape,
@@ -53,6 +54,7 @@ __all__ = [
     "Gru",
     "Insert",
     "Lstm",
+    "Magnitude",
     "MatMul",
     "MaxPool",
     "Move",

@@ -9,6 +9,7 @@ points and limits of int16 size.
 import numpy as np
 import numpy.typing as npt
 
+from nnac.norms import ROOT_BITS
 from nnac.numerics import (
     GATE_BITS,
     INT8_HIGH,
@@ -19,12 +20,12 @@ from nnac.numerics import (
     INT32_LOW,
     INTERPOLATION_SHIFT,
     MULTIPLIER_BITS,
+    ROOT_FRACTION,
     SHIFT_MAX,
     SOFTMAX_ENTRIES,
     UNIT_BITS,
     Rounding,
 )
-from nnac.norms import ROOT_BITS
 
 Int64 = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.integer] | int
@@ -113,6 +114,23 @@ def requantize_wide(
     """
     scaled = _one_step(_int64(acc), _int64(multiplier), _checked_shift(shift), rounding)
     return saturate(scaled + zero_point, low, high)
+
+
+def magnitude(
+    squares: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """`numerics.magnitude` of sums of squares. Bounds: 0 <= squares < 2**35."""
+    total = _int64(squares) << 2 * ROOT_FRACTION
+    root = np.sqrt(total.astype(np.float64)).astype(np.int64)  # off by one at most
+    root -= root * root > total
+    root += (root + 1) ** 2 <= total
+    return requantize(root, multiplier, shift, zero_point, rounding, low, high)
 
 
 def _one_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:

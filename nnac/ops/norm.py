@@ -22,9 +22,9 @@ INPUT, GAIN, OFFSET = range(3)
 class Norm(Op):
     """``gain * (x - mean) / sqrt(variance + epsilon) + offset`` over groups of values (see `norms.normalize`).
 
-    The leading axes count rows, each normalised on its own. The last axis of a row is cut into groups, each of which has
-    its own mean and variance over all other axes of the row. Inputs are x, and float32 gains and offsets (channels,);
-    value i of a row takes number i % channels.
+    The leading axes count rows, each normalised on its own. The last axis of a row is cut into groups, each of which
+    has its own mean and variance over all other axes of the row. Inputs are x, and float32 gains and offsets
+    (channels,); value i of a row takes number i % channels.
 
     Attributes:
         lead: leading axes that count rows.

@@ -538,7 +538,7 @@ class Gru(Recurrent):
         return {node.inputs[0]: GATES, node.inputs[1]: UNIT, node.more[0]: UNIT}
 
     def reach(self, node: Node) -> dict[str, float]:
-        return {node.inputs[1]: 1.0}
+        return {node.inputs[1]: 1.0, node.more[0]: 1.0}
 
     def cuts(self, hidden: int) -> tuple[int, ...]:
         return (0, 2 * hidden, 3 * hidden) if self.reset_first else (0, 3 * hidden)
