@@ -42,7 +42,7 @@ FLOORS = (
     ("nnac.sweep", "nnac.verify", "nnac.backend", "nnac.chunks"),
     ("nnac.report",),
     ("nnac.trace", "nnac.terminal", "nnac.verification", "nnac.report_host", "nnac.report_streaming"),
-    ("nnac.testing", "nnac.arguments"),
+    ("nnac.testing", "nnac.arguments", "nnac.train"),
     ("nnac.reading", "nnac.demo"),
     ("nnac.cli",),
     ("nnac.__main__",),

@@ -92,8 +92,10 @@ def import_graph(
     raise_all(ModelError, HEADLINE, problems)
     if any(_reason(use, texts, forced) for use, texts in zip(uses, refused, strict=True)):
         tensors, builder = _shared(model, forced)
-    builder.outputs(info.name for info in model.graph.output)
-    builder.draft.states = find_states(model.graph, states)
+    outputs = [info.name for info in model.graph.output]
+    builder.outputs(outputs)
+    made = dict(zip(outputs, builder.draft.outputs, strict=True))
+    builder.draft.states = {name: made[result] for name, result in find_states(model.graph, states).items()}
     graph = settle(builder.draft.freeze())
     raise_all(ModelError, HEADLINE, _open_integers(graph, tensors))
     return graph
