@@ -6,9 +6,10 @@ Rules:
    quantization, over the union of their ranges; that saves a requantization at no cost in operators;
 2. an activation is int8 with scale (high - low) / 255 and the zero point that makes real zero exact, or int16 with
    scale max(|low|, |high|) / 32767 and zero point 0; functions with a natural range (softmax, sigmoid, tanh) use that,
-   in int16 a scale of 2**-15; under power-of-two scales the scale is rounded up to one and the
-   zero point is even, so that ties fall alike whether the zero point is added after rounding (ONNX's definition, and
-   ours) or before (onnxruntime's fused QLinearAdd, QLinearMul and QLinearAveragePool);
+   in int16 a scale of 2**-15, but an int8 sigmoid or tanh not if the samples leave more than half of it empty;
+   under power-of-two scales the scale is rounded up to one and the zero point is even, so that ties fall alike whether
+   the zero point is added after rounding (ONNX's definition, and ours) or before (onnxruntime's fused QLinearAdd,
+   QLinearMul and QLinearAveragePool);
    a quantization that the model brings (a pinned value) is taken as it is, whatever the range; so are weights, scales
    and biases that are integers already;
 3. weights are int8 in [-127, 127], symmetric, with a scale per output channel (per tensor if the machine demands it);
@@ -26,14 +27,19 @@ Rules:
    reaches beyond a pinned range is refused;
 10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
     from or go to such a tensor are requantized there;
-11. the scores of attention, from a product of activations through sums and moves to a softmax, are int16; a mask that
-    is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are the
-    weights that the softmax makes of them, whose largest may be a small part of 1.
+11. with "auto", what int8 would keep too little of is int16: where the mean square of the median entry, by calibration,
+    is less than 36 dB over the square of int8's rounding error. So spectra and features whose entries differ in power
+    keep the quiet ones;
+12. the scores of attention, from a product of activations through sums, factors and moves to a softmax, are int16; a
+    mask that is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are
+    the weights that the softmax makes of them, whose largest may be a small part of 1;
+13. residual streams that only norms and sums read are int16, with what is added to them, and so are states that are
+    added to themselves, as running means are (`passes.accumulated`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf, log2
 
@@ -47,12 +53,16 @@ from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
 from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
+from nnac.passes.accumulated import residual_streams, running_states
 from nnac.passes.fuse import interval
 from nnac.passes.scores import attention_scores, attention_weights, bound_masks
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
+WIDTHS = ("int8", "int16", "auto")
+FAITHFUL = 10.0**3.6
+"""Power of the median entry over that of int8's rounding error, below which a tensor is int16."""
 BIAS_LIMIT = 2**30
 TINY = 2.0**-100
 WIDE_SCALE = 2.0**-15
@@ -76,7 +86,7 @@ def quantize(
         graph: with float values.
         ranges: by ONNX tensor name.
         law: the machine's arithmetic.
-        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
+        activations: "int8", "int16", "auto" (rule 11), or the ONNX names of the tensors that shall be int16.
         products: whether the machine's array takes 16 bits, so that attention weighs with int16.
 
     Raises:
@@ -143,8 +153,10 @@ def _apart(
 
 
 def _forced(graph: Graph) -> Iterator[str]:
-    """Yield the values that an operator pins, steps or takes in int16 only, and the scores of attention."""
+    """Yield the values that an operator pins, steps or takes in int16 only, and those of rules 11 and 12."""
     yield from attention_scores(graph)
+    yield from residual_streams(graph)
+    yield from running_states(graph)
     for node in graph.nodes:
         yield from node.op.stepped(node)
         yield from (name for name, quant in node.op.pins(node).items() if quant.bits == 16)
@@ -218,6 +230,8 @@ def _quants(
         {group[name] for name in names if name in group}
         for names in (_asked_wide(graph, group, activations), (*_forced(graph), *weighing))
     )
+    if activations == "auto":
+        asked |= set(_lossy(graph, group, ranges))
     brought = _brought(graph, group)
     asked |= {root for root, quant in brought.items() if quant.bits == 16}
     wide, pinned = asked | forced, {**brought, **_pinned(graph, group)}
@@ -226,8 +240,8 @@ def _quants(
     spans: dict[str, list[Range]] = {}
     for name, root in group.items():
         origin = graph.values[name].origin
-        natural = _natural(made[name], root in wide) if name in made else None
         seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
+        natural = _natural(made[name], root in wide, seen) if name in made else None
         spans.setdefault(root, []).extend([natural] if natural is not None else seen)
     for result, span in _initial_spans(graph, ranges):
         spans[group[result]].append(span)
@@ -293,8 +307,8 @@ def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
 def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Collection[str]) -> list[str]:
     """Return the values that the user wants as int16."""
     if isinstance(activations, str):
-        if activations not in ("int8", "int16"):
-            raise ModelError(f"activations {activations!r}: unknown; allowed: int8, int16, or names of tensors")
+        if activations not in WIDTHS:
+            raise ModelError(f"activations {activations!r}: unknown; allowed: {', '.join(WIDTHS)}, or names of tensors")
         return list(group) if activations == "int16" else []
     known = {origin.name: name for name in group if (origin := graph.values[name].origin) is not None}
     missing = [f"{name!r}" for name in activations if name not in known]
@@ -304,6 +318,20 @@ def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Colle
             f"`nnac diff --all` lists those that are"
         )
     return [known[name] for name in activations]
+
+
+def _lossy(graph: Graph, group: Mapping[str, str], ranges: Mapping[str, Range]) -> Iterator[str]:
+    """Yield the groups that hold a value of which int8 would keep too little (rule 11)."""
+    found: dict[str, list[Range]] = {}
+    for name, root in group.items():
+        origin = graph.values[name].origin
+        span = ranges.get(origin.name if origin is not None else name)
+        if span is not None:
+            found.setdefault(root, []).append(span)
+    for root, spans in found.items():
+        scale = (max(r.high for r in spans) - min(r.low for r in spans)) / 255
+        if any(r.power is not None and r.power < FAITHFUL * scale**2 / 12 for r in spans):
+            yield root
 
 
 def _only_wide(graph: Graph) -> Iterator[str]:
@@ -338,12 +366,14 @@ def _groups(graph: Graph, hidden: bool = True) -> dict[str, str]:
     return {name: find(name) for name in parent}
 
 
-def _natural(node: Node, wide: bool) -> Range | None:
-    """Return the range that a function's values have by nature."""
+def _natural(node: Node, wide: bool, seen: Sequence[Range]) -> Range | None:
+    """Return the range that a function's values have by nature, if that is what they are quantized over."""
     if isinstance(node.op, Softmax):
         span = FIXED_RANGE
     elif isinstance(node.op, Activation) and node.op.kind in FIXED_RANGES:
         span = FIXED_RANGES[node.op.kind]
+        if not wide and seen and max(r.high for r in seen) - min(r.low for r in seen) < (span[1] - span[0]) / 2:
+            return None
     else:
         return None
     return Range(0.0, INT16_HIGH * WIDE_SCALE) if wide else Range(*span)

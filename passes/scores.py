@@ -14,6 +14,7 @@ import numpy as np
 from nnac.calibration import Range
 from nnac.graph import Draft, Graph, Node
 from nnac.ops import MatMul, Softmax, Sum
+from nnac.passes.accumulated import is_factor
 from nnac.stages import SHARING
 from nnac.types import Array
 
@@ -22,7 +23,7 @@ VANISHED = 20.0
 
 
 def attention_scores(graph: Graph) -> Iterator[str]:
-    """Yield the values between a product of activations and the softmax that reads it, through sums and moves."""
+    """Yield the values between a product of activations and the softmax that reads it, through sums, factors, moves."""
     made = {node.output: node for node in graph.nodes}
     for node in graph.nodes:
         if isinstance(node.op, Softmax):
@@ -43,11 +44,11 @@ def attention_weights(graph: Graph) -> Iterator[str]:
 
 
 def _above(name: str, made: Mapping[str, Node]) -> list[str]:
-    """Return a value and those that it comes from through sums and moves."""
+    """Return a value and those that it comes from through sums, factors and moves."""
     waiting, seen = [name], dict.fromkeys([name])
     while waiting:
         node = made.get(waiting.pop())
-        if node is not None and (isinstance(node.op, Sum) or node.op.name in SHARING):
+        if node is not None and (isinstance(node.op, Sum) or is_factor(node) or node.op.name in SHARING):
             waiting += [each for each in node.inputs if each not in seen]
             seen.update(dict.fromkeys(node.inputs))
     return list(seen)

@@ -339,6 +339,8 @@ PRODUCTS: list[Case] = [
         {},
         ["MatMul"],
     ),
+    ("matmul by a batch", "y = MatMul (x, w)", (7, 13), {"x": (2, 3, 6, 9)}, {"w": random(3, 9, 4)}, ["MatMul"]),
+    ("matmul of a batch", "y = MatMul (w, x)", (13,), {"x": (9, 4)}, {"w": random(3, 6, 9)}, ["MatMul"]),
     ("matmul of vectors", "y = MatMul (x, z)", (13,), {"x": (9,), "z": (9,)}, {}, ["MatMul"]),
     ("matmul by a vector", "y = MatMul (x, z)", (13,), {"x": (2, 6, 9), "z": (9,)}, {}, ["MatMul"]),
     (

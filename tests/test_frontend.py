@@ -678,7 +678,6 @@ UNSUPPORTED = [  # name, model, words that the refusal has
         model("a = Less (x, x)\nb = Xor (a, a)\ny = Cast <to=1> (b)", 13, X3),
         ["condition of a Where"],
     ),
-    ("batch of matrices", model("y = MatMul (x, w)", 13, X3, w=random(2, 9, 4)), ["not a batch"]),
     ("choice", model("m = IsNaN (x)\ny = Where (m, x, x)", 13, X3), ["IsNaN 'm': the operator is not supported"]),
     ("zero divisor", model("y = Div (x, c)", 13, X3, c=np.arange(9, dtype=np.float32)), ["no zero"]),
     ("slope", model("y = PRelu (x, s)", 13, X4, s=random(9, 1)), ["one, or one per channel"]),

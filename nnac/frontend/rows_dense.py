@@ -87,17 +87,21 @@ def _operands(b: Builder, use: Use, x: str, weights: Array, bias: Array | None, 
 
 
 def matmul(b: Builder, use: Use) -> None:
-    """Import MatMul: a dense layer where one matrix is a constant."""
-    if use.constant(1) is not None:
+    """Import MatMul: a dense layer where one operand is a constant matrix, and not a batch of them."""
+    if _is_matrix(use.constant(1)):
         _right(b, use)
-    elif use.constant(0) is not None:
+    elif _is_matrix(use.constant(0)):
         _left(b, use)
     else:
         _computed(b, use)
 
 
+def _is_matrix(constant: Array | None) -> bool:
+    return constant is not None and prod(constant.shape[:-2]) == 1
+
+
 def _computed(b: Builder, use: Use) -> None:
-    """Import a product of two computed tensors; a vector is a row on the left, a column on the right."""
+    """Import a product of two tensors; a vector is a row on the left, a column on the right."""
     left, right = use.shape(0), use.shape(1)
     rows: Shape = left if len(left) > 1 else (1, *left)
     columns: Shape = right if len(right) > 1 else (*right, 1)
@@ -226,10 +230,6 @@ def _one_constant(use: Use) -> bool:
     return sum(use.constant(i) is not None for i in (0, 1)) == 1
 
 
-def _single_matrix(use: Use) -> bool:
-    return all(c is None or prod(c.shape[:-2]) == 1 for c in (use.constant(0), use.constant(1)))
-
-
 ROWS = {
     "Gemm": Row(
         gemm,
@@ -247,7 +247,7 @@ ROWS = {
         matmul,
         (Dense, MatMul),
         (),
-        (Rule(_single_matrix, "a constant is one matrix, not a batch of them"),),
+        (Rule(lambda u: len(u.inputs) == 2, "two operands"),),
         MatMul.constraints[3:4],
     ),
     "Einsum": Row(
