@@ -7,7 +7,7 @@ limits have made it fit.
 import numpy as np
 from numba import types
 
-from nnac.kernels import elementwise, pool
+from nnac.kernels import elementwise, pairs, pool
 from nnac.kernels import softmax as rows
 from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, Integer, also, inner, kernel, sink, source
 from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
@@ -27,6 +27,9 @@ requantize_wide = also(elementwise.requantize_wide, source(types.int64, 4), _RES
 accumulate_squares = also(elementwise.accumulate_squares, sink(types.int64, 4, "C"), _OPERAND, INT)
 root = also(elementwise.root, source(types.int64, 4), _RESULT, *[INT] * 6)
 multiply = also(elementwise.multiply, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
+divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
+extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)
+choose = also(pairs.choose, *[_OPERAND] * 4, *[source(types.int64, 1)] * 2, _RESULT, *[INT] * 6)
 max_pool = also(pool.max_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 10)
 average_pool = also(pool.average_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 16)
 softmax = also(rows.softmax, source(types.int16, 2), source(types.int32, 1), sink(types.int16, 2), *[INT] * 6)

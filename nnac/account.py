@@ -269,14 +269,14 @@ def _decoded(load: Load, image: Array) -> Array:
 
 
 def _constant_bytes(program: Program) -> dict[str, int]:
-    """Return the bytes of params of convolutions, and of the tables of functions."""
+    """Return the bytes of params of convolutions and norms, and of the tables of functions."""
     present: dict[int, Load] = {}
     found: dict[str, dict[int, int]] = {"params": {}, "functions": {}}
     for i in program.instructions:
         match i:
             case Load():
                 present[i.target] = i
-            case isa.Conv() if i.params in present:
+            case isa.Conv() | isa.Norm() if i.params in present:
                 found["params"][present[i.params].source] = present[i.params].source_bytes
             case isa.Lookup() | isa.Softmax() if i.table in present:
                 found["functions"][present[i.table].source] = present[i.table].source_bytes

@@ -247,7 +247,7 @@ def integer_graphs(
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(fit(quantize(encoded, ranges, law, activations), law), stages.INTEGER)
+    integer = stages.check(fit(quantize(encoded, ranges, law, activations, machine.mac.int16 > 0), law), stages.INTEGER)
     return integer, stages.check(order(legalize(integer, machine)), stages.INTEGER)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Space
+from nnac.norms import DEPTH_MAX, EPSILON_MAX, GAIN_SHIFT_MAX, GROUP_LIMITS, product_bits
 from nnac.numerics import UNIT_BITS
 
 SHIFT_MAX = 62
@@ -147,6 +148,32 @@ MIXED = Rule(
     "bits zeros sources strides",
 )
 NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
+
+MANY = (
+    NESTED,
+    Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
+    Rule(
+        lambda i: (
+            len(i.zeros) == len(i.bits) == len(i.multipliers) == len(i.sources)
+            and len(i.strides) == isa.LOOPS * len(i.sources)
+        ),
+        f"each operand has a zero point, bits, a multiplier and {isa.LOOPS} strides",
+        "sources zeros bits multipliers strides",
+    ),
+    Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
+)
+"""Elementwise on any number of operands with a multiplier each."""
+PAIR = (
+    NESTED,
+    Rule(
+        lambda i: len(i.sources) == len(i.zeros) == len(i.bits) == 2 and len(i.strides) == isa.LOOPS * 2,
+        f"there are two operands, each with a zero point, bits and {isa.LOOPS} strides",
+        "sources zeros bits strides",
+    ),
+)
+"""Elementwise on two operands with one multiplier."""
+SCALED_NEST = (MIXED, _widths("out_bits:target"), RESULT_ZEROED, LIMITED, SHIFTED, CLAMPED)
+"""What all elementwise instructions keep."""
 
 PEEPHOLE_SHIFT_MAX = 30
 HOST_SCALE = 2.0**100
@@ -300,38 +327,55 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
             "kernel_h kernel_w multiplier",
         ),
     ),
-    isa.Sum: (
-        NESTED,
-        Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
-        Rule(
-            lambda i: (
-                len(i.zeros) == len(i.bits) == len(i.multipliers) == len(i.sources)
-                and len(i.strides) == isa.LOOPS * len(i.sources)
-            ),
-            f"each operand has a zero point, bits, a multiplier and {isa.LOOPS} strides",
-            "sources zeros bits multipliers strides",
-        ),
-        MIXED,
-        _widths("out_bits:target"),
-        RESULT_ZEROED,
-        LIMITED,
-        Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
-        SHIFTED,
-        CLAMPED,
+    isa.Sum: (*MANY, *SCALED_NEST),
+    isa.Mul: (*PAIR, SCALED, *SCALED_NEST),
+    isa.Div: (*PAIR, SCALED, *SCALED_NEST),
+    isa.Extreme: (*MANY, *SCALED_NEST, Rule(lambda i: i.least in (0, 1), "least is 0 or 1", "least")),
+    isa.Select: (
+        *MANY,
+        *SCALED_NEST,
+        Rule(lambda i: len(i.sources) == 4, "there are four operands", "sources"),
+        Rule(lambda i: i.relation < len(isa.RELATIONS), "the relation is 0, 1 or 2", "relation"),
     ),
-    isa.Mul: (
-        NESTED,
-        Rule(
-            lambda i: len(i.sources) == len(i.zeros) == len(i.bits) == 2 and len(i.strides) == isa.LOOPS * 2,
-            f"there are two operands, each with a zero point, bits and {isa.LOOPS} strides",
-            "sources zeros bits strides",
-        ),
-        MIXED,
-        _widths("out_bits:target"),
-        RESULT_ZEROED,
+    isa.MatMul: (
+        _positive("rows", "columns", "depth"),
+        _widths("in_bits:source", "right_bits:right", "out_bits:target"),
+        ZEROED,
+        Rule(lambda i: _zero(i.right_zero, i.right_bits), "so is the right matrix's", "right_zero right_bits"),
+        Rule(lambda i: i.turned in (0, 1), "turned is 0 or 1", "turned"),
+        Rule(lambda i: i.depth <= DEPTH_MAX, f"the depth is at most {DEPTH_MAX}", "depth"),
         LIMITED,
-        SCALED,
         CLAMPED,
+        Rule(
+            lambda i: i.multiplier < 1 << product_bits(i.wide) and i.shift <= SHIFT_MAX,
+            f"the multiplier is under 2**31, 2**23 or 2**15 for none, one or two of 16 bits, the shift at most "
+            f"{SHIFT_MAX}",
+            "multiplier shift in_bits right_bits",
+        ),
+    ),
+    isa.Norm: (
+        _positive("rows", "positions", "groups", "depth", "channels", "epsilon"),
+        _widths("in_bits:source", "out_bits:target"),
+        ZEROED,
+        LIMITED,
+        CLAMPED,
+        Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
+        Rule(lambda i: i.centered in (0, 1), "centered is 0 or 1", "centered"),
+        Rule(
+            lambda i: i.positions * i.depth <= GROUP_LIMITS[i.in_bits],
+            f"a group has at most {GROUP_LIMITS[8]:,} values of 8 bits, {GROUP_LIMITS[16]:,} of 16",
+            "positions depth in_bits",
+        ),
+        Rule(
+            lambda i: i.epsilon_shift <= SHIFT_MAX and i.epsilon << i.epsilon_shift <= EPSILON_MAX,
+            "epsilon is at most 2**60",
+            "epsilon epsilon_shift",
+        ),
+        Rule(
+            lambda i: i.offset_shift <= i.gain_shift <= GAIN_SHIFT_MAX,
+            f"the gains' shift is at most {GAIN_SHIFT_MAX}, the offsets' at most that",
+            "offset_shift gain_shift",
+        ),
     ),
     isa.Magnitude: (
         NESTED,
@@ -475,8 +519,12 @@ def work_of(i: AnyInstruction) -> int:
             return i.out_h * i.out_w * i.out_c * (i.kernel_h * i.kernel_w * i.depth + 1)
         case isa.Pool():
             return i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul() | isa.Magnitude():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return isa.volume(i.shape) * len(i.sources)
+        case isa.MatMul():
+            return i.macs + i.rows * i.columns + i.columns * i.depth
+        case isa.Norm():
+            return 3 * i.rows * i.count
         case isa.Lookup():
             return i.count
         case isa.Softmax():

@@ -86,6 +86,16 @@ def operands(i: AnyInstruction) -> str:
             return _sum(i)
         case isa.Mul():
             return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+        case isa.Div():
+            return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+        case isa.Extreme():
+            return f"{'min' if i.least else 'max'} {_sum(i)}"
+        case isa.Select():
+            return f"{isa.RELATIONS[i.relation]}: {_sum(i)}"
+        case isa.MatMul():
+            return _matmul(i)
+        case isa.Norm():
+            return _norm(i)
         case isa.Magnitude():
             scaled = f"offset {i.offset}, {_scaled(i.multiplier, i.shift)}"
             return f"{_nest(i)}, {scaled}, {_result(i.out_zero, i.low, i.high)}"
@@ -150,7 +160,7 @@ def _window(i: isa.Conv | isa.Pool) -> str:
     )
 
 
-def _sum(i: isa.Sum) -> str:
+def _sum(i: isa.Sum | isa.Extreme | isa.Select) -> str:
     return f"{_nest(i, i.multipliers)}, shift {i.shift}, {_result(i.out_zero, i.low, i.high)}"
 
 
@@ -161,6 +171,25 @@ def _nest(i: isa.Elementwise, multipliers: Sequence[int] = ()) -> str:
         factor = f" times {multipliers[n]}" if multipliers else ""
         terms.append(f"{_sram(source)}({_list(i.operand_strides(n))}){_wide(i.bits[n])} zero {zero}{factor}")
     return f"{_sram(i.target)} {_sides(i.shape)}{_wide(i.out_bits)} <- {', '.join(terms)}"
+
+
+def _matmul(i: isa.MatMul) -> str:
+    sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
+    return (
+        f"{_sram(i.target)} {_sides((i.rows, i.columns))}{_wide(i.out_bits)}"
+        f" <- {_sram(i.source)} {_sides((i.rows, i.depth))}{_wide(i.in_bits)} zero {i.in_zero}, "
+        f"{_sram(i.right)} {_sides(sides)}{_wide(i.right_bits)}{' turned' if i.turned else ''} zero {i.right_zero}, "
+        f"{_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+    )
+
+
+def _norm(i: isa.Norm) -> str:
+    sides = _sides((i.rows, i.positions, i.groups, i.depth))
+    return (
+        f"{'centered' if i.centered else 'plain'} {_sram(i.target)}{_wide(i.out_bits)} <- {_sram(i.source)} {sides}"
+        f"{_wide(i.in_bits)} zero {i.in_zero}, params {_buffer(i.params)} {i.channels} shifts {i.gain_shift},"
+        f"{i.offset_shift}, epsilon {i.epsilon << i.epsilon_shift}, {_result(i.out_zero, i.low, i.high)}"
+    )
 
 
 def _lstm(i: isa.Lstm) -> str:

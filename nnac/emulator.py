@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from nnac import float32, isa
+from nnac.contracts import PRODUCT_MAX
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
@@ -173,6 +174,16 @@ class Emulator:
                 self._gru(instruction)
             case isa.Host():
                 self._host(instruction)
+            case isa.Div():
+                self._div(instruction)
+            case isa.Extreme():
+                self._extreme(instruction)
+            case isa.Select():
+                self._select(instruction)
+            case isa.MatMul():
+                self._matmul(instruction)
+            case isa.Norm():
+                self._norm(instruction)
             case _:
                 assert_never(instruction)
 
@@ -376,6 +387,100 @@ class Emulator:
                 i.low,
                 i.high,
                 self.mode,
+            )
+
+    def _div(self, i: isa.Div) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import divide
+        else:
+            from nnac.kernels.pairs import divide
+
+        with _result(self._tile(i.target, *i.shape, bits=i.out_bits), wide) as y:
+            divide(
+                self._nested(i, 0, wide),
+                i.zeros[0],
+                self._nested(i, 1, wide),
+                i.zeros[1],
+                y,
+                i.multiplier,
+                i.shift,
+                i.out_zero,
+                i.low,
+                i.high,
+                self.mode,
+            )
+
+    def _extreme(self, i: isa.Extreme) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import extreme, requantize_wide
+        else:
+            from nnac.kernels.elementwise import requantize_wide
+            from nnac.kernels.pairs import extreme
+
+        found = np.full(i.shape, PRODUCT_MAX if i.least else -PRODUCT_MAX, np.int64)
+        for n, zero in enumerate(i.zeros):
+            extreme(found, self._nested(i, n, wide), zero, i.multipliers[n], i.least)
+        with _result(self._tile(i.target, *i.shape, bits=i.out_bits), wide) as y:
+            requantize_wide(found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+
+    def _select(self, i: isa.Select) -> None:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import choose
+        else:
+            from nnac.kernels.pairs import choose
+
+        zeros, multipliers = np.array(i.zeros, np.int64), np.array(i.multipliers, np.int64)
+        operands = [self._nested(i, n, wide) for n in range(4)]
+        with _result(self._tile(i.target, *i.shape, bits=i.out_bits), wide) as y:
+            choose(*operands, zeros, multipliers, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
+
+    def _matmul(self, i: isa.MatMul) -> None:
+        from nnac.kernels.matmul import matmul, wide_matmul
+
+        wide = max(i.in_bits, i.right_bits, i.out_bits) == 16
+        sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
+        right = self._tile(i.right, *sides, bits=i.right_bits)
+        with _result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), wide) as y:
+            (wide_matmul if wide else matmul)(
+                _operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), wide),
+                i.in_zero,
+                _operand(np.ascontiguousarray(right.T if i.turned else right), wide),
+                i.right_zero,
+                np.empty(i.columns, np.int64 if wide else np.int32),
+                y,
+                i.multiplier,
+                i.shift,
+                i.out_zero,
+                i.low,
+                i.high,
+                self.wide_mode if i.wide else self.mode,
+                self.law.accumulator_bits + i.wide * WIDE_BITS,
+                int(self.law.wraps),
+            )
+
+    def _norm(self, i: isa.Norm) -> None:
+        from nnac.kernels.norm import normalize, wide_normalize
+
+        wide, shape = max(i.in_bits, i.out_bits) == 16, (i.rows, i.positions, i.groups, i.depth)
+        with _result(self._tile(i.target, *shape, bits=i.out_bits), wide) as y:
+            (wide_normalize if wide else normalize)(
+                _operand(self._tile(i.source, *shape, bits=i.in_bits), wide),
+                self._words(i.params, i.channels),
+                self._words(i.params + 4 * i.channels, i.channels),
+                y,
+                i.in_zero,
+                i.centered,
+                i.epsilon << i.epsilon_shift,
+                i.gain_shift,
+                i.offset_shift,
+                i.out_zero,
+                i.low,
+                i.high,
+                self.mode,
+                i.channels,
             )
 
     def _multiply_float32(self, i: isa.Mul) -> None:

@@ -7,8 +7,10 @@ the host has a bus of its own. Tokens also hold loads back where the target says
 (`decoder.ahead`). An instruction lasts as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
-  (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for
-  softmax, `cell_passes` for a recurrent cell; elements take two lanes where an operand or the result has 16 bits);
+  (`nnac.array`; the right matrix of a product of activations streams in from the scratchpad); the vector unit's
+  elements over lanes (times window taps for pooling, operands for sums, products, quotients, extremes and choices, 2
+  for softmax, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes
+  where an operand or the result has 16 bits);
   the decoder's bytes over its rate;
 - the host's call, its float operations over their rate, and the bytes of its operands and results over its own bus,
   one after the other (`target.host`);
@@ -33,7 +35,7 @@ from math import ceil
 from typing import Any, assert_never
 
 from nnac import isa
-from nnac.array import array_cycles, over
+from nnac.array import array_cycles, matmul_cycles, over
 from nnac.errors import ProgramError, TargetError
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program
@@ -251,8 +253,12 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
             return array_cycles(i, target.mac)
         case isa.Pool():
             return over(i.out_h * i.out_w * i.channels * wide, lanes) * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul() | isa.Magnitude():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return over(isa.volume(i.shape) * wide, lanes) * len(i.sources)
+        case isa.MatMul():
+            return matmul_cycles(i, target.mac)
+        case isa.Norm():
+            return 3 * i.rows * over(i.count * wide, lanes)
         case isa.Lookup():
             return over(i.count * wide, lanes)
         case isa.Softmax():
@@ -293,9 +299,9 @@ def elements_lanes(i: AnyInstruction) -> int:
     match i:
         case isa.Copy() | isa.Fill():
             return i.width
-        case isa.Sum() | isa.Mul() | isa.Magnitude():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return max(*i.bits, i.out_bits) // 8
-        case isa.Pool() | isa.Lookup() | isa.Softmax():
+        case isa.Pool() | isa.Lookup() | isa.Softmax() | isa.Norm():
             return max(i.in_bits, i.out_bits) // 8
         case _:
             return 1
@@ -312,7 +318,7 @@ def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
                 yield space, end - start, end - start
             pixels, run = i.out_h * i.out_w, i.out_c * i.out_bits // 8
             yield Space.SRAM, pixels * run, run if i.out_c < i.pitch else pixels * run
-        case isa.Sum() | isa.Mul() | isa.Magnitude():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             for index, bits in enumerate(i.bits):
                 strides = i.operand_strides(index)
                 sides = tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True))

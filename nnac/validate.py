@@ -33,6 +33,7 @@ from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.norms import GAIN_BITS
 from nnac.numerics import SOFTMAX_WIDE_ONE, WIDE_MULTIPLIER_LIMIT
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
@@ -424,6 +425,8 @@ class _Stream:
         if isinstance(i, isa.Host):
             return self._host_problem(i)
         key = (type(i), *(r for r in i.reads() if r.space == Space.WEIGHTS))
+        if isinstance(i, isa.MatMul) and i.wide and not self.program.target.mac.int16:
+            return NO_INT16
         if len(key) == 1 or key in self.seen:  # stripes share their constants: one look is enough
             return None
         self.seen.add(key)
@@ -479,6 +482,10 @@ class _Stream:
             return self._conv_problem(i)
         if isinstance(i, isa.Softmax):
             return self._softmax_problem(i)
+        if isinstance(i, isa.Norm):
+            limit = 1 << GAIN_BITS
+            words = self._words(i.params, 2 * i.channels).astype(np.int64)
+            return "a gain or offset is 2**30 or more" if np.abs(words).max() >= limit else None
         return None
 
     def _softmax_problem(self, i: isa.Softmax) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, Host, MaxPool, Recurrent, Slice
+from nnac.ops import AveragePool, Concat, Host, MatMul, MaxPool, Recurrent, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
@@ -37,9 +37,10 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
-    layers = [node for node in graph.nodes if node.op.weighted]
-    seen = [node.output if isinstance(node.op, Recurrent) else node.inputs[0] for node in layers]
-    wide = [node.name for node, name in zip(layers, seen, strict=True) if graph.values[name].type.dtype == "int16"]
+    layers = [node for node in graph.nodes if node.op.weighted or isinstance(node.op, MatMul)]
+    wide = [
+        node.name for node in layers if any(graph.values[name].type.dtype == "int16" for name in _array_operands(node))
+    ]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
@@ -54,6 +55,13 @@ def _refuse_host(graph: Graph, target: Target) -> None:
             f"target {target.name!r} has no section [host], but {len(names)} parts of the model need one, {names[0]!r} "
             f"the first; add it (`nnac targets nna8` shows one), or see with --host forbid what would have to change"
         )
+
+
+def _array_operands(node: Node) -> tuple[str, ...]:
+    """Return the activations that the array multiplies; a recurrent layer's have the width of its result."""
+    if isinstance(node.op, Recurrent):
+        return (node.output,)
+    return node.inputs[: node.op.operands]
 
 
 def _parts(graph: Graph, node: Node, target: Target) -> int:

@@ -6,9 +6,10 @@ Rules:
    quantization, over the union of their ranges; that saves a requantization at no cost in operators;
 2. an activation is int8 with scale (high - low) / 255 and the zero point that makes real zero exact, or int16 with
    scale max(|low|, |high|) / 32767 and zero point 0; functions with a natural range (softmax, sigmoid, tanh) use that,
-   in int16 a scale of 2**-15; under power-of-two scales the scale is rounded up to one and the
-   zero point is even, so that ties fall alike whether the zero point is added after rounding (ONNX's definition, and
-   ours) or before (onnxruntime's fused QLinearAdd, QLinearMul and QLinearAveragePool);
+   in int16 a scale of 2**-15, but an int8 sigmoid or tanh not if the samples leave more than half of it empty;
+   under power-of-two scales the scale is rounded up to one and the zero point is even, so that ties fall alike whether
+   the zero point is added after rounding (ONNX's definition, and ours) or before (onnxruntime's fused QLinearAdd,
+   QLinearMul and QLinearAveragePool);
    a quantization that the model brings (a pinned value) is taken as it is, whatever the range; so are weights, scales
    and biases that are integers already;
 3. weights are int8 in [-127, 127], symmetric, with a scale per output channel (per tensor if the machine demands it);
@@ -28,12 +29,17 @@ Rules:
     from or go to such a tensor are requantized there;
 11. with "auto", what int8 would keep too little of is int16: where the mean square of the median entry, by calibration,
     is less than 36 dB over the square of int8's rounding error. So spectra and features whose entries differ in power
-    keep the quiet ones.
+    keep the quiet ones;
+12. the scores of attention, from a product of activations through sums, factors and moves to a softmax, are int16; a
+    mask that is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are
+    the weights that the softmax makes of them, whose largest may be a small part of 1;
+13. residual streams that only norms and sums read are int16, with what is added to them, and so are states that are
+    added to themselves, as running means are (`passes.accumulated`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf, log2
 
@@ -47,7 +53,9 @@ from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
 from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
+from nnac.passes.accumulated import residual_streams, running_states
 from nnac.passes.fuse import interval
+from nnac.passes.scores import attention_scores, attention_weights, bound_masks
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
@@ -66,7 +74,11 @@ COARSER = 4
 
 
 def quantize(
-    graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str] = "int8"
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    law: Arithmetic,
+    activations: str | Collection[str] = "int8",
+    products: bool = False,
 ) -> Graph:
     """Return the integer graph.
 
@@ -75,12 +87,15 @@ def quantize(
         ranges: by ONNX tensor name.
         law: the machine's arithmetic.
         activations: "int8", "int16", "auto" (rule 11), or the ONNX names of the tensors that shall be int16.
+        products: whether the machine's array takes 16 bits, so that attention weighs with int16.
 
     Raises:
         ModelError: a tensor has no range or is not known, or sums would not fit the accumulator.
     """
+    graph, ranges = bound_masks(graph, ranges)
     graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
-    quants = _quants(graph, ranges, law, activations)
+    weighing = frozenset(attention_weights(graph) if products else ())
+    quants = _quants(graph, ranges, law, activations, weighing)
     draft = graph.draft()
     for name in quants.roots:
         if name not in graph.constants:
@@ -138,7 +153,10 @@ def _apart(
 
 
 def _forced(graph: Graph) -> Iterator[str]:
-    """Yield the values that are int16 because of what an operator pins, steps or takes in int16 only."""
+    """Yield the values that an operator pins, steps or takes in int16 only, and those of rules 11 and 12."""
+    yield from attention_scores(graph)
+    yield from residual_streams(graph)
+    yield from running_states(graph)
     for node in graph.nodes:
         yield from node.op.stepped(node)
         yield from (name for name, quant in node.op.pins(node).items() if quant.bits == 16)
@@ -199,12 +217,18 @@ class _Quants:
         return (8,) if isinstance(node.op, Conv | Dense) and self.roots[name] in self.forced else bits
 
 
-def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str]) -> _Quants:
+def _quants(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    law: Arithmetic,
+    activations: str | Collection[str],
+    weighing: Collection[str],
+) -> _Quants:
     """Return what decides the quantization of every activation: one per group of values."""
     group = _groups(graph)
     asked, forced = (
         {group[name] for name in names if name in group}
-        for names in (_asked_wide(graph, group, activations), _forced(graph))
+        for names in (_asked_wide(graph, group, activations), (*_forced(graph), *weighing))
     )
     if activations == "auto":
         asked |= set(_lossy(graph, group, ranges))
@@ -216,8 +240,8 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activati
     spans: dict[str, list[Range]] = {}
     for name, root in group.items():
         origin = graph.values[name].origin
-        natural = _natural(made[name], root in wide) if name in made else None
         seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
+        natural = _natural(made[name], root in wide, seen) if name in made else None
         spans.setdefault(root, []).extend([natural] if natural is not None else seen)
     for result, span in _initial_spans(graph, ranges):
         spans[group[result]].append(span)
@@ -342,12 +366,14 @@ def _groups(graph: Graph, hidden: bool = True) -> dict[str, str]:
     return {name: find(name) for name in parent}
 
 
-def _natural(node: Node, wide: bool) -> Range | None:
-    """Return the range that a function's values have by nature."""
+def _natural(node: Node, wide: bool, seen: Sequence[Range]) -> Range | None:
+    """Return the range that a function's values have by nature, if that is what they are quantized over."""
     if isinstance(node.op, Softmax):
         span = FIXED_RANGE
     elif isinstance(node.op, Activation) and node.op.kind in FIXED_RANGES:
         span = FIXED_RANGES[node.op.kind]
+        if not wide and seen and max(r.high for r in seen) - min(r.low for r in seen) < (span[1] - span[0]) / 2:
+            return None
     else:
         return None
     return Range(0.0, INT16_HIGH * WIDE_SCALE) if wide else Range(*span)

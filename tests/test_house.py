@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
     ("nnac.kernels", "nnac.targets", "nnac.float32"),
-    ("nnac.shares", "nnac.floatmodel"),
+    ("nnac.shares", "nnac.floatmodel", "nnac.norms", "nnac.instruction"),
+    ("nnac.isa_elementwise", "nnac.isa_host"),
     ("nnac.graph", "nnac.isa", "nnac.histogram", "nnac.generators", "nnac.feedback", "nnac.packers"),
     ("nnac.stream", "nnac.segment"),
     ("nnac.ops", "nnac.program", "nnac.stages", "nnac.codebooks"),
@@ -41,7 +42,7 @@ FLOORS = (
     ("nnac.sweep", "nnac.verify", "nnac.backend", "nnac.chunks"),
     ("nnac.report",),
     ("nnac.trace", "nnac.terminal", "nnac.verification", "nnac.report_host", "nnac.report_streaming"),
-    ("nnac.testing", "nnac.arguments"),
+    ("nnac.testing", "nnac.arguments", "nnac.train"),
     ("nnac.reading", "nnac.demo"),
     ("nnac.cli",),
     ("nnac.__main__",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -14,6 +14,8 @@ from nnac.frontend import (
     rows_elementwise,
     rows_index,
     rows_move,
+    rows_norm,
+    rows_pairs,
     rows_quant,
     rows_recurrent,
     rows_upscale,
@@ -23,16 +25,32 @@ from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
 from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, cut, refusals
 from nnac.frontend.pins import settle
+from nnac.frontend.recognise import COMPARED, COMPARING, PATTERNS, recognise
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
 from nnac.graph import Graph, Origin, Value
-from nnac.ops import Host
+from nnac.ops import Host, Select
 from nnac.ops.host import WHOLE_NUMBERS
 from nnac.types import TensorType
 
-_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index, rows_quant, rows_recurrent)
+_ROOMS = (
+    rows_window,
+    rows_upscale,
+    rows_dense,
+    rows_elementwise,
+    rows_move,
+    rows_index,
+    rows_quant,
+    rows_recurrent,
+    rows_norm,
+    rows_pairs,
+)
 TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
+KNOWN = TABLE | PATTERNS
+"""The same with what `recognise` makes."""
 
+EXPLAINED = (*REWRITES, *COMPARING)
+"""Operators without a row of which there is more to say."""
 HEADLINE = "the model cannot be compiled:"
 _SHOWN = 4
 
@@ -43,6 +61,7 @@ def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     for name, rewrite in REWRITES.items():
         made = dict.fromkeys(op.name for part in rewrite.parts for op in TABLE[part].ops)
         rows.setdefault(name, (name, ", ".join(made), (rewrite.sentence,) if rewrite.sentence else ()))
+    rows |= {name: (name, Select.name, (COMPARED,)) for name in COMPARING}
     return [rows[name] for name in sorted(rows)]
 
 
@@ -64,34 +83,64 @@ def import_graph(
         ModelError: what is not supported (with `host`: on the host neither), all at once.
     """
     tensors = _tensors(model.graph)
-    uses = list(_uses(model, tensors))
-    builder, problems = _builder(model, tensors, uses), _interface_problems(model.graph, tensors, host)
+    tensors, uses, builder = _start(model)
+    problems = _interface_problems(model.graph, tensors, host)
     refused = [list(_import(builder, use)) for use in uses]
-    reasons = {i: text for i, use in enumerate(uses) if (text := _reason(use, refused[i], forced))} if host else {}
-    if host:
-        problems += refusals(model, reasons)
-    else:
+    if not host:
         problems += _unsupported(uses)
         problems += [_named(use, text) for use, texts in zip(uses, refused, strict=True) for text in texts]
     raise_all(ModelError, HEADLINE, problems)
-    if reasons:
-        tensors = _tensors(model.graph)  # without what the first attempt has computed
-        uses = list(_uses(model, tensors))
-        builder = _builder(model, tensors, uses)
-        _divide(builder, uses, cut(model, tensors, reasons))
-    builder.outputs(info.name for info in model.graph.output)
-    builder.draft.states = find_states(model.graph, states)
+    if any(_reason(use, texts, forced) for use, texts in zip(uses, refused, strict=True)):
+        tensors, builder = _shared(model, forced)
+    outputs = [info.name for info in model.graph.output]
+    builder.outputs(outputs)
+    made = dict(zip(outputs, builder.draft.outputs, strict=True))
+    builder.draft.states = {name: made[result] for name, result in find_states(model.graph, states).items()}
     graph = settle(builder.draft.freeze())
     raise_all(ModelError, HEADLINE, _open_integers(graph, tensors))
     return graph
 
 
-def _builder(model: onnx.ModelProto, tensors: Tensors, uses: Sequence[Use]) -> Builder:
+def _start(model: onnx.ModelProto, apart: Collection[str] = ()) -> tuple[Tensors, list[Use], Builder]:
+    """Return what is known of the tensors, the nodes with patterns joined (not those named `apart`), an empty graph."""
+    tensors = _tensors(model.graph)
+    uses = recognise(list(_uses(model, tensors)), [info.name for info in model.graph.output], apart)
     inputs = [info.name for info in model.graph.input if info.name in tensors.shapes]
-    return Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
+    builder = Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
+    return tensors, uses, builder
 
 
-def _divide(builder: Builder, uses: Sequence[Use], found: Cut) -> None:
+def _shared(model: onnx.ModelProto, forced: Callable[[Use], bool] | None) -> tuple[Tensors, Builder]:
+    """Return the graph of a model of which the host runs what the NNA cannot; a pattern that it cannot stays apart.
+
+    Raises:
+        ModelError: what neither can run.
+    """
+    apart: set[str] = set()
+    while True:
+        tensors, uses, builder = _start(model, apart)
+        found = [(use, _reason(use, list(_import(builder, use)), forced)) for use in uses]
+        patterns = {use.name for use, text in found if text and use.op_type in PATTERNS}
+        if not patterns:
+            break
+        apart |= patterns
+    place = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
+    reasons = {place[_first(use)]: text for use, text in found if text}
+    raise_all(ModelError, HEADLINE, list(refusals(model, reasons)))
+    tensors, uses, builder = _start(model, apart)  # without what the first attempt has computed
+    if reasons:
+        _divide(builder, uses, cut(model, tensors, reasons), place)
+    else:
+        raise_all(ModelError, HEADLINE, [_named(use, text) for use in uses for text in _import(builder, use)])
+    return tensors, builder
+
+
+def _first(use: Use) -> str:
+    """Return the first output that a node has."""
+    return next(filter(None, use.outputs))
+
+
+def _divide(builder: Builder, uses: Sequence[Use], found: Cut, place: Mapping[str, int]) -> None:
     """Add a model that is cut: level by level, nodes to the NNA and segments to the host.
 
     Raises:
@@ -102,7 +151,7 @@ def _divide(builder: Builder, uses: Sequence[Use], found: Cut) -> None:
         for segment in (each for each in found.segments if each.level == level):
             problems += _add_segment(builder, segment)
         if level % 2 == 0:
-            own = [use for use, at in zip(uses, found.levels, strict=True) if at == level]
+            own = [use for use in uses if found.levels[place[_first(use)]] == level]
             problems += [_named(use, text) for use in own for text in _import(builder, use)]
     raise_all(ModelError, HEADLINE, problems)
 
@@ -121,7 +170,7 @@ def _add_segment(builder: Builder, segment: Segment) -> Iterator[str]:
 
 def _reason(use: Use, refused: Sequence[str], forced: Callable[[Use], bool] | None) -> str:
     """Return why a node cannot stay on the NNA, "" if it can."""
-    if use.op_type not in TABLE:
+    if use.op_type not in KNOWN:
         return _absent(use.op_type)
     if refused:
         return "; ".join(refused)
@@ -137,7 +186,7 @@ def _named(use: Use, text: str) -> str:
 
 def _import(builder: Builder, use: Use) -> Iterator[str]:
     """Add one node to the graph, or yield why that is not possible."""
-    row = TABLE.get(use.op_type)
+    row = KNOWN.get(use.op_type)
     if row is not None and _readable(use):
         problems: list[str] = []
         try:
@@ -166,16 +215,18 @@ def _integer_problems(use: Use) -> Iterator[str]:
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
     """Yield one line per operator that has no row, with the nodes that need it."""
-    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in TABLE):
+    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in KNOWN):
         names = [use.name for use in uses if use.op_type == op_type]
         shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
-        yield f"{op_type} {shown}: {_absent(op_type)}{'' if op_type in REWRITES else ' (`nnac ops` lists all)'}"
+        yield f"{op_type} {shown}: {_absent(op_type)}{'' if op_type in EXPLAINED else ' (`nnac ops` lists all)'}"
 
 
 def _absent(op_type: str) -> str:
     """Return what is to be said of an operator that has no row."""
     if op_type in REWRITES:
         return REWRITES[op_type].sentence or "the shapes of all inputs are known"
+    if op_type in COMPARING:
+        return COMPARED
     near = get_close_matches(op_type, TABLE, 3, 0.5)
     hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
     return f"the operator is not supported{hint}"

@@ -17,7 +17,7 @@ from nnac.ops.functions import EXAMPLES, FUNCTIONS
 from nnac.types import Array, TensorType
 
 FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128), "hard_sigmoid": (0.0, 255 / 256)}
-"""Output ranges that a function has by nature; calibration does not narrow them."""
+"""Output ranges that a function has by nature."""
 
 
 @dataclass(frozen=True, slots=True)

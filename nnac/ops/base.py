@@ -322,18 +322,18 @@ def random_pair(rng: np.random.Generator, low: int, high: int) -> tuple[int, int
     return int(first), int(second)
 
 
-def random_quant(rng: np.random.Generator, spread: float = 1.0) -> Quant:
+def random_quant(rng: np.random.Generator, spread: float = 1.0, bits: int | None = None) -> Quant:
     """Return a random quantization, one in three of 16 bits; zero points at both ends of int8 come often."""
     scale = spread * 2.0 ** rng.uniform(-6, 0)
-    if rng.random() < 1 / 3:
+    if bits == 16 or (bits is None and rng.random() < 1 / 3):
         return Quant(float(np.float32(scale / 256)), bits=16)
     zero = int(rng.choice([-128, 127, 0, int(rng.integers(-128, 128))]))
     return Quant(float(np.float32(scale)), zero)
 
 
-def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0) -> TensorType:
+def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0, bits: int | None = None) -> TensorType:
     """Return an activation of a random quantization."""
-    return activation(shape, random_quant(rng, spread))
+    return activation(shape, random_quant(rng, spread, bits))
 
 
 def activation(shape: Shape, quant: Quant) -> TensorType:

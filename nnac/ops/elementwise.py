@@ -34,7 +34,7 @@ Loops = list[tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Elementwise(Op):
+class Elementwise(Op):
     """Operands that broadcast by numpy's rule; a row spans the axes behind the last one that all operands agree on."""
 
     clamp: tuple[float, float] = UNBOUNDED
@@ -95,7 +95,8 @@ class _Elementwise(Op):
         }
 
     @classmethod
-    def _random(cls, rng: np.random.Generator, count: int) -> tuple[TensorType, ...]:
+    def _random(cls, rng: np.random.Generator, count: int, bits: Sequence[int | None] = ()) -> tuple[TensorType, ...]:
+        """Return operands that broadcast, the first ones with so many bits if not None."""
         shape = tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5))))
         shapes = [shape]
         for _ in range(count - 1):
@@ -103,11 +104,12 @@ class _Elementwise(Op):
             keep = rng.random(len(shape)) < 0.7
             shapes.append(tuple(s if k else 1 for s, k in zip(shape, keep, strict=True))[start:])
         order = rng.permutation(count)
-        return tuple(random_type(rng, shapes[int(i)]) for i in order)
+        wanted = (*bits, *(None,) * (count - len(bits)))
+        return tuple(random_type(rng, shapes[int(i)], bits=n) for i, n in zip(order, wanted, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Sum(_Elementwise):
+class Sum(Elementwise):
     """Sum of operands with a sign each (Add, Sub, Sum); of one operand, its requantization.
 
     Attributes:
@@ -157,12 +159,12 @@ class Sum(_Elementwise):
 
 
 @dataclass(frozen=True, slots=True)
-class Mul(_Elementwise):
+class Mul(Elementwise):
     """Product of two operands."""
 
     name: ClassVar[str] = "Mul"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        *_Elementwise.constraints[1:],
+        *Elementwise.constraints[1:],
         Constraint(lambda op, s: len(s) == 2, "two operands"),
     )
 
@@ -192,7 +194,7 @@ class Mul(_Elementwise):
 
 
 @dataclass(frozen=True, slots=True)
-class Magnitude(_Elementwise):
+class Magnitude(Elementwise):
     """The root of a sum of squares and a constant; operands share their quantization.
 
     Attributes:
@@ -203,7 +205,7 @@ class Magnitude(_Elementwise):
 
     name: ClassVar[str] = "Magnitude"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        *_Elementwise.constraints,
+        *Elementwise.constraints,
         Constraint(lambda op, s: op.offset >= 0, "what is added to the squares is not negative"),
     )
 
