@@ -30,7 +30,7 @@ from nnac.train import (  # noqa: E402
     mracos,
     random_sensing,
 )
-from nnac.train.gq import compand, expand, lloyd, places  # noqa: E402
+from nnac.train.gq import Grid, compand, expand, lloyd  # noqa: E402
 from nnac.train.pruning import sparse_copy  # noqa: E402
 
 
@@ -101,12 +101,12 @@ def test_companding_is_undone() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 30, 255])
-def test_places_are_bucketize(count: int) -> None:
+def test_grid_is_bucketize(count: int) -> None:
     """The grid gives what the binary search gives, on cuts, on their neighbours, and where cuts crowd."""
     cuts = (gaussian(count, seed=count) ** 5).sort().values
     around = torch.cat([cuts, torch.nextafter(cuts, cuts + 1), torch.nextafter(cuts, cuts - 1)])
     values = torch.cat([around, gaussian(1000), gaussian(500) * 100])
-    assert torch.equal(places(values, cuts).long(), torch.bucketize(values, cuts))
+    assert torch.equal(Grid.of(cuts).find(values).long(), torch.bucketize(values, cuts))
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

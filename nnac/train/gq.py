@@ -9,8 +9,9 @@ under 2 % where annealing starts and nothing where it ends. That makes memory an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import log
+from math import copysign, expm1, log
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ SOFTEST, HARDEST = 4.0, 200.0
 """alpha * spacing where annealing starts and where it ends."""
 LLOYD_STEPS = 1000
 CELLS = 4096
+RUN = 1 << 15
+"""Weights that are worked on at once."""
 STILL = 1e-9
 
 
@@ -58,49 +61,76 @@ def lloyd(values: Tensor, count: int) -> Tensor:
     return found
 
 
-def places(values: Tensor, cuts: Tensor) -> Tensor:
-    """Return what `torch.bucketize` returns, int32 and flat, in a few passes instead of a binary search per value.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """What finds values among ascending cuts in a few passes, instead of by a binary search per value.
 
     A grid decides first. It is monotone, rounding included, so that cuts in a lower cell than a value's lie below the
     value and cuts in a higher one do not; those in the same cell are compared.
+
+    Attributes:
+        first, rate: of the cells.
+        below: cuts in lower cells, int32 by cell.
+        most: cuts in one cell, at most.
+        ends: the cuts, and infinity.
     """
-    flat = values.detach().flatten()
-    if not cuts.numel():
-        return torch.zeros_like(flat, dtype=torch.int32)
-    span = float(cuts[-1] - cuts[0])
-    rate = CELLS / span if span > 0 else 1.0
 
-    def cells(x: Tensor) -> Tensor:
-        return ((x - cuts[0]) * rate).clamp_(0, CELLS - 1).to(torch.int32)
+    first: float
+    rate: float
+    below: Tensor
+    most: int
+    ends: Tensor
 
-    counts = torch.bincount(cells(cuts), minlength=CELLS)
-    found = (counts.cumsum(0) - counts).to(torch.int32).index_select(0, cells(flat))
-    ends = torch.cat([cuts, cuts.new_full((1,), torch.inf)])
-    for _ in range(int(counts.max())):
-        found += flat > ends.index_select(0, found)
-    return found
+    @classmethod
+    def of(cls, cuts: Tensor) -> Grid:
+        """Return the grid of ascending cuts."""
+        cuts = cuts.detach()
+        ends = torch.cat([cuts, cuts.new_full((1,), torch.inf)])
+        first = float(cuts[0]) if cuts.numel() else 0.0
+        span = float(cuts[-1]) - first if cuts.numel() else 0.0
+        rate = CELLS / span if span > 0 else 1.0
+        counts = torch.bincount(_cells(cuts, first, rate), minlength=CELLS)
+        return cls(first, rate, (counts.cumsum(0) - counts).to(torch.int32), int(counts.max()), ends)
+
+    def find(self, values: Tensor) -> Tensor:
+        """Return how many cuts lie below each value, int32 and flat: what `torch.bucketize` returns."""
+        flat = values.detach().flatten()
+        found = self.below.index_select(0, _cells(flat, self.first, self.rate))
+        for _ in range(self.most):
+            found += flat > self.ends.index_select(0, found)
+        return found
+
+
+def _cells(x: Tensor, first: float, rate: float) -> Tensor:
+    return (x - first).mul_(rate).clamp_(0, CELLS - 1).to(torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class _Space:
-    """What maps weights to centroids: the largest magnitude, mu, alpha."""
+    """What maps weights to centroids: the largest magnitude, mu, alpha; the outer centroids."""
 
     size: float
     mu: float
     alpha: float
+    low: float
+    high: float
+
+
+def _expanded(y: float, space: _Space) -> float:
+    """Return the weight that a companded value stands for."""
+    return copysign(expm1(abs(y) * log(1 + space.mu)) / space.mu * space.size, y)
 
 
 class _Soft(torch.autograd.Function):
-    """Weights as mixtures of the two centroids around them."""
+    """Weights as mixtures of the two centroids around them, run by run, so that what a step needs stays in a cache."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, centroids: Tensor, space: _Space) -> Tensor:
-        y = compand(weight / space.size, space.mu).clamp_(centroids[0], centroids[-1])
-        left = places(y, centroids[1:-1])
-        low, width = (t.index_select(0, left).reshape(y.shape) for t in (centroids[:-1], centroids.diff()))
-        share = ((y - low) * 2).sub_(width).mul_(space.alpha).sigmoid_()
-        mixed = torch.addcmul(low, width, share)
-        out = expand(mixed, space.mu).mul_(space.size)
+        flat, out = weight.flatten(), torch.empty_like(weight, memory_format=torch.contiguous_format)
+        left, share = torch.empty_like(flat, dtype=torch.uint8), torch.empty_like(flat)
+        grid, width = Grid.of(centroids[1:-1]), centroids.diff()
+        for part in _runs(flat, left, share, out.flatten()):
+            _mix(*part, centroids, width, grid, space)
         ctx.save_for_backward(weight, centroids, left, share, out)
         ctx.space = space
         return out
@@ -108,20 +138,64 @@ class _Soft(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weight, centroids, left, share, out = ctx.saved_tensors
-        space: _Space = ctx.space
-        slope = space.size * log(1 + space.mu) / space.mu  # of expand, at zero; times 1 + mu |x| elsewhere
-        grad = out.abs().mul_(space.mu / space.size).add_(1).mul_(slope).mul_(grad)
-        width = centroids.diff().index_select(0, left).reshape(weight.shape)
-        turn = (1 - share).mul_(share).mul_(width).mul_(space.alpha)
-        rate = weight.abs().mul_(space.mu).add_(space.size).reciprocal_().mul_(2 * space.mu / log(1 + space.mu))
-        limit = expand(centroids[[0, -1]], space.mu) * space.size
-        below, above = weight < limit[0], weight > limit[1]  # a value there stands at the last centroid, and follows it
-        index, count = left.long(), len(centroids)
-        upper = (share - torch.where(above, -turn, turn)).mul_(grad)
-        lower = grad - torch.where(below, share - turn, share + turn).mul_(grad)
-        low, high = torch.bincount(index, lower.flatten(), count), torch.bincount(index, upper.flatten(), count)
-        moved = rate.mul_(turn).mul_(grad).masked_fill_(below | above, 0.0)
-        return moved, (low + high.roll(1)).to(centroids.dtype), None
+        moved = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        runs = _runs(grad.flatten(), weight.flatten(), left, share, out.flatten(), moved.flatten())
+        width = centroids.diff()
+        pulled = sum(_unmix(*part, width, ctx.space) for part in runs)
+        return moved, pulled, None
+
+
+def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Return equal runs of flat tensors; on a GPU, all at once."""
+    size = RUN if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+
+def _mix(
+    weight: Tensor,
+    left: Tensor,
+    share: Tensor,
+    out: Tensor,
+    centroids: Tensor,
+    widths: Tensor,
+    grid: Grid,
+    space: _Space,
+) -> None:
+    """Find the centroid below each weight, the share of the one above it, and the mixture."""
+    y = compand(weight / space.size, space.mu).clamp_(space.low, space.high)
+    index = grid.find(y)
+    left.copy_(index)
+    low, width = centroids.index_select(0, index), widths.index_select(0, index)
+    torch.sigmoid((y - low).mul_(2).sub_(width).mul_(space.alpha), out=share)
+    out.copy_(expand(low.addcmul_(width, share), space.mu).mul_(space.size))
+
+
+def _unmix(
+    grad: Tensor,
+    weight: Tensor,
+    left: Tensor,
+    share: Tensor,
+    out: Tensor,
+    moved: Tensor,
+    widths: Tensor,
+    space: _Space,
+) -> Tensor:
+    """Write the gradient of the weights; return that of the centroids.
+
+    A weight outside of all centroids stands at the last one, and follows it.
+    """
+    slope = space.size * log(1 + space.mu) / space.mu  # of expand, at zero; times 1 + mu |x| elsewhere
+    grad = out.abs().mul_(space.mu / space.size).add_(1).mul_(slope).mul_(grad)
+    first, last = (_expanded(end, space) for end in (space.low, space.high))
+    below, above = (weight < first).to(grad.dtype), (weight > last).to(grad.dtype)
+    turn = (1 - share).mul_(share).mul_(widths.index_select(0, left.int())).mul_(space.alpha)
+    rate = weight.abs().mul_(space.mu).add_(space.size).reciprocal_().mul_(2 * space.mu / log(1 + space.mu))
+    torch.mul(rate.mul_(turn).mul_(grad), 1 - below - above, out=moved)
+    upper = above.mul_(2).sub_(1).mul_(turn).add_(share).mul_(grad)
+    lower = grad - below.mul_(-2).add_(1).mul_(turn).add_(share).mul_(grad)
+    index, count = left.long(), len(widths) + 1
+    sums = torch.bincount(index, lower, count) + torch.bincount(index, upper, count).roll(1)
+    return sums.to(widths.dtype)
 
 
 class _Hard(torch.autograd.Function):
@@ -129,7 +203,7 @@ class _Hard(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, levels: Tensor, cuts: Tensor) -> Tensor:
-        index = places(weight, cuts)
+        index = Grid.of(cuts).find(weight)
         ctx.save_for_backward(index.to(torch.uint8))
         ctx.count = len(levels)
         return levels.index_select(0, index).reshape(weight.shape)
@@ -202,7 +276,9 @@ class GQ(Compressor):
             return weight
         alpha, size = self.alpha(), float(self.size)
         if alpha is not None:
-            return _Soft.apply(weight, self.table(), _Space(size, self.mu, alpha))
+            table = self.table()
+            low, high = table.detach()[[0, -1]].tolist()
+            return _Soft.apply(weight, table, _Space(size, self.mu, alpha, low, high))
         return _Hard.apply(weight, self.levels(), self._cuts())
 
     def _cuts(self) -> Tensor:
