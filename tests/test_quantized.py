@@ -338,6 +338,28 @@ def test_aimet_encodings(content: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[SCALE], scale)
 
 
+def test_states_with_scales_of_their_own(tmp_path: Path) -> None:
+    """Recurrent states that the file gives scales stay states, and no tensor between them needs samples."""
+    rng = np.random.default_rng(1)
+    weights = {name: rng.normal(size=shape) for name, shape in (("w", (1, 20, 3)), ("r", (1, 20, 5)), ("b", (1, 40)))}
+    inputs = {"x": (1, 1, 3), "h0": (1, 1, 5), "c0": (1, 1, 5)}
+    node = helper.make_node("LSTM", ["x", "w", "r", "b", "", "h0", "c0"], ["y", "hn", "cn"], "lstm", hidden_size=5)
+    model = model_of(
+        [node],
+        {name: (TensorProto.FLOAT, shape) for name, shape in inputs.items()},
+        "y hn cn",
+        **{name: array.astype(np.float32) for name, array in weights.items()},
+    )
+    cell, hidden = entry(2.0**-12, -(1 << 15), 16), entry(1 / 127, -128)
+    scales = {"x": [entry(0.02, -128)], "y": [hidden], "hn": [hidden], "cn": [cell]}
+    path = tmp_path / "model.encodings"
+    path.write_text(json.dumps({"activation_encodings": scales, "param_encodings": {}}))
+    program = nnac.compile(model, "nna8", encodings=path).program
+    assert program.calibration == OWN_SCALES
+    kept = {program.tensor(source).onnx_name: program.tensor(source).type.quant for source, _ in program.states}
+    assert kept == {"h0": Quant(float(np.float32(1 / 127)), 0), "c0": Quant(2.0**-12, 0, 16)}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -36,6 +36,67 @@ def brute_force(log_probs: Any, labels: Any, time: int, length: int) -> Any:
     return -torch.logsumexp(torch.stack(totals), 0)
 
 
+class Listening(nn.Module):
+    """An encoder: a dense layer and an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.lstm = nn.Linear(6, 16), nn.LSTM(16, 24, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        return self.lstm(torch.relu(self.dense(x)))[0]
+
+
+class Speaking(nn.Module):
+    """A predictor: an embedding and an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(5, 8), nn.LSTM(8, 16, batch_first=True)
+
+    def forward(self, labels: Any) -> Any:
+        return self.lstm(self.embedding(labels))[0]
+
+
+class Joining(nn.Module):
+    """A joint network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.predictor, self.out = nn.Linear(24, 20), nn.Linear(16, 20), nn.Linear(20, 5)
+
+    def forward(self, encoded: Any, predicted: Any) -> Any:
+        return self.out(torch.tanh(self.encoder(encoded).unsqueeze(2) + self.predictor(predicted).unsqueeze(1)))
+
+
+def test_a_transducer_learns_on_the_accelerator() -> None:
+    """Three twins, one loss: labels that stand in the features are found, in integers from end to end."""
+    torch.manual_seed(0)
+    listening, speaking, joining = Listening(), Speaking(), Joining()
+    x, y = torch.randn(8, 12, 6), torch.randint(1, 5, (8, 3))
+    for i in range(3):  # label i shows as a large feature at times 4 i and 4 i + 1
+        rows = torch.arange(8)
+        x[rows, 4 * i, y[:, i]] += 3
+        x[rows, 4 * i + 1, y[:, i]] += 3
+    seen = torch.cat([torch.zeros_like(y[:, :1]), y], 1)
+    encoder, predictor = emulate(listening, "nna8", [x]), emulate(speaking, "nna8", [seen])
+    joint = emulate(joining, "nna8", [(encoder(x), predictor(seen))])
+    twins = nn.ModuleList([encoder, predictor, joint])
+    times, lengths = torch.full((8,), 12), torch.full((8,), 3)
+
+    def loss(step: int, rng: np.random.Generator) -> Any:
+        if step == 20:  # ranges follow what training has made of the values
+            encoder.observe([x])
+            predictor.observe([seen])
+            joint.observe([(encoder(x).detach(), predictor(seen).detach())])
+        log_probs = joint(encoder(x), predictor(seen)).log_softmax(-1)
+        return transducer_loss(log_probs, y, times, lengths).mean()
+
+    history = train(twins, loss, torch.optim.Adam(twins.parameters(), 2e-2), Schedule(60))
+    _, losses = history.column("loss")
+    assert losses[-1] < 0.35 * losses[0]
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_loss_is_the_sum_over_alignments(seed: int) -> None:
     """Values and gradients, lengths of all kinds in one batch, labels none at all included."""

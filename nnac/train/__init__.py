@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+if find_spec("torch") is None:
+    raise ImportError("nnac.train needs torch: pip install 'nnac[train]'")
+
 from nnac.train.compressors import (
     S8BQAT,
     Centroids,
