@@ -347,7 +347,7 @@ def test_states_with_scales_of_their_own(tmp_path: Path) -> None:
     model = model_of(
         [node],
         {name: (TensorProto.FLOAT, shape) for name, shape in inputs.items()},
-        "y hn cn",
+        ["y", "hn", "cn"],
         **{name: array.astype(np.float32) for name, array in weights.items()},
     )
     cell, hidden = entry(2.0**-12, -(1 << 15), 16), entry(1 / 127, -128)
