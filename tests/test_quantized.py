@@ -34,14 +34,14 @@ QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 def model_of(
-    nodes: list[onnx.NodeProto], inputs: Mapping[str, tuple[int, tuple[int, ...]]], output: str, **stored: Any
+    nodes: list[onnx.NodeProto], inputs: Mapping[str, tuple[int, tuple[int, ...]]], outputs: str, **stored: Any
 ) -> onnx.ModelProto:
-    """Return a model of nodes with initializers; the output's type is inferred."""
+    """Return a model of nodes with initializers; the outputs' types are inferred."""
     graph = helper.make_graph(
         nodes,
         "quantized",
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [onnx.ValueInfoProto(name=output)],
+        [onnx.ValueInfoProto(name=name) for name in outputs.split()],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items()],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
@@ -347,7 +347,7 @@ def test_states_with_scales_of_their_own(tmp_path: Path) -> None:
     model = model_of(
         [node],
         {name: (TensorProto.FLOAT, shape) for name, shape in inputs.items()},
-        ["y", "hn", "cn"],
+        "y hn cn",
         **{name: array.astype(np.float32) for name, array in weights.items()},
     )
     cell, hidden = entry(2.0**-12, -(1 << 15), 16), entry(1 / 127, -128)
