@@ -130,7 +130,7 @@ class _Soft(torch.autograd.Function):
         left, share = torch.empty_like(flat, dtype=torch.uint8), torch.empty_like(flat)
         grid, width = Grid.of(centroids[1:-1]), centroids.diff()
         for part in _runs(flat, left, share, out.flatten()):
-            _mix(*part, centroids, width, grid, space)
+            _mix(part, centroids, width, grid, space)
         ctx.save_for_backward(weight, centroids, left, share, out)
         ctx.space = space
         return out
@@ -139,9 +139,9 @@ class _Soft(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weight, centroids, left, share, out = ctx.saved_tensors
         moved = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        runs = _runs(grad.flatten(), weight.flatten(), left, share, out.flatten(), moved.flatten())
+        flat = (grad.flatten(), weight.flatten(), left, share, out.flatten(), moved.flatten())
         width = centroids.diff()
-        pulled = sum(_unmix(*part, width, ctx.space) for part in runs)
+        pulled = sum(_unmix(part, width, ctx.space) for part in _runs(*flat))
         return moved, pulled, None
 
 
@@ -151,17 +151,17 @@ def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
-def _mix(
-    weight: Tensor,
-    left: Tensor,
-    share: Tensor,
-    out: Tensor,
-    centroids: Tensor,
-    widths: Tensor,
-    grid: Grid,
-    space: _Space,
-) -> None:
-    """Find the centroid below each weight, the share of the one above it, and the mixture."""
+def _mix(part: tuple[Tensor, ...], centroids: Tensor, widths: Tensor, grid: Grid, space: _Space) -> None:
+    """Find the centroid below each weight, the share of the one above it, and the mixture.
+
+    Args:
+        part: of the weights; then what is found, in that order.
+        centroids: ascending.
+        widths: from each to the next.
+        grid: of the inner centroids.
+        space: see there.
+    """
+    weight, left, share, out = part
     y = compand(weight / space.size, space.mu).clamp_(space.low, space.high)
     index = grid.find(y)
     left.copy_(index)
@@ -170,20 +170,17 @@ def _mix(
     out.copy_(expand(low.addcmul_(width, share), space.mu).mul_(space.size))
 
 
-def _unmix(
-    grad: Tensor,
-    weight: Tensor,
-    left: Tensor,
-    share: Tensor,
-    out: Tensor,
-    moved: Tensor,
-    widths: Tensor,
-    space: _Space,
-) -> Tensor:
+def _unmix(part: tuple[Tensor, ...], widths: Tensor, space: _Space) -> Tensor:
     """Write the gradient of the weights; return that of the centroids.
 
     A weight outside of all centroids stands at the last one, and follows it.
+
+    Args:
+        part: of gradient, weight, centroid below, share of the one above, result, and the weight's gradient to be.
+        widths: from each centroid to the next.
+        space: as forward.
     """
+    grad, weight, left, share, out, moved = part
     slope = space.size * log(1 + space.mu) / space.mu  # of expand, at zero; times 1 + mu |x| elsewhere
     grad = out.abs().mul_(space.mu / space.size).add_(1).mul_(slope).mul_(grad)
     first, last = (_expanded(end, space) for end in (space.low, space.high))

@@ -80,9 +80,6 @@ MOVES = frozenset(
     )
 )  # fmt: skip
 MOVING = nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool1d | nn.MaxPool2d
-PLAIN = frozenset(("size", "dim", getattr, operator.mul, operator.add, operator.floordiv, operator.sub))
-"""What computes with sizes."""
-
 SUMS = {operator.add: 1, operator.iadd: 1, torch.add: 1, "add": 1, operator.sub: -1, torch.sub: -1, "sub": -1}
 PRODUCTS = frozenset((operator.mul, operator.imul, torch.mul, "mul"))
 MEANS = nn.AvgPool1d | nn.AvgPool2d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d
