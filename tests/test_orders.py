@@ -28,7 +28,7 @@ STRIPED = [op for op in REGISTRY if not issubclass(op, Move) and op.name != "Res
 
 def striped_program(op: type[Op], rng: np.random.Generator) -> tuple[Program, dict[str, np.ndarray]]:
     """Return a validated program of one operator in a scratchpad that forces stripes, and inputs for it."""
-    target = with_memory(load_target("nna8-tiny"), weights=2048)
+    target = with_memory(load_target("nna8-tiny"), weights=6144)
     while True:
         graph = graph_of(op.sample(rng))
         try:
