@@ -116,8 +116,11 @@ def _integer_problems(use: Use) -> Iterator[str]:
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
     """Yield one line per operator that has no row, with the nodes that need it."""
-    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in KNOWN):
-        names = [use.name for use in uses if use.op_type == op_type]
+    by_type: dict[str, list[Use]] = {}
+    for use in uses:
+        by_type.setdefault(use.op_type, []).append(use)
+    for op_type in (name for name in by_type if name not in KNOWN):
+        first, names = by_type[op_type][0], [use.name for use in by_type[op_type]]
         shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
         if op_type in REWRITES:
             yield f"{op_type} {shown}: {REWRITES[op_type].sentence or 'the shapes of all inputs are known'}"
@@ -127,7 +130,8 @@ def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
             continue
         near = get_close_matches(op_type, TABLE, 3, 0.5)
         hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
-        yield f"{op_type} {shown}: the operator is not supported{hint} (`nnac ops` lists all)"
+        found = f"found {first.described()}; `nnac ops` lists all"
+        yield f"{op_type} {shown}: the operator is not supported{hint} ({found})"
 
 
 def _readable(use: Use) -> bool:
