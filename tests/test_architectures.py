@@ -84,7 +84,7 @@ def conformer() -> onnx.ModelProto:
     rng = np.random.default_rng(3)
 
     def draw(*shape: int) -> Array:
-        return (rng.normal(size=shape) * shape[-2] ** -0.5).astype(np.float32)
+        return np.asarray(rng.normal(size=shape) * shape[-2] ** -0.5, np.float32)
 
     width = WIDTH // HEADS
     shapes = {
