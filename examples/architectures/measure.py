@@ -68,11 +68,14 @@ def steps(network: nn.Module, count: int, seed: int) -> Iterator[dict[str, Array
 
 
 def outputs(network: nn.Module, path: Path, compiled: CompiledModel, count: int) -> Iterator[tuple[str, Array, Array]]:
-    """Yield every output with its float and its emulated values over one sequence, (steps, values) each."""
+    """Yield every output with its float and its emulated values over one sequence, (steps, values) each.
+
+    States that the compiler keeps in parts, as those of stacked layers, have no output as a whole.
+    """
     pairs = {f"{name}_in": f"{name}_out" for name in network.states()}
     truth, session = FloatModel(prepare(path), states=pairs), compiled.session()
     runs = [(truth.run(step), session.step(step)) for step in steps(network, count, seed=1)]
-    for name in (*network.outputs(), *pairs.values()):
+    for name in (name for name in runs[0][0] if name in runs[0][1]):
         yield name, *(np.stack([run[i][name].astype(np.float64).ravel() for run in runs]) for i in (0, 1))
 
 
@@ -89,7 +92,7 @@ def measure(network: str, exporter: str, path: Path, arguments: argparse.Namespa
     compiled = nnac.compile(path, arguments.target, learned, method=arguments.method)
     found = {name: pair for name, *pair in outputs(module, path, compiled, arguments.steps)}
     named = [found[name] for name in module.outputs()]
-    held = [found[f"{name}_out"] for name in module.states()]
+    held = [pair for name, pair in found.items() if name not in module.outputs()]
     timeline = compiled.simulate()
     return Row(
         network,
