@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ASSETS := $(if $(NNAC_ASSETS),NNAC_ASSETS=$(NNAC_ASSETS))
 
-.PHONY: demo test test-all lint golden clean
+.PHONY: demo test test-all test-train lint golden clean
 
 demo: .venv/installed
 	$(BIN)/nnac demo
@@ -13,6 +13,10 @@ test: .venv/installed-dev lint
 
 test-all: .venv/installed-dev lint
 	$(ASSETS) $(BIN)/python -m pytest -q -n 2
+
+test-train: .venv-train/installed  # the training companions, with torch, in an environment of their own
+	$(ASSETS) .venv-train/bin/python -m pytest -q -n 2 tests/test_train_twin.py tests/test_train_compress.py \
+		tests/test_train_loop.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -31,5 +35,10 @@ golden: .venv/installed-dev
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+.venv-train/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-train
+	.venv-train/bin/pip install -q --disable-pip-version-check -e '.[dev,train]'
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-train build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -162,7 +162,27 @@ def _address(typing: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
+def _copy_bytes(typing: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copies bytes from one address to another; both ends do not overlap.
+
+    Args:
+        typing: numba's own; a kernel does not pass it.
+        target: the first address that is written.
+        source: the first address that is read.
+        count: of bytes.
+    """
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        there, here = (builder.inttoptr(value, BYTE.as_pointer()) for value in values[:2])
+        cgutils.raw_memcpy(builder, there, here, values[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
 call_address: Any = intrinsic(_call_address)
 """`_call_address`, for kernels to call without its first argument."""
 address: Any = intrinsic(_address)
 """`_address`, for kernels to call without its first argument."""
+copy_bytes: Any = intrinsic(_copy_bytes)
+"""`_copy_bytes`, for kernels to call without its first argument."""

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nnac.types import Array
 
 SHOWN_LAYERS = 15
+SHOWN_HOST = 10
 
 
 def main() -> None:
@@ -80,8 +81,15 @@ def cli() -> None:
     type=named_tensors,
     default="int8",
     show_default=True,
-    metavar="int8|int16|NAMES|@FILE",
-    help="Width of the tensors: int16 for all, or for those named: a comma list, or a file with a name per line.",
+    metavar="int8|int16|auto|NAMES|@FILE",
+    help="Width of the tensors: int16 for all, where int8 keeps too little, or for those in a comma list or file.",
+)
+@click.option(
+    "--host",
+    default="allow",
+    show_default=True,
+    metavar="allow|forbid",
+    help="What the NNA cannot run: on the processor beside it, in float; or an error.",
 )
 @click.option("--encodings", metavar="JSON", help="Quantizers of a float model, as AIMET exports them.")
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
@@ -97,6 +105,7 @@ def compile(
     opening: dict[str, Any],
     weights: str | None,
     activations: str | tuple[str, ...],
+    host: str,
     encodings: str | None,
     check: bool,
     max_sram: int | None,
@@ -108,6 +117,7 @@ def compile(
     from nnac import compiler
     from nnac.program import dumps, write_file
     from nnac.report import screen
+    from nnac.report_host import hosted
 
     announce_kernels("conv" if check else "codec")
     budgets = compiler.Budgets(max_sram, max_flash, max_cycles)
@@ -120,6 +130,7 @@ def compile(
             **opening,
             weights=weights,
             activations=activations,
+            host=host,
             encodings=encodings,
             check=check,
             budgets=budgets,
@@ -127,7 +138,9 @@ def compile(
         )
     blob = dumps(compiled.program)
     write_file(path, blob)
-    show(screen(compiled.simulate(), len(blob), str(path)))
+    timeline = compiled.simulate()
+    more = ("", hosted(timeline, SHOWN_HOST)) if compiled.program.segments else ()
+    show(screen(timeline, len(blob), str(path)), *more)
 
 
 # -- run and compare -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError, one_line
-from nnac.frontend import find_states, import_graph, prepare, unpack_states, with_encodings
+from nnac.frontend import find_states, import_graph, input_dtypes, prepare, unpack_states, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
@@ -61,6 +61,7 @@ Pass = Callable[[Graph], Graph]
 FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose, magnitude)
 
 RANDOM = "random"
+HOSTS = ("allow", "forbid")
 OWN_SCALES = "the model's own scales"
 LISTED = 8
 """Names of tensors that a note shows."""
@@ -101,6 +102,7 @@ def compile(
     freeze: Mapping[str, Any] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     activations: str | Iterable[str] = "int8",
+    host: str = "allow",
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -122,8 +124,9 @@ def compile(
             samples hold the other inputs only.
         freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
-        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
-            operator has in int16 only).
+        activations: "int8", "int16", "auto" (int16 what int8 keeps too little of, by calibration), or the ONNX names of
+            the tensors that shall be int16 (as those become that an operator has in int16 only).
+        host: "allow" lets the processor beside the machine run what the NNA cannot, in float; "forbid" refuses that.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -136,9 +139,11 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
+    if host not in HOSTS:
+        raise ModelError(f"host {host!r}: unknown; allowed: {', '.join(HOSTS)}")
     if encodings is not None:
         model = with_encodings(model, encodings)
-    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze, host == "allow")
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     if wanted and samples is None:
@@ -177,25 +182,30 @@ def _open(
     shapes: Mapping[str, tuple[int, ...]] | None,
     states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
+    host: bool = True,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]] | None]:
     """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared, kept = unpacked(prepare(model, shapes, frozen=freeze), states)
-    graph = float_graph(prepared, kept)
+    graph = float_graph(prepared, kept, host=host)
     if calibration is None:
         return prepared, graph, None
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
-    samples = random_samples(inputs) if random else load_samples(calibration, inputs)
+    samples = random_samples(inputs, dtypes=input_dtypes(prepared)) if random else load_samples(calibration, inputs)
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
 def float_graph(
-    prepared: onnx.ModelProto, states: Mapping[str, str] | None = None, passes: Iterable[Pass] = FLOAT_PASSES
+    prepared: onnx.ModelProto,
+    states: Mapping[str, str] | None = None,
+    passes: Iterable[Pass] = FLOAT_PASSES,
+    host: bool = False,
+    forced: Callable[[Any], bool] | None = None,
 ) -> Graph:
-    """Return the float graph of a prepared model after the float passes."""
-    graph = stages.check(import_graph(prepared, states), stages.FLOAT)
+    """Return the float graph of a prepared model after the float passes (arguments as for `import_graph`)."""
+    graph = stages.check(import_graph(prepared, states, host, forced), stages.FLOAT)
     for step in passes:
         graph = stages.check(step(graph), stages.FLOAT)
     return graph

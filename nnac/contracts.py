@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any, NamedTuple, assert_never
 
 import numpy as np
@@ -175,6 +176,8 @@ SCALED_NEST = (MIXED, _widths("out_bits:target"), RESULT_ZEROED, LIMITED, SHIFTE
 """What all elementwise instructions keep."""
 
 PEEPHOLE_SHIFT_MAX = 30
+HOST_SCALE = 2.0**100
+"""Largest scale at a host segment's border: dequantized values stay finite."""
 
 
 def _even(*names: str) -> Rule:
@@ -202,6 +205,12 @@ CELL = (
     Rule(lambda i: i.out_bits == 8 or i.target % 2 == 0, "an int16 target lies at an even address", "target"),
 )
 """What all cell updates keep; multipliers under 2**31 times Q1.30 stay within 2**61."""
+
+
+def _sides(*lists: tuple[int, ...]) -> bool:
+    """Tell that lists that describe the same tensors are equally long and not empty."""
+    return len({len(each) for each in lists}) == 1 and len(lists[0]) >= 1
+
 
 RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Load: (
@@ -416,6 +425,54 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         Rule(lambda i: i.phase <= isa.FINISH, "the phase is 0 (whole), 1 (reset) or 2 (finish)", "phase"),
         Rule(_apart, "state_out and target share no bytes", "state_out target"),
     ),
+    isa.Host: (
+        Rule(
+            lambda i: (
+                _sides(i.source_spaces, i.sources, i.source_counts, i.source_scales, i.source_zeros, i.source_bits)
+                and _sides(i.target_spaces, i.targets, i.target_counts, i.target_scales, i.target_zeros, i.target_bits)
+            ),
+            "each of at least one operand and one result has memory, address, count, scale, zero point and bits",
+            "sources targets",
+        ),
+        Rule(
+            lambda i: (
+                all(space in (*ACTIVATIONS, Space.FLASH) for space in i.source_spaces)
+                and all(space in ACTIVATIONS for space in i.target_spaces)
+            ),
+            "sources are in sram (0), dram (2) or flash (3), targets in sram or dram",
+            "source_spaces target_spaces",
+        ),
+        Rule(
+            lambda i: min(*i.source_counts, *i.target_counts) >= 1,
+            "there are no empty tensors",
+            "source_counts target_counts",
+        ),
+        Rule(
+            lambda i: all(
+                bits in (8, 16) and address * 8 % bits == 0 and _zero(zero, bits)
+                for bits, address, zero in zip(
+                    (*i.source_bits, *i.target_bits),
+                    (*i.sources, *i.targets),
+                    (*i.source_zeros, *i.target_zeros),
+                    strict=True,
+                )
+            ),
+            "tensors have 8 bits and an int8 zero point, or 16, even addresses and zero point 0",
+            "source_bits target_bits source_zeros target_zeros",
+        ),
+        Rule(
+            lambda i: all(0 < isa.scale_of(bits) <= HOST_SCALE for bits in (*i.source_scales, *i.target_scales)),
+            f"scales are positive and at most {HOST_SCALE:g}",
+            "source_scales target_scales",
+        ),
+        Rule(
+            lambda i: all(
+                a.space != b.space or a.end <= b.start or b.end <= a.start for a, b in combinations(i.writes(), 2)
+            ),
+            "results share no bytes",
+            "targets",
+        ),
+    ),
 }
 """Contracts by instruction; of a kind's rules each may rely on those before it."""
 
@@ -474,6 +531,8 @@ def work_of(i: AnyInstruction) -> int:
             return 3 * i.rows * i.length
         case isa.Lstm() | isa.Gru():
             return 8 * i.units
+        case isa.Host():
+            return i.operations + sum((*i.source_counts, *i.target_counts))
         case _:
             assert_never(i)
 

@@ -12,6 +12,7 @@ from typing import assert_never
 from nnac import isa
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program, Tensor
+from nnac.types import Quant
 
 POOLS = {0: "max", 1: "average"}
 PHASES = {isa.WHOLE: "whole", isa.RESET: "reset", isa.FINISH: "finish"}
@@ -110,6 +111,8 @@ def operands(i: AnyInstruction) -> str:
             return _lstm(i)
         case isa.Gru():
             return _gru(i)
+        case isa.Host():
+            return _host(i)
         case _:
             assert_never(i)
 
@@ -198,6 +201,18 @@ def _lstm(i: isa.Lstm) -> str:
 def _gru(i: isa.Gru) -> str:
     new = "" if i.phase == isa.RESET else f"{_sram(i.state_out)} <- "
     return f"{PHASES[i.phase]} {_cell(i, f'state {new}{_sram(i.state)}')}"
+
+
+def _host(i: isa.Host) -> str:
+    taken, made = i.quants()
+    targets = ", ".join(map(_bordering, i.writes(), i.target_counts, made))
+    sources = ", ".join(map(_bordering, i.reads(), i.source_counts, taken))
+    return f"{targets} <- segment {i.model} of {sources}, {i.macs} MACs, {i.elements} elements"
+
+
+def _bordering(place: isa.Range, count: int, quant: Quant) -> str:
+    """Return one tensor at a host segment's border."""
+    return f"{_at(place.space, place.start)} {count} {_units(quant.bits)} scale {quant.scale!r} zero {quant.zero_point}"
 
 
 def _cell(i: isa.Lstm | isa.Gru, state: str) -> str:

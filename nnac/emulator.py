@@ -18,6 +18,7 @@ from nnac.contracts import PRODUCT_MAX
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
+from nnac.stretches import Plan, plan
 from nnac.types import DTYPES, Array
 
 FLOAT32 = 5
@@ -41,6 +42,8 @@ class Emulator:
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
+        self.plan: Plan | None = None
+        """The program, stretch by stretch; made by the first run that nobody watches."""
         self.memory[program.constants_space][: program.constants.size] = program.constants
 
     def run(
@@ -63,6 +66,9 @@ class Emulator:
         """
         for name, array in inputs.items():
             self.write(self.program.tensor(name), array)
+        if before is None and after is None and order is None:
+            self._run_in_stretches()
+            return self._outputs()
         if before is not None:
             before(-1)
         instructions = self.program.instructions
@@ -72,7 +78,26 @@ class Emulator:
             self.execute(instructions[index])
             if after is not None:
                 after(index)
+        return self._outputs()
+
+    def _outputs(self) -> dict[str, Array]:
         return {name: self.read(self.program.tensor(name)) for name in self.program.outputs}
+
+    def _run_in_stretches(self) -> None:
+        """Execute the program in program order."""
+        from nnac.kernels.stretch import run_stretch
+
+        if self.plan is None:
+            self.plan = plan(self.program, self._decode)
+        steps, decoded = self.plan
+        law = self.law.accumulator_bits, int(self.law.wraps), self.mode
+        for step in steps:
+            if isinstance(step, np.ndarray):
+                spaces = self.program.constants_space, Space.WEIGHTS, Space.SRAM
+                constants, buffer, sram = (self.signed[space] for space in spaces)
+                run_stretch(step, constants, decoded, buffer, sram, *law)
+            else:
+                self.execute(step)
 
     def trace(self, inputs: Mapping[str, Array], truth: Mapping[str, Array] | None = None) -> dict[str, Array]:
         """Return every tensor of the program as its instructions made it.
@@ -147,6 +172,8 @@ class Emulator:
                 self._lstm(instruction)
             case isa.Gru():
                 self._gru(instruction)
+            case isa.Host():
+                self._host(instruction)
             case isa.Div():
                 self._div(instruction)
             case isa.Extreme():
@@ -161,21 +188,22 @@ class Emulator:
                 assert_never(instruction)
 
     def _load(self, i: isa.Load) -> None:
-        memory = self.memory[Space(i.space)]
-        source = memory[i.source : i.source + i.source_bytes]
+        source = self.signed[Space(i.space)][i.source : i.source + i.source_bytes]
         if i.packer:
             key = (i.packer, i.table, i.source, i.target_bytes)
             if key not in self.decoded:
-                self.decoded[key] = self._unpack(i, memory, source)
+                self.decoded[key] = self._decode(i)
             source = self.decoded[key]
-        self.memory[Space.WEIGHTS][i.target : i.target + i.target_bytes] = source
+        self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes] = source
 
-    def _unpack(self, i: isa.Load, memory: Array, source: Array) -> Array:
+    def _decode(self, i: isa.Load) -> Array:
+        """Return the weights of a packed load, int8."""
         from nnac.packers import unpack
 
-        out = np.empty(i.target_bytes, np.int8)
+        memory, out = self.memory[Space(i.space)], np.empty(i.target_bytes, np.int8)
+        source = memory[i.source : i.source + i.source_bytes]
         unpack(i.packer, memory[i.table : i.table + i.table_bytes].tobytes(), source, out)
-        return out.view(np.uint8)
+        return out
 
     def _copy(self, i: isa.Copy) -> None:
         source, target = (
@@ -561,6 +589,16 @@ class Emulator:
             new = self._shorts(Space.SRAM, i.state_out, i.batch, i.hidden)
             gru_cell(*operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
         self._put_hidden(i, hidden)
+
+    def _host(self, i: isa.Host) -> None:
+        from nnac.segment import execute
+
+        taken, made = i.quants()
+        operands = [
+            self.memory[r.space][r.start : r.end].view(quant.dtype) for r, quant in zip(i.reads(), taken, strict=True)
+        ]
+        for r, result in zip(i.writes(), execute(self.program.segments[i.model], operands, taken, made), strict=True):
+            self.memory[r.space][r.start : r.end] = _raw(result)
 
     def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""

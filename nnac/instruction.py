@@ -16,6 +16,7 @@ class Engine(IntEnum):
     DECODER = 2
     MAC = 3
     VECTOR = 4
+    HOST = 5
 
     @property
     def label(self) -> str:
@@ -43,7 +44,7 @@ class Range(NamedTuple):
     end: int
 
 
-CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i"}
+CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "u64": "Q"}
 
 
 def entry(code: str, count: int = 1, default: Any = None) -> Any:

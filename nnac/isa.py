@@ -13,6 +13,7 @@ from typing import ClassVar, get_args
 
 from nnac.instruction import CODES, Engine, Instruction, Range, Space, entry, row, strided, volume
 from nnac.isa_elementwise import LOOPS, RELATIONS, Div, Elementwise, Extreme, Magnitude, Mul, Select, Sum
+from nnac.isa_host import Host, scale_bits, scale_of
 from nnac.numerics import INTERPOLATION_ENTRIES
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Extreme",
     "Fill",
     "Gru",
+    "Host",
     "Instruction",
     "Load",
     "Lookup",
@@ -51,6 +53,8 @@ __all__ = [
     "Space",
     "Sum",
     "copy_engine",
+    "scale_bits",
+    "scale_of",
     "strided",
     "volume",
 ]
@@ -434,7 +438,7 @@ class MatMul(Instruction):
     bits for each operand of 16 bits (`numerics.requantize_wide`).
     """
 
-    opcode: ClassVar[int] = 19
+    opcode: ClassVar[int] = 16
     source: int = entry("u32")
     right: int = entry("u32")
     target: int = entry("u32")
@@ -485,7 +489,7 @@ class Norm(Instruction):
     left by `epsilon_shift`.
     """
 
-    opcode: ClassVar[int] = 21
+    opcode: ClassVar[int] = 17
     source: int = entry("u32")
     target: int = entry("u32")
     rows: int = entry("u32")
@@ -541,6 +545,7 @@ AnyInstruction = (
     | Select
     | MatMul
     | Norm
+    | Host
 )
 OPCODES: dict[int, type[AnyInstruction]] = {kind.opcode: kind for kind in get_args(AnyInstruction)}
 

@@ -69,7 +69,7 @@ class Mul(Elementwise):
 class Magnitude(Elementwise):
     """sqrt(offset + sum_i (x_i - zero_i)**2), requantized (`numerics.magnitude`); operands on one scale."""
 
-    opcode: ClassVar[int] = 20
+    opcode: ClassVar[int] = 12
     offset: int = entry("u32")
     multiplier: int = entry("u32")
 
@@ -78,7 +78,7 @@ class Magnitude(Elementwise):
 class Div(Elementwise):
     """(x_0 - zero_0) * multiplier / (x_1 - zero_1), exact and rounded once (`norms.quotient`)."""
 
-    opcode: ClassVar[int] = 16
+    opcode: ClassVar[int] = 13
     multiplier: int = entry("u32")
 
 
@@ -86,7 +86,7 @@ class Div(Elementwise):
 class Extreme(Elementwise):
     """The largest, or with `least` the smallest, of multiplier_i * (x_i - zero_i), one rounding shift."""
 
-    opcode: ClassVar[int] = 17
+    opcode: ClassVar[int] = 14
     least: int = entry("u8")
     multipliers: tuple[int, ...] = entry("i32", 0)
 
@@ -98,6 +98,6 @@ class Select(Elementwise):
     All four are taken times their multipliers; the shift and its rounding are for what is chosen only.
     """
 
-    opcode: ClassVar[int] = 18
+    opcode: ClassVar[int] = 15
     relation: int = entry("u8")
     multipliers: tuple[int, ...] = entry("i32", 0)

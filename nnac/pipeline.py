@@ -157,7 +157,7 @@ class Call:
     """
 
     part: str
-    frames: float
+    frames: int
     swaps: bool = False
 
 

@@ -88,6 +88,7 @@ def _one_inference(
     """Report one timeline: JSON and trace where wanted, and the screen unless one of them goes to stdout."""
     from nnac import report, trace
     from nnac.program import dumps
+    from nnac.report_host import hosted
 
     (json_path, trace_path), size = outputs, len(dumps(timeline.program))
     if json_path is not None:
@@ -97,6 +98,8 @@ def _one_inference(
     if "-" in outputs:
         return
     show(report.screen(timeline, size, program, changed), *(("", report.all_layers(timeline)) if layers else ()))
+    if layers and timeline.program.segments:
+        show("", hosted(timeline))
     if explain:
         click.echo(f"\n{report.contract()}")
 

@@ -8,7 +8,7 @@ interpreted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from nnac import __version__, isa, liveness, timing
 from nnac import array as mac_array
+from nnac.account import host_account
 from nnac.isa import Space
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
@@ -53,6 +54,7 @@ MEANINGS = {
     "vector": "the vector unit computes",
     "activations": "they are moved",
     "issue": "instructions are started",
+    "host": "operators run beside the NNA",
     "port": "the bytes of one memory take longest",
 }
 """What it means when a `timing.BOUND` bounds."""
@@ -105,6 +107,7 @@ def _answers(timeline: Timeline, blob_bytes: int, blob: str, changes: Changes) -
         **({"changed": changed} if changes else {}),
         "calibration": calibration(program),
         **_latency(timeline),
+        **_host(timeline),
         "bound by": f"{bound(timeline.bound)}; busy: {busy(timeline)}",
         "scratchpad": _scratchpad(program),
         **_weights(program),
@@ -130,6 +133,16 @@ def _latency(timeline: Timeline) -> dict[str, str]:
         if warm.cycles < timeline.cycles:
             rows["next"] = f"{_time(warm)}: weights stay in the weight buffer"
     return rows
+
+
+def _host(timeline: Timeline) -> dict[str, str]:
+    """Return how much of the model runs on the host, or nothing where none does."""
+    rows = host_account(timeline)
+    if not rows:
+        return {}
+    count, share = sum(len(row.nodes) for row in rows), sum(row.cycles for row in rows) / timeline.cycles
+    nna = sum(row.nna_cycles for row in rows)
+    return {"host": f"{_count(count, 'operator')}, {share:.1%} of the latency; {nna:,} cycles if the NNA had them"}
 
 
 def _time(timeline: Timeline) -> str:
@@ -609,6 +622,7 @@ def to_json(timeline: Timeline, blob_bytes: int, changes: Changes | None = None)
         "traffic": by_memory(timeline.traffic),
         "energy_pj": dict(timeline.energy),
         "energy_from": _energy_json(program),
+        "host": [asdict(row) for row in host_account(timeline)],
         "layers": [_layer_json(row, timeline.cycles, alive[n]) for n, row in enumerate(timeline.layers)],
         "contract": contract(),
     }

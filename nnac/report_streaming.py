@@ -79,7 +79,14 @@ def stream_json(found: Streaming) -> dict[str, Any]:
 
 def chunk_table(found: Sequence[Chunk]) -> Table:
     """Return one row per number of frames per call."""
-    table = columns(">frames", ">ms", ">ms per frame", ">real-time factor", ">delay, ms", ">outside, bytes per frame")
+    table = columns(
+        ">frames",
+        ">ms",
+        ">ms per\nframe",
+        ">real-time\nfactor",
+        ">first frame\nwaits, ms",
+        ">DRAM, flash\nbytes per frame",
+    )
     for chunk in found:
         steady = chunk.streaming
         table.add_row(

@@ -163,8 +163,8 @@ def sizes(value: str) -> tuple[int, ...]:
 
 
 def named_tensors(value: str) -> str | tuple[str, ...]:
-    """Return int8 or int16 as they are, else the names of a comma list, or of the lines of @FILE."""
-    if value in ("int8", "int16"):
+    """Return int8, int16 or auto as they are, else the names of a comma list, or of the lines of @FILE."""
+    if value in ("int8", "int16", "auto"):
         return value
     try:
         names = Path(value[1:]).read_text("utf-8").splitlines() if value.startswith("@") else value.split(",")
@@ -172,7 +172,7 @@ def named_tensors(value: str) -> str | tuple[str, ...]:
         raise click.BadParameter(f"{value[1:]!r} cannot be read: {error}") from None
     found = tuple(name.strip() for name in names if name.strip())
     if not found:
-        raise click.BadParameter(f"{value!r} names no tensor; allowed: int8, int16, a comma list of names, @FILE")
+        raise click.BadParameter(f"{value!r} names no tensor; allowed: int8, int16, auto, a comma list of names, @FILE")
     return found
 
 

@@ -1,10 +1,10 @@
 """The timing model: a program's instructions on its target, as one longest path.
 
 Contract. Every engine takes its instructions in program order; an instruction starts when its engine is free and its
-wait tokens are there, and nothing else serializes: transfers, decoding, array and vector work overlap. Transfers that
-share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row; tokens
-also hold loads back where the target says how far they run ahead of the array (`decoder.ahead`). An instruction lasts
-as long as the slowest of
+wait tokens are there, and nothing else serializes: transfers, decoding, array, vector and host work overlap. Transfers
+that share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row;
+the host has a bus of its own. Tokens also hold loads back where the target says how far they run ahead of the array
+(`decoder.ahead`). An instruction lasts as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
   (`nnac.array`; the right matrix of a product of activations streams in from the scratchpad); the vector unit's
@@ -12,6 +12,8 @@ as long as the slowest of
   for softmax, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes
   where an operand or the result has 16 bits);
   the decoder's bytes over its rate;
+- the host's call, its float operations over their rate, and the bytes of its operands and results over its own bus,
+  one after the other (`target.host`);
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
   port of the scratchpad or weight buffer once per instruction, one after the other; partial sums stay in the
@@ -47,6 +49,7 @@ BOUND = {
     Engine.VECTOR: "vector",
     Engine.DMA_IN: "activations",
     Engine.DMA_OUT: "activations",
+    Engine.HOST: "host",
 }
 """What an engine's time is called when it bounds a layer."""
 PORT = "port"
@@ -214,7 +217,11 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
 
 def cost(i: AnyInstruction, target: Target) -> Cost:
     """Return the cost of one instruction on `target`, alone."""
-    issue = {Engine.MAC: target.mac.issue_cycles, Engine.DECODER: target.decoder.issue_cycles}
+    issue = {
+        Engine.MAC: target.mac.issue_cycles,
+        Engine.DECODER: target.decoder.issue_cycles,
+        Engine.HOST: target.host.call_cycles if target.host else 0,
+    }
     runs: dict[Space, list[tuple[int, int]]] = {}
     for space, nbytes, run in ports_of(i):
         runs.setdefault(space, []).append((nbytes, run))
@@ -258,8 +265,21 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
             return 2 * i.rows * over(i.length * wide, lanes)
         case isa.Lstm() | isa.Gru():
             return cell_passes(i) * over(2 * i.units, lanes)
+        case isa.Host():
+            return _host_cycles(i, target)
         case _:
             assert_never(i)
+
+
+def _host_cycles(i: isa.Host, target: Target) -> int:
+    """Return the cycles of a host segment without its call.
+
+    Raises:
+        ProgramError: the machine has no host.
+    """
+    if target.host is None:
+        raise ProgramError(f"target {target.name!r} has no section [host], but the program has host segments")
+    return ceil(i.operations / target.host.operations_per_cycle) + ceil(i.nbytes / target.host.bytes_per_cycle)
 
 
 def cell_passes(i: isa.Lstm | isa.Gru) -> int:
@@ -417,6 +437,8 @@ def _most(program: Program, spans: Sequence[Span], costs: Sequence[Cost], which:
 
 
 def _bound(instruction: AnyInstruction, c: Cost) -> str:
+    if instruction.engine == Engine.HOST:  # its call too
+        return BOUND[Engine.HOST]
     return "issue" if c.issue > max(c.work, c.transfer) else BOUND[instruction.engine]
 
 
@@ -449,7 +471,7 @@ def _purpose(program: Program, layer: Layer, i: AnyInstruction, space: Space) ->
         and (i.source < program.constants.size)
     ):
         return "constants"
-    names = {name for name in (*layer.inputs, layer.output) if program.tensor(name).space == space}
+    names = {name for name in (*layer.inputs, *layer.outputs) if program.tensor(name).space == space}
     if names & set(program.inputs):
         return "input"
     return "output" if names & set(program.outputs) else "spill"

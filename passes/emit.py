@@ -29,7 +29,7 @@ from nnac.array import taken_folds
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import PACKERS, AnyInstruction, Space
-from nnac.ops import Block, Move, Recurrent, Slab, Step
+from nnac.ops import UNSTRIPED, Block, Move, Recurrent, Slab, Step
 from nnac.ops.base import Turn, aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
@@ -194,6 +194,7 @@ class _Emitter:
         self.image, self.ring = _Image(), _Ring(self.target.memory["weights"].bytes)
         self.instructions: list[AnyInstruction] = []
         self.loops: list[isa.Loop] = []
+        self.segments: list[bytes] = []
         self.folds: dict[tuple[int, int], int] = {}
         self.layers: list[Layer] = []
         self.pieces: dict[str, list[Piece]] = {}
@@ -293,6 +294,7 @@ class _Emitter:
                 node.op.work(task.bound).macs if first else 0,
                 sum(p.block.weights.size for p in self.blocks[t]) if first else 0,
                 self._encoding(t) if first else None,
+                node.more,
             )
         )
 
@@ -308,9 +310,8 @@ class _Emitter:
     def _turns(self, group: range) -> Iterator[tuple[int, Turn]]:
         """Yield (task, instructions) in the order of execution."""
         last = self.tiling.tasks[group[-1]]
-        if isinstance(last.node.op, Move):
-            homes = [self._home(name) for name in last.operands]
-            yield group[-1], Turn(tuple(last.node.op.copies(last.bound, homes, self._home(last.output))))
+        if isinstance(last.node.op, UNSTRIPED):
+            yield group[-1], Turn(tuple(self._whole(last)))
             return
         total, period = last.node.op.rows(last.bound)
         spans = [
@@ -339,6 +340,17 @@ class _Emitter:
                     self._record_piece(task, stripe.output)
         if copies := self._more_home(last, group[-1]):
             yield group[-1], Turn(copies, len(last.node.op.parts) - 1)
+
+    def _whole(self, task: Task) -> Iterator[AnyInstruction]:
+        """Yield a task from home to home: a move's copies, or the call of a host segment, which is stored once."""
+        op, sources = task.node.op, [self._home(name) for name in task.operands]
+        targets = [self._home(name) for name in (task.output, *task.more)]
+        if isinstance(op, Move):
+            yield from op.copies(task.bound, sources, targets[0])
+            return
+        if op.model not in self.segments:
+            self.segments.append(op.model)
+        yield op.call(task.bound, self.segments.index(op.model), sources, targets)
 
     def _wanted(self, group: range, rows: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the output rows of each task of a group that `rows` of the last one need."""
@@ -550,6 +562,7 @@ class _Emitter:
             outputs=self.graph.outputs,
             states=self.graph.states,
             loops=tuple(self.loops),
+            segments=tuple(self.segments),
             layers=tuple(self.layers),
             used=used,
             lower_bound=self.plan.lower_bound,

@@ -27,10 +27,13 @@ Rules:
    reaches beyond a pinned range is refused;
 10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
     from or go to such a tensor are requantized there;
-11. the scores of attention, from a product of activations through sums, factors and moves to a softmax, are int16; a
+11. with "auto", what int8 would keep too little of is int16: where the mean square of the median entry, by calibration,
+    is less than 36 dB over the square of int8's rounding error. So spectra and features whose entries differ in power
+    keep the quiet ones;
+12. the scores of attention, from a product of activations through sums, factors and moves to a softmax, are int16; a
     mask that is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are
     the weights that the softmax makes of them, whose largest may be a small part of 1;
-12. residual streams that only norms and sums read are int16, with what is added to them, and so are states that are
+13. residual streams that only norms and sums read are int16, with what is added to them, and so are states that are
     added to themselves, as running means are (`passes.accumulated`).
 """
 
@@ -57,6 +60,9 @@ from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
+WIDTHS = ("int8", "int16", "auto")
+FAITHFUL = 10.0**3.6
+"""Power of the median entry over that of int8's rounding error, below which a tensor is int16."""
 BIAS_LIMIT = 2**30
 TINY = 2.0**-100
 WIDE_SCALE = 2.0**-15
@@ -80,7 +86,7 @@ def quantize(
         graph: with float values.
         ranges: by ONNX tensor name.
         law: the machine's arithmetic.
-        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
+        activations: "int8", "int16", "auto" (rule 11), or the ONNX names of the tensors that shall be int16.
         products: whether the machine's array takes 16 bits, so that attention weighs with int16.
 
     Raises:
@@ -224,6 +230,8 @@ def _quants(
         {group[name] for name in names if name in group}
         for names in (_asked_wide(graph, group, activations), (*_forced(graph), *weighing))
     )
+    if activations == "auto":
+        asked |= set(_lossy(graph, group, ranges))
     brought = _brought(graph, group)
     asked |= {root for root, quant in brought.items() if quant.bits == 16}
     wide, pinned = asked | forced, {**brought, **_pinned(graph, group)}
@@ -299,8 +307,8 @@ def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
 def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Collection[str]) -> list[str]:
     """Return the values that the user wants as int16."""
     if isinstance(activations, str):
-        if activations not in ("int8", "int16"):
-            raise ModelError(f"activations {activations!r}: unknown; allowed: int8, int16, or names of tensors")
+        if activations not in WIDTHS:
+            raise ModelError(f"activations {activations!r}: unknown; allowed: {', '.join(WIDTHS)}, or names of tensors")
         return list(group) if activations == "int16" else []
     known = {origin.name: name for name in group if (origin := graph.values[name].origin) is not None}
     missing = [f"{name!r}" for name in activations if name not in known]
@@ -310,6 +318,20 @@ def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Colle
             f"`nnac diff --all` lists those that are"
         )
     return [known[name] for name in activations]
+
+
+def _lossy(graph: Graph, group: Mapping[str, str], ranges: Mapping[str, Range]) -> Iterator[str]:
+    """Yield the groups that hold a value of which int8 would keep too little (rule 11)."""
+    found: dict[str, list[Range]] = {}
+    for name, root in group.items():
+        origin = graph.values[name].origin
+        span = ranges.get(origin.name if origin is not None else name)
+        if span is not None:
+            found.setdefault(root, []).append(span)
+    for root, spans in found.items():
+        scale = (max(r.high for r in spans) - min(r.low for r in spans)) / 255
+        if any(r.power is not None and r.power < FAITHFUL * scale**2 / 12 for r in spans):
+            yield root
 
 
 def _only_wide(graph: Graph) -> Iterator[str]:

@@ -135,7 +135,7 @@ def dtypes(compiled: CompiledModel) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def block() -> tuple[onnx.ModelProto, CompiledModel]:
     source = conformer()
-    return source, nnac.compile(source, "nna8", steps(200, 0, 1, CHUNK, WIDTH), check=True)
+    return source, nnac.compile(source, "nna8", steps(200, 0, 1, CHUNK, WIDTH), check=True, host="forbid")
 
 
 def test_a_streaming_block_keeps_every_bit_and_comes_near(block: tuple[onnx.ModelProto, CompiledModel]) -> None:
@@ -195,4 +195,4 @@ def test_an_unsupported_operator_is_described() -> None:
     lines = "y = MaxUnpool <kernel_shape = [2, 2]> (x, i)"
     source = net(lines, {"x": (1, 1, 2, 2)}, "y", i=np.zeros((1, 1, 2, 2), np.int64))
     with pytest.raises(ModelError, match=r"MaxUnpool 'y'.*MaxPool.*found kernel_shape=\[2, 2\].*`nnac ops`"):
-        nnac.compile(source, "nna8", "random")
+        nnac.compile(source, "nna8", "random", host="forbid")

@@ -493,7 +493,7 @@ def test_rows(name: str, opset: int) -> None:
     assert kinds(agree(model(lines, opset, inputs, **constants))) == expected
 
 
-RECURRENT = {"GRU", "LSTM", "RNN"}
+RECURRENT = {"GRU", "LSTM", "Loop", "RNN", "Scan"}
 """Rows with tests of their own, in `test_cells`."""
 
 

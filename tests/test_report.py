@@ -338,6 +338,7 @@ def test_schema_does_not_change_unseen(timeline: Timeline) -> None:
         "weights_stay",
         "scratchpad_peak",
         "energy_from",
+        "host",
     }
     assert set(data["layers"][0]) == {
         "name",

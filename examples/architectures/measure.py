@@ -89,7 +89,7 @@ def measure(network: str, exporter: str, path: Path, arguments: argparse.Namespa
     module = build(network, arguments.kept)
     export(module, exporter, path)
     learned = list(steps(module, arguments.steps, seed=0))
-    compiled = nnac.compile(path, arguments.target, learned, method=arguments.method)
+    compiled = nnac.compile(path, arguments.target, learned, method=arguments.method, host="forbid")
     found = {name: pair for name, *pair in outputs(module, path, compiled, arguments.steps)}
     named = [found[name] for name in module.outputs()]
     held = [pair for name, pair in found.items() if name not in module.outputs()]

@@ -25,7 +25,7 @@ def read_wav(path: Path) -> Floats:
         found = file.getframerate(), file.getsampwidth(), file.getnchannels()
         if found != (RATE, 2, 1):
             raise ValueError(f"{path}: rate, bytes and channels are {found}, expected {(RATE, 2, 1)}")
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(32768)
 
 
 def write_wav(path: Path, sound: Floats) -> None:
@@ -61,7 +61,8 @@ def from_spectra(frames: Floats) -> Floats:
     parts = np.fft.irfft(frames[..., 0] + 1j * frames[..., 1], axis=1) * _root_hann()
     sound = overlap_add(parts.astype(np.float32), HOP)
     weight = overlap_add(np.tile(_root_hann() ** 2, (len(frames), 1)), HOP)
-    return (sound / np.maximum(weight, 1e-8))[WINDOW // 2 : -WINDOW // 2]
+    inner = slice(WINDOW // 2, -WINDOW // 2)
+    return (sound[inner] / weight[inner]).astype(np.float32)
 
 
 def _root_hann() -> Floats:

@@ -60,13 +60,18 @@ def compare(assets: Path, network: Network, blobs: Sequence[CompiledModel], soun
     return Run(network, tuple(blobs), truth, found)
 
 
-def denoise(assets: Path, name: str, seconds: float | None = None, **options: Any) -> tuple[Run, Denoised]:
-    """Enhance the noisy recording, or its first seconds. It is calibrated along the same recording."""
+def denoise(
+    assets: Path, name: str, seconds: float | None = None, held_out: bool = False, **options: Any
+) -> tuple[Run, Denoised]:
+    """Enhance the noisy recording, or its first seconds.
+
+    It is calibrated along the same recording; `held_out`: along its first half, and its second half is compared.
+    """
     sound = read_wav(assets / MIXTURE)[: int(seconds * RATE) if seconds else None]
-    network = DENOISERS[name]
-    run = compare(assets, network, compiled(assets, network, sound, **options), sound)
-    pair = (opinion(assets, each) for each in (run.truth, run.found))
-    return run, Denoised(si_sdr(run.found, run.truth), *pair)
+    network, half = DENOISERS[name], len(sound) // 2 if held_out else 0
+    run = compare(assets, network, compiled(assets, network, sound[: half or None], **options), sound)
+    truth, found = run.truth[half:], run.found[half:]
+    return run, Denoised(si_sdr(found, truth), opinion(assets, truth), opinion(assets, found))
 
 
 def detect(assets: Path, name: str, seconds: float | None = None, **options: Any) -> tuple[Run, float]:

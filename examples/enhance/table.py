@@ -1,6 +1,6 @@
 """Networks for speech on the emulated machine against float: what they say, and how long they take.
 
-    NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--target nna8] [--activations int16] [--only NAME]
+    NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--activations int8|auto|int16] [--only NAME]
 
 SI-SDR is that of the enhanced sound against float's. DNSMOS is the largest difference of the three scores.
 """
@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,11 +26,10 @@ from nnac.program import dumps
 NAMES = (*DENOISERS, *DETECTORS, *keywords.FEATURES)
 
 
-def results(assets: Path, name: str, target: str, activations: str) -> tuple[str, Sequence[CompiledModel], float]:
+def results(assets: Path, name: str, held_out: bool, **options: Any) -> tuple[str, Sequence[CompiledModel], float]:
     """Return a network's figures against float, its blobs, and the seconds of sound per step."""
-    options = {"target": target, "activations": activations}
     if name in DENOISERS:
-        run, figures = streams.denoise(assets, name, **options)
+        run, figures = streams.denoise(assets, name, held_out=held_out, **options)
         apart = figures.found.apart(figures.truth)
         scores = f"overall {figures.found.overall:.2f} (float {figures.truth.overall:.2f})"
         return f"SI-SDR {figures.si_sdr:.1f} dB, DNSMOS {apart:.3f}, {scores}", run.compiled, run.network.period
@@ -54,7 +54,8 @@ def main() -> int:
     """Print the table; exit code 1 without assets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="nna8", help="machine to compile for (default: nna8)")
-    parser.add_argument("--activations", default="int8", help="int8, int16 (default: int8)")
+    parser.add_argument("--activations", default="auto", help="int8, auto, int16 (default: auto)")
+    parser.add_argument("--held-out", action="store_true", help="denoisers: calibrate on one half, compare the other")
     parser.add_argument("--only", choices=NAMES, help="only this network; default: all")
     given = parser.parse_args()
     assets = Path(os.environ.get("NNAC_ASSETS", ""))
@@ -62,9 +63,10 @@ def main() -> int:
         print("table: NNAC_ASSETS is not the folder with `models` and `data`", file=sys.stderr)
         return 1
     table = Table("network", "against float", "ms per step", "real-time factor", "blob bytes")
+    options = {"target": given.target, "activations": given.activations}
     for name in NAMES if given.only is None else (given.only,):
         try:
-            table.add_row(name, *row(*results(assets, name, given.target, given.activations)))
+            table.add_row(name, *row(*results(assets, name, given.held_out, **options)))
         except NnacError as error:
             table.add_row(name, f"not compiled: {one_line(error)[:160]}", "-", "-", "-")
     Console(width=None if sys.stdout.isatty() else 150).print(table)

@@ -1,7 +1,7 @@
 """The door: ONNX in, one typed float graph out. Behind it there is no ONNX."""
 
 from nnac.frontend.encodings import with_encodings
-from nnac.frontend.importer import TABLE, import_graph, supported_operators
+from nnac.frontend.importer import TABLE, import_graph, input_dtypes, supported_operators
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.prepare import as_given, prepare
 from nnac.frontend.qlinear import integer_form
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate",
     "find_states",
     "import_graph",
+    "input_dtypes",
     "integer_form",
     "prepare",
     "supported_operators",

@@ -2,8 +2,8 @@
 
 Rules, on the float graph as imported:
 
-1. the operand of a moving operator, or of a relu or clip, that nothing else reads takes the pin of the result: rounding
-   before it is rounding after it;
+1. the operand of moving operators, relus or clips that all have one pin, and that nothing else reads, takes the pin of
+   their results: rounding before them is rounding after them;
 2. the result of a move of one pinned operand has the operand's pin;
 3. where operand and result are pinned differently, or differently pinned operands meet in one result, the operand is
    requantized by an identity in front of the move.
@@ -11,6 +11,7 @@ Rules, on the float graph as imported:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from nnac.graph import Draft, Graph, Node, Value
@@ -26,16 +27,17 @@ def settle(graph: Graph) -> Graph:
     draft = graph.draft()
     moves = [node for node in graph.nodes if node.op.name in SHARING]
     readers = draft.users()
-    for node in reversed([node for node in graph.nodes if node.op.name in SHARING or _clamps(node)]):
-        _backwards(draft, node, {name for name in node.inputs if len(readers[name]) == 1})
+    for node in reversed([node for node in graph.nodes if _commutes(node)]):
+        _backwards(draft, node, readers)
     for node in moves:
         _forwards(draft, node)
         _meet(draft, draft.nodes[node.name])
     return draft.freeze()
 
 
-def _clamps(node: Node) -> bool:
-    return isinstance(node.op, Activation) and node.op.kind in ("relu", "clip")
+def _commutes(node: Node) -> bool:
+    """Tell whether an operator may work on integers of its result's quantization."""
+    return node.op.name in SHARING or (isinstance(node.op, Activation) and node.op.kind in ("relu", "clip"))
 
 
 def _pin(draft: Draft, name: str) -> Quant | None:
@@ -47,11 +49,12 @@ def _set(draft: Draft, name: str, quant: Quant) -> None:
     draft.values[name] = replace(value, type=replace(value.type, quant=quant))
 
 
-def _backwards(draft: Draft, node: Node, alone: set[str]) -> None:
+def _backwards(draft: Draft, node: Node, readers: Mapping[str, list[Node]]) -> None:
     quant = _pin(draft, node.output)
-    for name in node.inputs if quant is not None else ():
+    for name in node.inputs:
         computed = name not in draft.constants and name not in draft.outputs
-        if computed and name in alone and _pin(draft, name) is None and quant is not None:
+        agreed = all(_commutes(reader) and _pin(draft, reader.output) == quant for reader in readers[name])
+        if quant is not None and computed and agreed and _pin(draft, name) is None:
             _set(draft, name, quant)
 
 

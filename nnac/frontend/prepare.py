@@ -11,6 +11,7 @@ from nnac.errors import ModelError, NnacError, one_line
 from nnac.frontend.check import DOMAINS, check_structure, report
 from nnac.frontend.decompose import decompose
 from nnac.frontend.fold import fold
+from nnac.frontend.foreign import infer_foreign
 from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
@@ -100,7 +101,7 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
         forget_inferred(model.graph)
         model = infer(model, limits)
-    return model
+    return infer_foreign(model)
 
 
 def _normalize_domains(model: onnx.ModelProto) -> None:

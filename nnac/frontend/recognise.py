@@ -6,7 +6,7 @@ nothing reads any more is dropped. The ONNX model stays as it is, so that calibr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, prod
 
@@ -38,10 +38,10 @@ class _Moments:
     epsilon: float = 0.0
 
 
-def recognise(uses: Sequence[Use], outputs: Iterable[str]) -> list[Use]:
-    """Return the uses with patterns joined, without what nothing needs any more."""
+def recognise(uses: Sequence[Use], outputs: Iterable[str], apart: Collection[str] = ()) -> list[Use]:
+    """Return the uses with patterns joined (but for those that end at a node of `apart`), without what nobody needs."""
     finder = _Finder(uses)
-    found = [finder.join(use) for use in uses]
+    found = [use if use.name in apart else finder.join(use) for use in uses]
     needed = set(outputs)
     for use in reversed(found):
         if not needed.isdisjoint(use.outputs):

@@ -4,6 +4,7 @@ from nnac.ops.activation import Activation
 from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
 from nnac.ops.conv import Conv, Dense
 from nnac.ops.elementwise import Magnitude, Mul, Sum
+from nnac.ops.host import Host
 from nnac.ops.matmul import MatMul
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.norm import Norm
@@ -33,15 +34,19 @@ REGISTRY: tuple[type[Op], ...] = (
     Rnn,
     Take,
     Insert,
+    Host,
     MatMul,
     Norm,
     Div,
     Extreme,
     Select,
 )
+UNSTRIPED = (Move, Host)
+"""Operators that work from home to home on whole tensors."""
 
 __all__ = [
     "REGISTRY",
+    "UNSTRIPED",
     "Activation",
     "AveragePool",
     "Block",
@@ -52,6 +57,7 @@ __all__ = [
     "Div",
     "Extreme",
     "Gru",
+    "Host",
     "Insert",
     "Lstm",
     "Magnitude",

@@ -73,8 +73,8 @@ class MatMul(Op):
         return sum(bound.input_quant(i).bits == 16 for i in (LEFT, RIGHT))
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        x, w = (inputs[i].astype(np.int64) - bound.input_quant(i).zero_point for i in (LEFT, RIGHT))
-        acc = x @ (w.swapaxes(-1, -2) if self.turned else w)
+        x, w = (inputs[i].astype(np.float64) - bound.input_quant(i).zero_point for i in (LEFT, RIGHT))
+        acc = np.rint(x @ (w.swapaxes(-1, -2) if self.turned else w)).astype(np.int64)  # exact: sums are under 2**46
         law, wide = bound.law, self._wide(bound)
         acc = exact.narrow(acc, law.accumulator_bits + wide * WIDE_BITS, law.wraps)
         scaled, limits = exact.requantize_wide if wide else exact.requantize, clamp_limits(self.clamp, bound.quant)

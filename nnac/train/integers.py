@@ -1,0 +1,384 @@
+"""Straight-through steps between reals and the accelerator's integers, as autograd functions.
+
+Inside a twin a tensor holds the accelerator's integers less their zero point, as float32: what stands for the real zero
+is 0, so that padding, concatenation and the largest of a window need no thought. Gradients are those of the real
+function, in units of the integers: straight through every rounding, zero where a value saturated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnac.numerics import average_bits, encode_ratio, encode_ratios
+from nnac.ops import Activation
+from nnac.ops.base import Bound, activation, clamp_limits
+from nnac.targets import Arithmetic
+from nnac.train.law import (
+    EXACT,
+    Ratio,
+    channel_ratios,
+    narrowed,
+    one_ratio,
+    requantized,
+    round_divide,
+)
+from nnac.types import Quant
+
+UNBOUNDED = (-inf, inf)
+BIAS_LIMIT = 2.0**30
+BLOCK = 1 << 16
+"""Elements that are worked on at once, so that float64 stays in a core's cache."""
+
+
+def limits(quant: Quant, clamp: tuple[float, float] = UNBOUNDED) -> tuple[int, int]:
+    """Return the smallest and largest integer less the zero point, within a real clamp."""
+    low, high = clamp_limits(clamp, quant)
+    return low - quant.zero_point, high - quant.zero_point
+
+
+# -- in and out ----------------------------------------------------------------------------------------------------
+
+
+class _Enter(torch.autograd.Function):
+    """ONNX QuantizeLinear in float32, less the zero point."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stretch: Tensor | None, scale: float, low: int, high: int) -> Tensor:
+        places = x.float() / torch.tensor(scale, dtype=torch.float32, device=x.device)
+        near = places.round()
+        out = near.clamp(low, high)
+        inside = out == near
+        ctx.save_for_backward(inside, out - places * inside if stretch is not None else None)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        inside, slack = ctx.saved_tensors
+        return grad * inside / ctx.scale, _stretched(grad, slack), None, None, None
+
+
+def enter(x: Tensor, quant: Quant, stretch: Tensor | None = None) -> Tensor:
+    """Return the integers of reals, as the accelerator's border makes them."""
+    return _Enter.apply(x, stretch, quant.scale, *limits(quant))
+
+
+def leave(c: Tensor, quant: Quant) -> Tensor:
+    """Return the reals that integers stand for."""
+    return c * quant.scale
+
+
+def _stretched(grad: Tensor, slack: Tensor | None) -> Tensor | None:
+    """Return the gradient of the logarithm of a step (LSQ: Esser et al. 2020), damped by the number of values."""
+    return None if slack is None else (grad * slack).sum() / (slack.numel() * 127) ** 0.5
+
+
+# -- requantization ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How sums become outputs: ratio of scales, limits less the zero point, and the machine's arithmetic."""
+
+    ratio: Ratio
+    low: int
+    high: int
+    law: Arithmetic
+    two_step: bool = True
+
+
+class _Requantize(torch.autograd.Function):
+    """Sums to outputs; see `Finish`."""
+
+    @staticmethod
+    def forward(ctx: Any, acc: Tensor, stretch: Tensor | None, finish: Finish) -> Tensor:
+        out = torch.empty(acc.shape, dtype=torch.float32, device=acc.device)
+        inside = torch.empty(acc.shape, dtype=torch.bool, device=acc.device)
+        for part, rows, kept in _blocks(acc, out, inside):
+            near = requantized(part, finish.ratio, finish.law, finish.low, finish.high, finish.two_step)
+            rows.copy_(near.clamp(finish.low, finish.high))
+            torch.eq(rows, near, out=kept)
+        slack = out - acc * finish.ratio.factor * inside if stretch is not None else None
+        ctx.save_for_backward(inside, slack, finish.ratio.factor)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        inside, slack, factor = ctx.saved_tensors
+        return grad * inside * factor.float(), _stretched(grad, slack), None
+
+
+def _blocks(*tensors: Tensor) -> Any:
+    """Return runs along the first axis of tensors of one shape, small enough for a cache; on a GPU, all at once."""
+    first = tensors[0]
+    count = first.numel() // BLOCK if first.device.type == "cpu" and first.dim() > 1 else 0
+    if count < 2:
+        return [tensors]
+    rows = max(1, first.shape[0] // count)
+    return zip(*(t.split(rows) for t in tensors), strict=True)
+
+
+def requantize(acc: Tensor, finish: Finish, stretch: Tensor | None = None) -> Tensor:
+    """Return the outputs of integer sums (float32, or float64 where they may reach 2**24)."""
+    return _Requantize.apply(acc, stretch, finish)
+
+
+# -- layers --------------------------------------------------------------------------------------------------------
+
+
+class _Levels(torch.autograd.Function):
+    """Weights in units of their scales (O,): int8 in [-127, 127], rounded half to even in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
+        shaped = scale.double().reshape(-1, *(1,) * (weight.dim() - 1))
+        out = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+        for part, rows, steps in _blocks(weight, out, shaped.expand(weight.shape)):
+            rows.copy_(part.double().div_(steps[(slice(None), *(slice(0, 1),) * (weight.dim() - 1))]).round_())
+        ctx.save_for_backward(shaped)
+        return out.clamp_(-127, 127)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return grad / ctx.saved_tensors[0].float(), None
+
+
+class _Steps(torch.autograd.Function):
+    """Biases in units of input scale * weight scale, float64 integers."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, units: Tensor) -> Tensor:
+        ctx.save_for_backward(units)
+        return (bias.double() / units).round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return (grad / ctx.saved_tensors[0]).float(), None
+
+
+def weight_scales(weight: Tensor, bias: Tensor, input_scale: float, law: Arithmetic) -> Tensor:
+    """Return float32 scales (O,) of weights (O, ...), as `passes.quantize.weight_scales` finds them."""
+    peak = torch.linalg.vector_norm(weight.detach().flatten(1), float("inf"), dim=1).double() / 127
+    scale = torch.maximum(peak, bias.detach().abs().double() / (BIAS_LIMIT * input_scale))
+    if not law.per_channel:
+        scale = scale.max().expand_as(scale)
+    scale = torch.where(scale > 0, scale, 1.0).clamp(min=2.0**-100)
+    if not law.power_of_two_scales:
+        return scale.float()
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).int()).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """A layer's constants.
+
+    Attributes:
+        weight: levels, float32; gradients pass to the reals.
+        bias: float64 integers.
+        scale: float32 (O,), of the weights.
+        bound: what no sum of products and bias exceeds, of which products alone are `products`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+    bound: float
+    products: float
+
+
+def layer_integers(weight: Tensor, bias: Tensor, scale: Tensor | None, quant: Quant, law: Arithmetic) -> Integers:
+    """Return the integer constants of a layer that reads values of `quant`.
+
+    Args:
+        weight: reals (O, ...).
+        bias: reals (O,).
+        scale: of clustered weights, float32 (O,); None takes the largest weight of every channel.
+        quant: of the input.
+        law: the machine's.
+    """
+    scale = weight_scales(weight, bias, quant.scale, law) if scale is None else scale
+    levels = _Levels.apply(weight, scale)
+    steps = _Steps.apply(bias, scale.double() * quant.scale)
+    reach = max(abs(end) for end in limits(quant))
+    with torch.no_grad():
+        products = torch.linalg.vector_norm(levels.flatten(1), 1, dim=1).max() * reach
+        found = torch.stack([products.double(), steps.abs().max()]).tolist()
+    return Integers(levels, steps, scale, found[0] * (1 + 2**-10) + found[1], found[0] * (1 + 2**-10))
+
+
+def layer_finish(
+    parts: Integers, quant: Quant, out: Quant, law: Arithmetic, clamp: tuple[float, float] = UNBOUNDED
+) -> Finish:
+    """Return how the layer's sums become outputs of `out`."""
+    ratio = parts.scale.double() * (quant.scale / out.scale)
+    return Finish(channel_ratios(ratio), *limits(out, clamp), law)
+
+
+def dense(c: Tensor, parts: Integers, law: Arithmetic) -> Tensor:
+    """Return the exact sums of a dense layer on (..., K)."""
+    if parts.bound < EXACT:
+        return narrowed(F.linear(c, parts.weight, parts.bias.float()), law)
+    if parts.products < EXACT:
+        return narrowed(F.linear(c, parts.weight).double() + parts.bias, law)
+    count = -(-int(parts.products) // (EXACT // 2))
+    chunk = max(1, min(EXACT // (255 * 127), parts.weight.shape[1] // count))
+    pairs = zip(c.split(chunk, -1), parts.weight.split(chunk, 1), strict=True)
+    return narrowed(sum((F.linear(x, w).double() for x, w in pairs), parts.bias), law)
+
+
+def convolution(c: Tensor, parts: Integers, law: Arithmetic, options: dict[str, Any]) -> Tensor:
+    """Return the exact sums of a convolution on (N, C, L) or (N, C, H, W).
+
+    On a CPU without NNPACK, whose transformed products are not exact; elsewhere in float64, rounded.
+    """
+    run = F.conv1d if c.dim() == 3 else F.conv2d
+    shape = (-1, *(1,) * (c.dim() - 2))
+    if c.device.type != "cpu" or parts.products >= EXACT:
+        acc = _Whole.apply(run(c.double(), parts.weight.double(), **options)) + parts.bias.reshape(shape)
+        return narrowed(acc, law)
+    with torch.backends.nnpack.flags(enabled=False):
+        if parts.bound < EXACT:
+            return narrowed(run(c, parts.weight, parts.bias.float(), **options), law)
+        return narrowed(run(c, parts.weight, **options).double() + parts.bias.reshape(shape), law)
+
+
+class _Whole(torch.autograd.Function):
+    """The nearest integer, straight through: removes what a library's algorithm leaves beside exact sums."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+# -- sums, products, means -----------------------------------------------------------------------------------------
+
+
+def add(
+    operands: list[Tensor], signs: tuple[int, ...], quants: list[Quant], out: Quant, law: Arithmetic, clamp: Any
+) -> tuple[Tensor, Finish]:
+    """Return the exact sum of operands on a common step, float64, and how it becomes `out`."""
+    multipliers, shift = encode_ratios([quant.scale / out.scale for quant in quants])
+    step = 2.0**-shift
+    total = sum(c.double() * (m * s * step) for c, m, s in zip(operands, multipliers, signs, strict=True))
+    one = one_ratio(1.0, law, operands[0].device)
+    assert isinstance(total, Tensor)
+    return total, Finish(one, *limits(out, clamp), law, two_step=False)
+
+
+def multiply(
+    a: Tensor, b: Tensor, quants: list[Quant], out: Quant, law: Arithmetic, clamp: Any
+) -> tuple[Tensor, Finish]:
+    """Return the exact product, and how it becomes `out`."""
+    ratio = quants[0].scale * quants[1].scale / out.scale
+    return a * b, Finish(one_ratio(ratio, law, a.device), *limits(out, clamp), law)
+
+
+class _Average(torch.autograd.Function):
+    """Sums of windows to means, exact and rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, counts: Tensor, pair: tuple[int, int], finish: Finish) -> Tensor:
+        multiplier, shift = pair
+        mean = round_divide(total.to(torch.int64) * multiplier, counts, shift, finish.law.mode)
+        out = mean.clamp(finish.low, finish.high)
+        ctx.save_for_backward(out == mean, counts)
+        ctx.ratio = multiplier * 2.0**-shift
+        return out.float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        inside, counts = ctx.saved_tensors
+        return grad * inside * (ctx.ratio / counts), None, None, None
+
+
+def average(
+    total: Tensor, counts: Tensor, taps: int, quant: Quant, out: Quant, law: Arithmetic, clamp: Any = UNBOUNDED
+) -> Tensor:
+    """Return the means of windows.
+
+    Args:
+        total: sums of every window, float32 integers.
+        counts: int64, the divisor of each, to broadcast.
+        taps: of a whole window.
+        quant, out: of input and output.
+        law: the machine's.
+        clamp: real limits of the output.
+    """
+    bits = average_bits(taps, quant.bits)
+    pair = encode_ratio(quant.scale / out.scale, law.power_of_two_scales, bits)
+    return _Average.apply(total, counts, pair, Finish(one_ratio(1.0, law), *limits(out, clamp), law))
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+class _Lookup(torch.autograd.Function):
+    """A table of 256 entries; its gradient is another table."""
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor, table: Tensor, slopes: Tensor, offset: int) -> Tensor:
+        index = (c + offset).to(torch.int32)
+        ctx.save_for_backward(index.to(torch.uint8), slopes)
+        return table.take(index.long())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        index, slopes = ctx.saved_tensors
+        return grad * slopes.take(index.long()), None, None, None
+
+
+def lookup(c: Tensor, kind: str, params: tuple[float, ...], quant: Quant, out: Quant, law: Arithmetic) -> Tensor:
+    """Return a function of int8 values as the accelerator's table has it; the gradient is the float function's."""
+    table, slopes = _tables(kind, params, quant, out, law, str(c.device))
+    return _Lookup.apply(c, table, slopes, quant.zero_point + 128)
+
+
+@cache
+def _tables(
+    kind: str, params: tuple[float, ...], quant: Quant, out: Quant, law: Arithmetic, device: str
+) -> tuple[Tensor, Tensor]:
+    """Return outputs less the zero point and slopes, float32, for the entries -128..127."""
+    bound = Bound((activation((1,), quant),), activation((1,), out), {}, law)
+    table = Activation(kind, params).tables(bound)[0].astype(np.float32) - out.zero_point
+    x = (torch.arange(-128, 128, dtype=torch.float64) - quant.zero_point) * quant.scale
+    with torch.enable_grad():
+        x.requires_grad_(True)
+        y = TORCH_FUNCTIONS[kind](x, *params)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    places = (y.detach() / out.scale).round()
+    low, high = limits(out)
+    inside = (places >= low) & (places <= high)
+    slopes = (slope * inside * (quant.scale / out.scale)).float()
+    return torch.from_numpy(table).to(device), slopes.to(device)
+
+
+TORCH_FUNCTIONS: dict[str, Any] = {
+    "relu": F.relu,
+    "clip": lambda x, low, high: x.clamp(low, high),
+    "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "hard_sigmoid": lambda x, alpha, beta: (alpha * x + beta).clamp(0, 1),
+    "hard_swish": F.hardswish,
+    "swish": lambda x, alpha: x * torch.sigmoid(alpha * x),
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "elu": lambda x, alpha: F.elu(x, alpha),
+    "softplus": F.softplus,
+    "softsign": F.softsign,
+}
+"""The float functions whose slopes are the gradients, by the kinds of `nnac.ops.functions`."""

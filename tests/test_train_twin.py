@@ -1,0 +1,333 @@
+"""The twin against the compiler: every tensor of the integer graph, bit by bit, on every kind of layer and machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training companions need the extra `train` (make test-train)")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+import nnac  # noqa: E402
+from nnac.errors import ModelError  # noqa: E402
+from nnac.numerics import Rounding, encode_ratio  # noqa: E402
+from nnac.ops import exact  # noqa: E402
+from nnac.targets import Target, load_target  # noqa: E402
+from nnac.train import GQ, S8BQAT, Twin, compress, emulate, export, verify  # noqa: E402
+from nnac.train.law import Ratio, channel_ratios, requantized  # noqa: E402
+
+
+class Pictures(nn.Module):
+    """Convolutions of all kinds, clamps, functions, sums and products, pools, concatenation, slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8, stride=2)
+        self.point, self.grouped = nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(16, 16, 3, groups=2)
+        self.largest, self.mean = nn.MaxPool2d(2), nn.AvgPool2d(3, stride=2, padding=1)
+        self.silu, self.leaky, self.gelu, self.swish = nn.SiLU(), nn.LeakyReLU(0.1), nn.GELU(), nn.Hardswish()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 5)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.norm(self.first(x)))
+        y = F.relu(self.largest(self.depthwise(x)))
+        z = self.silu(self.point(y)) - y
+        z = torch.cat([z, self.leaky(self.point(y))], 1) * torch.sigmoid(torch.cat([y, y], 1))
+        z = self.gelu(self.grouped(F.relu6(self.mean(z)) + self.swish(self.mean(z))))
+        return torch.sigmoid(self.head(self.pool(z[:, 4:12]).flatten(1))), z
+
+
+class Sounds(nn.Module):
+    """Convolutions along time, transposition, split."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(5, 12, 5, padding=2, stride=2)
+        self.dilated = nn.Conv1d(12, 12, 3, groups=12, padding=2, dilation=2)
+        self.mean, self.largest, self.dense, self.elu = nn.AvgPool1d(2), nn.MaxPool1d(2), nn.Linear(12, 9), nn.ELU()
+
+    def forward(self, x: Any) -> Any:
+        y = F.relu(self.first(x))
+        y = self.largest(self.mean(self.dilated(y) + y)).transpose(1, 2)
+        a, b = self.dense(y).split([4, 5], -1)
+        return torch.tanh(a), self.elu(b)
+
+
+class Sequences(nn.Module):
+    """An LSTM of two layers and a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(6, 9, 2, batch_first=True), nn.GRU(9, 7, batch_first=True)
+        self.head = nn.Linear(7, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.gru(self.lstm(x)[0])[0])
+
+
+class Both(nn.Module):
+    """Recurrent layers of two directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(6, 9, 2, bidirectional=True), nn.GRU(18, 7, bidirectional=True)
+        self.head = nn.Linear(14, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.gru(self.lstm(x)[0])[0][-1])
+
+
+class Predictor(nn.Module):
+    """An embedding and an LSTM with states given and returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(11, 6), nn.LSTM(6, 9)
+
+    def forward(self, ids: Any, hidden: Any, cell: Any) -> Any:
+        y, (h, c) = self.lstm(self.embedding(ids), (hidden, cell))
+        return y, h, c
+
+
+class Joint(nn.Module):
+    """A transducer's joint network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.predictor, self.out = nn.Linear(9, 16), nn.Linear(7, 16), nn.Linear(16, 11)
+
+    def forward(self, encoded: Any, predicted: Any) -> Any:
+        return self.out(torch.tanh(self.encoder(encoded).unsqueeze(2) + self.predictor(predicted).unsqueeze(1)))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]] = {
+    "pictures": (Pictures, ((2, 3, 22, 22),), 20),
+    "sounds": (Sounds, ((2, 5, 40),), 10),
+    "sequences": (Sequences, ((2, 9, 6),), 2),
+    "both": (Both, ((8, 2, 6),), 3),
+    "joint": (Joint, ((2, 5, 9), (2, 4, 7)), 8),
+}
+"""Makers, shapes of the inputs, and how many tensors are compared at least (others vanish in the compiler)."""
+
+MODES = [mode for mode in Rounding if mode != Rounding.ONNX]
+LAWS: dict[str, dict[str, Any]] = {
+    **{mode.label: {"rounding": mode.label} for mode in MODES},
+    **{f"{mode.label}, shifts": {"rounding": mode.label, "power_of_two_scales": True} for mode in MODES},
+    "a scale per tensor": {"per_channel": False},
+    "16 bits, wrapping": {"accumulator_bits": 16, "accumulator_overflow": "wrap"},
+    "16 bits, saturating": {"accumulator_bits": 16, "accumulator_overflow": "saturate"},
+}
+
+
+def machine(**law: Any) -> Target:
+    """Return nna8 with another arithmetic."""
+    target = load_target("nna8")
+    return replace(target, arithmetic=replace(target.arithmetic, **law))
+
+
+def twin_of(name: str, target: Target, seed: int = 0, **options: Any) -> tuple[Twin, tuple[Any, ...]]:
+    """Return the observed twin of a net with random weights, and inputs."""
+    torch.manual_seed(seed)
+    make, shapes, _ = NETS[name]
+    inputs = tuple(torch.randn(shape) for shape in shapes)
+    return emulate(make().eval(), target, [inputs], **options), inputs
+
+
+# -- bits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", NETS)
+def test_every_tensor_equals_the_compiled_graphs(name: str, law: str, tmp_path: Path) -> None:
+    """Export, read with the written scales, quantize: each tensor has the twin's integers."""
+    twin, inputs = twin_of(name, machine(**LAWS[law]), seed=len(law))
+    exported = export(twin, tmp_path / "net.onnx", inputs, check=False)
+    assert verify(twin, exported, inputs) >= NETS[name][2]
+
+
+def test_verify_finds_a_wrong_bit(tmp_path: Path) -> None:
+    """A weight that changed behind the export shows."""
+    twin, inputs = twin_of("joint", machine())
+    exported = export(twin, tmp_path / "net.onnx", inputs)
+    with torch.no_grad():
+        twin.model.encoder.weight[0] *= 1.05
+    with pytest.raises(ModelError, match="integers differ"):
+        verify(twin, exported, inputs)
+
+
+@pytest.mark.parametrize("name", ["pictures", "sequences"])
+def test_blob_equals_twin_without_calibration(name: str, tmp_path: Path) -> None:
+    """The compiled program, run on the emulator, gives the twin's outputs."""
+    twin, inputs = twin_of(name, machine())
+    inputs = tuple(x[:1] for x in inputs)
+    exported = export(twin, tmp_path / "net.onnx", inputs)
+    compiled = nnac.compile(exported.model, "nna8", encodings=exported.encodings, check=True)
+    found = compiled.run({n: x.numpy() for n, x in zip(exported.inputs, inputs, strict=True)})
+    wanted = twin(*inputs)
+    for output, value in zip(exported.outputs, wanted if isinstance(wanted, tuple) else (wanted,), strict=True):
+        np.testing.assert_array_equal(found[output], value.detach().numpy())
+
+
+def test_states_live_on_the_device(tmp_path: Path) -> None:
+    """A session that sees one frame per call gives what the twin gives for the whole sequence."""
+    twin, (x,) = twin_of("sequences", machine())
+    exported = export(twin, tmp_path / "net.onnx", x[:1, :1], states=True)
+    assert len(exported.states) == 5
+    session = nnac.compile(exported.model, "nna8", encodings=exported.encodings, states=exported.states).session()
+    frames = [session.step({"x": x[:1, t : t + 1].numpy()})[exported.outputs[0]] for t in range(x.shape[1])]
+    np.testing.assert_array_equal(np.concatenate(frames, 1), twin(x[:1]).detach().numpy())
+
+
+def test_states_that_are_given(tmp_path: Path) -> None:
+    """An embedding is an input of the graph; hidden values and cells come in and go out."""
+    torch.manual_seed(3)
+    inputs = torch.randint(0, 11, (5, 2)), torch.randn(1, 2, 9) * 0.3, torch.randn(1, 2, 9)
+    twin = emulate(Predictor(), machine(), [inputs])
+    exported = export(twin, tmp_path / "net.onnx", inputs, check=False)
+    assert exported.inputs == ("hidden", "cell", "embedding")
+    assert verify(twin, exported, inputs) >= 3
+
+
+@pytest.mark.parametrize("make", [lambda w: S8BQAT(w, 4), lambda w: GQ(w, 3)], ids=["S8BQAT", "GQ"])
+def test_clustered_weights_are_found_again(make: Any, tmp_path: Path) -> None:
+    """Hardened codebooks come through export, folding and quantization in every bit."""
+    torch.manual_seed(1)
+    net, x = Sequences(), torch.randn(2, 9, 6)
+    compression = compress(net, {"head.*": lambda w: None, "*": make})
+    compression.harden()
+    twin = emulate(net.eval(), machine(), [x])
+    exported = export(twin, tmp_path / "net.onnx", x[:1])
+    program = nnac.compile(exported.model, "nna8", encodings=exported.encodings).program
+    levels = [layer.encoding.levels for layer in program.layers if layer.encoding is not None]
+    assert sum(2 < count <= 16 for count in levels) >= 4
+
+
+def test_requantization_is_the_law() -> None:
+    """Float64 products and int64 agree with the law on ties, extremes and every shift."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        law = machine(rounding=str(rng.choice([mode.label for mode in MODES]))).arithmetic
+        multiplier = int(rng.choice([1, 2**30, 2**31 - 1, int(rng.integers(2**30, 2**31))]))
+        shift = int(rng.integers(0 if multiplier == 1 else 22, 60))
+        near = (rng.integers(-300, 300, 400) * 2.0**shift / multiplier / 2).clip(-(2**31) + 1, 2**31 - 1)
+        acc = np.concatenate([np.rint(near), rng.integers(-(2**31), 2**31, 100)]).astype(np.int64)
+        factor = torch.tensor(multiplier * 2.0**-shift, dtype=torch.float64)
+        ratio = Ratio(torch.tensor(multiplier), torch.tensor(shift), factor, shift)
+        found = requantized(torch.from_numpy(acc).double(), ratio, law, -128, 127).clamp(-128, 127)
+        wanted = exact.requantize(acc, multiplier, shift, 0, law.mode)
+        np.testing.assert_array_equal(found.numpy().astype(np.int64), wanted)
+
+
+def test_ratios_are_the_laws() -> None:
+    """Multipliers and shifts of many channels at once are those of `encode_ratio`."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate(
+        [2.0 ** rng.uniform(-70, 20, 500), 2.0 ** rng.integers(-62, 30, 50), 1 - 2.0 ** -np.arange(30.0, 54)]
+    )
+    found = channel_ratios(torch.from_numpy(values))
+    wanted = [encode_ratio(float(value)) for value in values]
+    assert list(zip(found.multiplier.tolist(), found.shift.tolist(), strict=True)) == wanted
+
+
+# -- gradients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_gradients_follow_the_float_nets(name: str) -> None:
+    """Straight through: nearly the direction and size of the float gradient."""
+    twin, inputs = twin_of(name, machine(), seed=4)
+    twin.observe([tuple(1.1 * x for x in inputs)])  # room, so that extremes do not saturate by half a step
+
+    def gradient(mode: str) -> Any:
+        twin.zero_grad()
+        with twin.computing(mode):
+            out = twin(*inputs)
+        sum(part.square().sum() for part in (out if isinstance(out, tuple) else (out,))).backward()
+        return torch.cat([p.grad.flatten() for p in twin.model.parameters()])
+
+    float_, device, fake = (gradient(mode) for mode in ("float", "device", "fake"))
+    for found in (device, fake):
+        assert F.cosine_similarity(float_, found, 0) > 0.97
+        assert 0.9 < found.norm() / float_.norm() < 1.1
+
+
+def test_no_gradient_where_a_value_saturates() -> None:
+    """What lies outside of the representable range stops."""
+    torch.manual_seed(0)
+    twin = emulate(nn.Sequential(nn.Linear(4, 4)), machine(), [torch.randn(8, 4)])
+    x = torch.full((1, 4), 1e3, requires_grad=True)
+    twin(x).sum().backward()
+    assert x.grad is not None and not x.grad.any()
+
+
+def test_learned_steps_get_gradients() -> None:
+    """With `learned`, steps are parameters; they change the quantization, and the export follows."""
+    twin, inputs = twin_of("joint", machine(), learned=True)
+    twin(*inputs).square().sum().backward()
+    steps = [scale.stretch for scale in twin.scales.values()]
+    assert all(step is not None for step in steps)
+    assert sum(bool(step.grad != 0) for step in steps if step is not None and step.grad is not None) >= 3
+    before = [scale.quant.scale for scale in twin.scales.values()]
+    with torch.no_grad():
+        for step in steps:
+            step += 0.1
+    assert [scale.quant.scale for scale in twin.scales.values()] == pytest.approx([b * np.exp(0.1) for b in before])
+
+
+def test_training_lowers_the_device_loss() -> None:
+    """Two dozen steps through the twin fit a small target better than before."""
+    twin, inputs = twin_of("sequences", machine())
+    target = torch.randn(2, 9, 3) * 0.2
+    optimizer = torch.optim.Adam(twin.parameters(), 1e-2)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = F.mse_loss(twin(*inputs), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+class _Refused(nn.Module):
+    """A net with one thing that a twin has not."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.dense, self.lstm, self.run = nn.Linear(4, 4), nn.LSTM(4, 4), run
+
+    def forward(self, x: Any) -> Any:
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    ("run", "word"),
+    [
+        (lambda m, x: torch.softmax(m.dense(x), -1), "softmax"),
+        (lambda m, x: m.dense(x) * 2.0, "with a number"),
+        (lambda m, x: torch.tanh(torch.sigmoid(m.dense(x))), "one behind the other"),
+        (lambda m, x: (lambda y: y * torch.sigmoid(y))(m.dense(x)), "as SiLU"),
+        (lambda m, x: m.dense(m.lstm(x)[1][1]), "last states"),
+    ],
+)
+def test_refusals_say_what_and_where(run: Any, word: str) -> None:
+    """What the accelerator, or the twin, has not is named before training starts."""
+    with pytest.raises(ModelError, match=word):
+        emulate(_Refused(run), machine())
+
+
+def test_scales_must_be_known() -> None:
+    """A twin that saw no sample says so."""
+    with pytest.raises(ModelError, match="observe"):
+        emulate(nn.Sequential(nn.Linear(4, 4)), machine())(torch.randn(1, 4))
