@@ -80,7 +80,7 @@ class Codec(nn.Module):
         codes = self.encoder(frame)
         distances = (codes[..., None] - self.centroids).abs()
         weights = functional.softmax(-self.sharpness * distances, -1)
-        return self.decoder((weights * self.centroids).sum(-1)), codes
+        return self.decoder(weights @ self.centroids), codes
 
     def inputs(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the inputs that are no states."""

@@ -215,10 +215,14 @@ def _integer_problems(use: Use) -> Iterator[str]:
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
     """Yield one line per operator that has no row, with the nodes that need it."""
-    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in KNOWN):
-        names = [use.name for use in uses if use.op_type == op_type]
+    by_type: dict[str, list[Use]] = {}
+    for use in uses:
+        by_type.setdefault(use.op_type, []).append(use)
+    for op_type in (name for name in by_type if name not in KNOWN):
+        first, names = by_type[op_type][0], [use.name for use in by_type[op_type]]
         shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
-        yield f"{op_type} {shown}: {_absent(op_type)}{'' if op_type in EXPLAINED else ' (`nnac ops` lists all)'}"
+        found = "" if op_type in EXPLAINED else f" (found {first.described()}; `nnac ops` lists all)"
+        yield f"{op_type} {shown}: {_absent(op_type)}{found}"
 
 
 def _absent(op_type: str) -> str:
