@@ -1,4 +1,4 @@
-"""Finished sums to int8, sixteen channels at a time: narrowing and requantization as `nnac.numerics` defines them.
+"""Finished sums to int8 or int16, sixteen channels at a time: narrowing and requantization as `nnac.numerics` defines them.
 
 The vectors are LLVM's portable ones: one form serves all processors. The formulas are those of
 `nnac.kernels.requantize`; what depends on the channel alone is made once per block of rows.
@@ -10,6 +10,7 @@ from functools import partial
 from nnac.kernels.requantize import FLOAT32, HALF_EVEN, HALF_UP, ONNX, TFLITE
 from nnac.kernels.vectors import (
     BYTE,
+    HALF,
     LONG,
     SINGLE,
     WORD,
@@ -31,6 +32,7 @@ from nnac.kernels.vectors import (
 LANES = 16
 """Sums, multipliers and shifts are read in whole vectors."""
 _SUMS, _WIDE, _BYTES = vector(WORD, LANES), vector(LONG, LANES), vector(BYTE, LANES)
+_HALVES = vector(HALF, LANES)
 _FLOATS = vector(SINGLE, LANES)
 _WHOLE = 1.5 * 2**23
 """A float32 of this size has no fraction: to add it rounds half to even, to subtract it again leaves the integer."""
@@ -52,6 +54,7 @@ def finish(
     shift: Value,
     y: Value,
     y_pitch: Value,
+    y_bytes: Value,
     zero: Value,
     low: Value,
     high: Value,
@@ -59,7 +62,7 @@ def finish(
     bits: Value,
     wraps: Value,
 ) -> None:
-    """Rows of sums to rows of int8.
+    """Rows of sums to rows of int8 or int16.
 
     Args:
         builder: where the code goes; all others are 64-bit integers.
@@ -69,8 +72,9 @@ def finish(
         channels: of a row.
         multiplier: address of int32, lifted (`requantize.lift`).
         shift: address of int64.
-        y: address of int8 rows.
+        y: address of rows of integers behind each other.
         y_pitch: bytes from one row of y to the next.
+        y_bytes: of an integer of y, 1 or 2.
         zero: zero point of y.
         low: smallest output.
         high: largest output.
@@ -81,13 +85,13 @@ def finish(
     rounding = builder.select(builder.icmp_signed("==", rounding, LONG(ONNX)), LONG(HALF_EVEN), rounding)
     form = builder.zext(builder.icmp_signed("==", rounding, LONG(TFLITE)), LONG)
     form = builder.select(builder.icmp_signed("==", rounding, LONG(FLOAT32)), LONG(2), form)
-    limits = (zero, builder.sub(low, zero), builder.sub(high, zero), rounding, bits, wraps)
+    limits = (y_bytes, zero, builder.sub(low, zero), builder.sub(high, zero), rounding, bits, wraps)
     blocks = builder.udiv(builder.add(channels, LONG(LANES - 1)), LONG(LANES))
     with loop(builder, blocks) as block:
         first = builder.mul(block, LONG(LANES))
         left = builder.sub(channels, first)
         scale = (advance(builder, multiplier, first, 4), advance(builder, shift, first, 8))
-        rest = (advance(builder, sums, first, 4), rows, pitch, left, *scale, builder.add(y, first), y_pitch, *limits)
+        rest = (advance(builder, sums, first, 4), rows, pitch, left, *scale, advance(builder, y, first, y_bytes), y_pitch, *limits)
         choose(builder, form, range(3), partial(_call, builder, rest))
 
 
@@ -106,6 +110,7 @@ def _block(
     shift: Value,
     y: Value,
     y_pitch: Value,
+    y_bytes: Value,
     zero: Value,
     low: Value,
     high: Value,
@@ -122,21 +127,23 @@ def _block(
         scale = _twice(builder, factors, shifts) if form else _once(builder, factors, shifts, rounding)
     narrow = _narrowing(builder, bits, wraps)
     lowest, highest = spread(builder, low, LANES), spread(builder, high, LANES)
-    zeros = spread(builder, builder.trunc(zero, BYTE), LANES)
-    whole = builder.zext(builder.icmp_signed(">=", left, LONG(LANES)), LONG)
+    zeros = spread(builder, builder.trunc(zero, HALF), LANES)
+    whole = builder.icmp_signed(">=", left, LONG(LANES))
+    form = builder.select(whole, y_bytes, LONG(0))
     with loop(builder, rows) as row:
         acc = narrow(builder, load(builder, advance(builder, sums, row, pitch), _SUMS))
         scaled = _clamp(builder, scale(builder, builder.sext(acc, _WIDE)), lowest, highest)
-        result = builder.add(builder.trunc(scaled, _BYTES), zeros)
+        result = builder.add(builder.trunc(scaled, _HALVES), zeros)
         target = advance(builder, y, row, y_pitch)
-        choose(builder, whole, range(2), partial(_store, builder, result, target, left))
+        choose(builder, form, range(3), partial(_store, builder, result, target, left, y_bytes))
 
 
-def _store(builder: Builder, result: Value, target: Value, left: Value, whole: int) -> None:
-    if whole:
-        store(builder, result, target)
+def _store(builder: Builder, result: Value, target: Value, left: Value, y_bytes: Value, form: int) -> None:
+    """All lanes, as bytes (1) or halves (2), or the first ones only (0)."""
+    if form == 0:
+        store_first(builder, result, target, left, y_bytes)
     else:
-        store_first(builder, result, target, left)
+        store(builder, result if form == 2 else builder.trunc(result, _BYTES), target)
 
 
 def _clamp(builder: Builder, value: Value, low: Value, high: Value) -> Value:
@@ -216,4 +223,4 @@ def _single(builder: Builder, ratios: Value) -> Scale:
     return scale
 
 
-finish_rows = microkernel(finish, 14)
+finish_rows = microkernel(finish, 15)

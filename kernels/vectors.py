@@ -42,14 +42,15 @@ def store(builder: Builder, value: Value, address: Value) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
 
 
-def store_first(builder: Builder, value: Value, address: Value, count: Value) -> None:
-    """The first `count` lanes, which are bytes, one by one."""
+def store_first(builder: Builder, value: Value, address: Value, count: Value, width: Value) -> None:
+    """The first `count` lanes, which are halves, one by one as integers of `width` bytes, 1 or 2."""
     lanes = value.type.count
     block = cgutils.alloca_once(builder, value.type)
     builder.store(value, block)
     with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
-        byte = load(builder, builder.add(builder.ptrtoint(block, LONG), lane), BYTE)
-        store(builder, byte, builder.add(address, lane))
+        here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 2), advance(builder, address, lane, width)
+        with loop(builder, width) as part:
+            store(builder, load(builder, builder.add(here, part), BYTE), builder.add(there, part))
 
 
 def advance(builder: Builder, address: Value, index: Value, stride: int | Value) -> Value:
