@@ -348,7 +348,7 @@ def test_sums(shape: Any, count: int, shift: int, zero: int, limits: Any, mode: 
     multipliers = [int(m) for m in rng.integers(-(2 ** min(shift, 31)), 2 ** min(shift, 31), count, endpoint=True)]
     acc = np.zeros(shape, np.int64)
     for x, z, m in zip(operands, zeros, multipliers, strict=True):
-        accumulate(acc, x, z, m)
+        accumulate(acc, x, z, m, 1)
     terms = zip(operands, zeros, multipliers, strict=True)
     products = [(x.astype(np.int64) - z).ravel().astype(object) * m for x, z, m in terms]
     totals = np.sum(products, axis=0).tolist()
