@@ -18,7 +18,7 @@ from nnac.kernels.finish import LANES
 from nnac.kernels.jit import INT, Int8, Int32, Int64, inner, kernel, sink, source
 from nnac.kernels.panels import multiply, pack, packed_bytes, packed_size, padded, room, steps_of
 from nnac.kernels.requantize import lift
-from nnac.kernels.vectors import address, call_address
+from nnac.kernels.vectors import address, call_address, move_run
 
 Taps = tuple[int, int, int]
 """Rows, columns, and input channels per group."""
@@ -92,7 +92,7 @@ class Filters:
     Attributes:
         packed: panels of weights with biases, one matrix per group behind each other.
         multipliers: lifted, with LANES more behind the last.
-        shifts: the same.
+        shifts: the same, 62 behind the last.
         table: (128,) of the codes' values, repeated.
         bits: of the weights' codes; 0 where the weights are as they are.
     """
@@ -279,19 +279,17 @@ def _gather(
     left = column * stride_w - pad_left
     together = channels == taps[2] and dilation_w == 1 and left >= 0 and left + taps[1] <= width
     run, runs = (taps[1] * taps[2], 1) if together else (taps[2], taps[1])
-    flat, zero = x.reshape(-1), np.int8(x_zero)
-    k = np.uint64(0)  # unsigned: no wrap-around of a negative index to check, so that the copies vectorize
+    k, zero = 0, np.int8(x_zero)
     for kh in range(taps[0]):
         h = row * stride_h - pad_top + kh * dilation_h
         for kw in range(runs):
             v = left + kw * dilation_w
-            base = np.uint64((h * width + v) * channels + channel)
-            inside = 0 <= h < height and 0 <= v < width
-            for i in range(run):
-                patch[k + np.uint64(i)] = flat[base + np.uint64(i)] if inside else zero
-            k += np.uint64(run)
-    for i in range(taps[0] * taps[1] * taps[2], patch.size):
-        patch[i] = zero
+            if 0 <= h < height and 0 <= v < width:
+                move_run(address(patch) + k, address(x) + (h * width + v) * channels + channel, run)
+            else:
+                patch[k : k + run] = zero
+            k += run
+    patch[k:] = zero
 
 
 @inner
@@ -315,7 +313,7 @@ def _depthwise(
     sums = workspace[: 4 * run * columns].view(np.int32)
     outside = workspace[4 * run * columns : (4 * run + 1) * columns]
     outside[:] = x_zero
-    places = workspace[(4 * run + 1) * columns : (4 * run + 1) * columns + 32 * run * steps].view(np.int64)
+    places = workspace[(4 * run + 1) * columns : (4 * run + 1) * columns + 32 * (run + 2) * steps].view(np.int64)
     for row in range(y.shape[0]):
         for column in range(0, y.shape[1], run):
             count = min(run, y.shape[1] - column)
@@ -334,19 +332,23 @@ def _places(
     stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
     height, width, channels = x.shape
     whole = 4 * steps_of(taps[0] * taps[1])
-    start = address(x) + channel
+    firsts, strides = places[count * whole : (count + 1) * whole], places[(count + 1) * whole : (count + 2) * whole]
+    left = column * stride_w - pad_left
     for t in range(whole):
         kh, kw = min(t // taps[1], taps[0] - 1), t % taps[1]
         h = row * stride_h - pad_top + kh * dilation_h
-        v = column * stride_w - pad_left + kw * dilation_w
-        here = start + (h * width + v) * channels
-        if not 0 <= h < height:
-            for i in range(count):
-                places[i * whole + t] = outside
+        inside = 0 <= h < height
+        there = address(x) + channel + (h * width + left + kw * dilation_w) * channels
+        firsts[t], strides[t] = (there, stride_w * channels) if inside else (outside, 0)
+    for i in range(count):
+        v, here = left + i * stride_w, places[i * whole : (i + 1) * whole]
+        if v >= 0 and v + (taps[1] - 1) * dilation_w < width:
+            for t in range(whole):
+                here[t] = firsts[t] + i * strides[t]
             continue
-        for i in range(count):
-            inside = 0 <= v + i * stride_w < width
-            places[i * whole + t] = here + i * stride_w * channels if inside else outside
+        for t in range(whole):
+            inside = 0 <= v + t % taps[1] * dilation_w < width
+            here[t] = firsts[t] + i * strides[t] if inside else outside
 
 
 @kernel(
@@ -419,7 +421,7 @@ def empty_filters(channels: int, layer: Layer) -> Filters:
         step = layer.group_out - (layer.channel_offset + ends[-1]) % layer.group_out
         ends.append(channels if layer.is_depthwise else min(ends[-1] + step, channels))
     size = sum(packed_bytes(last - first, layer.taps) for first, last in pairwise(ends))
-    scales = np.zeros(channels + LANES, np.int32), np.zeros(channels + LANES, np.int64)
+    scales = np.zeros(channels + LANES, np.int32), np.full(channels + LANES, 62, np.int64)
     return Filters(room(size), *scales, np.zeros(0, np.int8))
 
 
@@ -464,7 +466,7 @@ def workspace_bytes(layer: Layer, shape: tuple[int, int, int]) -> int:
     if layer.is_depthwise:
         columns, steps = packed_bytes(shape[2], 0) // 8, -(-layer.taps // 4)
         run = min(max(SUMS // (4 * columns), 1), shape[1])
-        return (4 * run + 1) * columns + 32 * run * steps
+        return (4 * run + 1) * columns + 32 * (run + 2) * steps
     pitch = 4 * -(-layer.taps // 4)
     rows = min(max(PANEL // pitch, 1), PANEL_ROWS, shape[0] * shape[1])
     return rows * (4 * max(machine.width(), codes.WIDTH) + pitch)

@@ -18,6 +18,8 @@ Value = Any
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 SINGLE = ir.FloatType()
+RUN = 32
+"""Bytes that `move` moves together."""
 
 
 def vector(kind: Any, lanes: int) -> Any:
@@ -43,14 +45,22 @@ def store(builder: Builder, value: Value, address: Value) -> None:
 
 
 def store_first(builder: Builder, value: Value, address: Value, count: Value, width: Value) -> None:
-    """The first `count` lanes, which are halves, one by one as integers of `width` bytes, 1 or 2."""
+    """The first `count` lanes, which are words, one by one as integers of `width` bytes, 1 or 2."""
     lanes = value.type.count
     block = cgutils.alloca_once(builder, value.type)
     builder.store(value, block)
     with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
-        here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 2), advance(builder, address, lane, width)
+        here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 4), advance(builder, address, lane, width)
         with loop(builder, width) as part:
             store(builder, load(builder, builder.add(here, part), BYTE), builder.add(there, part))
+
+
+def move(builder: Builder, target: Value, source: Value, count: Value) -> None:
+    """So many bytes, and up to RUN - 1 of what lies behind them: a short run costs one load and one store."""
+    blocks = builder.udiv(builder.add(count, LONG(RUN - 1)), LONG(RUN))
+    with loop(builder, blocks) as block:
+        here, there = (advance(builder, at, block, RUN) for at in (source, target))
+        store(builder, load(builder, here, vector(BYTE, RUN)), there)
 
 
 def advance(builder: Builder, address: Value, index: Value, stride: int | Value) -> Value:
@@ -163,7 +173,19 @@ def _address(typing: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
+def _move_run(typing: Any, target: Any, source: Any, count: Any) -> Any:
+    """`move` of so many bytes from an address to an address."""
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        move(builder, *values)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
 call_address: Any = intrinsic(_call_address)
 """`_call_address`, for kernels to call without its first argument."""
 address: Any = intrinsic(_address)
 """`_address`, for kernels to call without its first argument."""
+move_run: Any = intrinsic(_move_run)
+"""`_move_run`, for kernels to call without its first argument."""

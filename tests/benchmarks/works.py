@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -211,12 +211,18 @@ def rivals(work: Work) -> dict[str, Callable[[Path, Path], None]]:
     return {"qdq": statically(work, QuantFormat.QDQ), "qoperator": statically(work, QuantFormat.QOperator)}
 
 
+def upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model in a version whose DequantizeLinear knows channels."""
+    version = max((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), default=1)
+    return model if version >= 13 else version_converter.convert_version(model, OPSET)
+
+
 def opened(work: Work, threads: int = 1) -> dict[str, onnxruntime.InferenceSession]:
     """Return a session of the float model and of each int8 form that onnxruntime makes of it."""
     found = {"float": session(work.model, threads)}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "float.onnx"
-        onnx.save(work.model, source)
+        onnx.save(upgraded(work.model), source)
         for name, quantize in rivals(work).items():
             target = Path(folder) / f"{name}.onnx"
             quantize(source, target)
