@@ -178,9 +178,12 @@ def _dense(
     for start in range(0, pixels, rows):
         count = min(rows, pixels - start)
         if not reach:
+            row, column = start // y.shape[1], start % y.shape[1]
             for i in range(count):
-                patch = patches[i * pitch : (i + 1) * pitch]
-                _gather(x, channel, taps, (start + i) // y.shape[1], (start + i) % y.shape[1], window, x_zero, patch)
+                _gather(x, channel, taps, row, column, window, x_zero, patches[i * pitch : (i + 1) * pitch])
+                column += 1
+                if column == y.shape[1]:
+                    row, column = row + 1, 0
         at = address(x) + channel + start * reach if reach else address(patches)
         for first in range(0, channels, width):
             columns = width if tile[2] else min(width, padded(channels) - first)
@@ -276,20 +279,31 @@ def _gather(
     """The values that one output pixel reads, in the order of its weights; the zero point outside x."""
     stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
     height, width, channels = x.shape
-    left = column * stride_w - pad_left
-    together = channels == taps[2] and dilation_w == 1 and left >= 0 and left + taps[1] <= width
-    run, runs = (taps[1] * taps[2], 1) if together else (taps[2], taps[1])
-    k, zero = 0, np.int8(x_zero)
+    left, k = column * stride_w - pad_left, 0
+    together = channels == taps[2] and dilation_w == 1
+    runs, first = 1 if together else taps[1], max(-left, 0)
     for kh in range(taps[0]):
         h = row * stride_h - pad_top + kh * dilation_h
         for kw in range(runs):
             v = left + kw * dilation_w
-            if 0 <= h < height and 0 <= v < width:
-                move_run(address(patch) + k, address(x) + (h * width + v) * channels + channel, run)
-            else:
-                patch[k : k + run] = zero
-            k += run
-    patch[k:] = zero
+            before, behind = (first, min(width - left, taps[1])) if together else (0, int(0 <= v < width))
+            if not 0 <= h < height or behind <= before:
+                before, behind = 0, 0
+            k = _fill(patch, k, before * taps[2], x_zero)
+            if behind > before:
+                at = address(x) + (h * width + v + before) * channels + channel
+                move_run(address(patch) + k, at, (behind - before) * taps[2])
+                k += (behind - before) * taps[2]
+            k = _fill(patch, k, ((taps[1] if together else 1) - behind) * taps[2], x_zero)
+    _fill(patch, k, patch.size - k, x_zero)
+
+
+@inner
+def _fill(patch: Int8, first: int, count: int, value: int) -> int:
+    """So many equal values; returns where they end."""
+    for i in range(first, first + count):
+        patch[np.uint64(i)] = value
+    return first + count
 
 
 @inner
@@ -308,47 +322,69 @@ def _depthwise(
     workspace: Int8,
 ) -> None:
     """One input channel per output channel: pixels of a row, each from the places of its taps."""
-    columns, steps = padded(y.shape[2]), steps_of(taps[0] * taps[1])
-    run = min(max(SUMS // (4 * columns), 1), y.shape[1])
-    sums = workspace[: 4 * run * columns].view(np.int32)
-    outside = workspace[4 * run * columns : (4 * run + 1) * columns]
+    columns, whole = padded(y.shape[2]), 4 * steps_of(taps[0] * taps[1])
+    across = min(max(SUMS // (4 * columns), 1), y.shape[1])
+    down = min(max(SUMS // (4 * columns * across), 1), y.shape[0]) if across == y.shape[1] else 1
+    sums = workspace[: 4 * across * down * columns].view(np.int32)
+    outside = workspace[4 * sums.size : 4 * sums.size + columns]
     outside[:] = x_zero
-    places = workspace[(4 * run + 1) * columns : (4 * run + 1) * columns + 32 * (run + 2) * steps].view(np.int64)
-    for row in range(y.shape[0]):
-        for column in range(0, y.shape[1], run):
-            count = min(run, y.shape[1] - column)
-            _places(x, channel, taps, row, column, count, window, address(outside), places)
-            rest = (packed, steps, columns, x_zero, address(sums), 4 * columns)
-            call_address(tile, (address(places), count, *rest))
-            part = (0, y.shape[2])
-            _finish(sums, row * y.shape[1] + column, count, columns, multiplier, shift, y, part, ends)
+    rest = workspace[4 * sums.size + columns :].view(np.int64)
+    bases, steps, places = rest[: across * whole], rest[across * whole : 2 * across * whole], rest[2 * across * whole :]
+    for column in range(0, y.shape[1], across):
+        count = min(across, y.shape[1] - column)
+        _columns(x, channel, taps, column, count, window, address(outside), bases, steps)
+        for row in range(0, y.shape[0], down):
+            rows = min(down, y.shape[0] - row)
+            for i in range(rows):
+                here = places[i * count * whole : (i + 1) * count * whole]
+                _places(x.shape[0], taps, row + i, window, address(outside), bases, steps, here)
+            block = (address(places), rows * count, packed, whole // 4, columns)
+            call_address(tile, (*block, x_zero, address(sums), 4 * columns))
+            first = row * y.shape[1] + column
+            _finish(sums, first, rows * count, columns, multiplier, shift, y, (0, y.shape[2]), ends)
+
+
+@inner
+def _columns(
+    x: Int8,
+    channel: int,
+    taps: Taps,
+    column: int,
+    count: int,
+    window: Window,
+    outside: int,
+    bases: Int64,
+    steps: Int64,
+) -> None:
+    """The address of every tap of some pixels of the first row, and what leads to the next row; no step outside x.
+
+    Taps that fill the last step have weights of zero.
+    """
+    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
+    width, channels = x.shape[1:]
+    whole = 4 * steps_of(taps[0] * taps[1])
+    for i in range(count):
+        left = (column + i) * stride_w - pad_left
+        for t in range(whole):
+            v, h = left + t % taps[1] * dilation_w, t // taps[1] * dilation_h - pad_top
+            inside = 0 <= v < width and t < taps[0] * taps[1]
+            bases[i * whole + t] = address(x) + channel + (h * width + v) * channels if inside else outside
+            steps[i * whole + t] = stride_h * width * channels if inside else 0
 
 
 @inner
 def _places(
-    x: Int8, channel: int, taps: Taps, row: int, column: int, count: int, window: Window, outside: int, places: Int64
+    height: int, taps: Taps, row: int, window: Window, outside: int, bases: Int64, steps: Int64, places: Int64
 ) -> None:
-    """The address of every tap of some pixels of a row; taps that fill the last step have weights of zero."""
-    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
-    height, width, channels = x.shape
+    """The address of every tap of some pixels of a row."""
+    stride_h, _, dilation_h, _, pad_top, _ = window
     whole = 4 * steps_of(taps[0] * taps[1])
-    firsts, strides = places[count * whole : (count + 1) * whole], places[(count + 1) * whole : (count + 2) * whole]
-    left = column * stride_w - pad_left
-    for t in range(whole):
-        kh, kw = min(t // taps[1], taps[0] - 1), t % taps[1]
-        h = row * stride_h - pad_top + kh * dilation_h
-        inside = 0 <= h < height
-        there = address(x) + channel + (h * width + left + kw * dilation_w) * channels
-        firsts[t], strides[t] = (there, stride_w * channels) if inside else (outside, 0)
-    for i in range(count):
-        v, here = left + i * stride_w, places[i * whole : (i + 1) * whole]
-        if v >= 0 and v + (taps[1] - 1) * dilation_w < width:
-            for t in range(whole):
-                here[t] = firsts[t] + i * strides[t]
-            continue
-        for t in range(whole):
-            inside = 0 <= v + t % taps[1] * dilation_w < width
-            here[t] = firsts[t] + i * strides[t] if inside else outside
+    for n in range(places.size):
+        places[n] = bases[n] + row * steps[n]
+    for kh in range(taps[0]):
+        if not 0 <= row * stride_h - pad_top + kh * dilation_h < height:
+            for first in range(kh * taps[1], places.size, whole):
+                places[first : first + taps[1]] = outside
 
 
 @kernel(
@@ -464,9 +500,10 @@ def narrowed(weights: Int8, bias: Int32, filters: Filters) -> Filters:
 def workspace_bytes(layer: Layer, shape: tuple[int, int, int]) -> int:
     """Returns the working memory of a product with outputs of a shape (OH, OW, N)."""
     if layer.is_depthwise:
-        columns, steps = packed_bytes(shape[2], 0) // 8, -(-layer.taps // 4)
-        run = min(max(SUMS // (4 * columns), 1), shape[1])
-        return (4 * run + 1) * columns + 32 * (run + 2) * steps
+        columns, whole = packed_bytes(shape[2], 0) // 8, 4 * -(-layer.taps // 4)
+        across = min(max(SUMS // (4 * columns), 1), shape[1])
+        pixels = across * (min(max(SUMS // (4 * columns * across), 1), shape[0]) if across == shape[1] else 1)
+        return (4 * pixels + 1) * columns + 8 * (2 * across + pixels) * whole
     pitch = 4 * -(-layer.taps // 4)
     rows = min(max(PANEL // pitch, 1), PANEL_ROWS, shape[0] * shape[1])
     return rows * (4 * max(machine.width(), codes.WIDTH) + pitch)

@@ -236,21 +236,19 @@ def _once(builder: Builder, factors: Value, shifts: Value, rounding: Value) -> S
 
 
 def _rounding(builder: Builder, shifts: Value, rounding: Value) -> Scale:
-    """`requantize.round_shift` of products: the bit that decides a tie is bit 0 of the floor, or the sign."""
+    """`requantize.round_shift` of products: bit 0 of the floor, or the sign, says what is added before the shift."""
     kind = shifts.type
     one, nothing = splat(kind, 1), splat(kind, 0)
-    even = _flag(builder, "==", rounding, HALF_EVEN, kind.count)
-    away = _flag(builder, ">", rounding, HALF_UP, kind.count)
     rounds = builder.zext(builder.icmp_signed("!=", shifts, nothing), kind)
     half = builder.lshr(builder.shl(one, shifts), one)
-    odd = builder.and_(rounds, even)
-    nudge = builder.sub(half, odd)
-    pick = builder.select(builder.icmp_signed("!=", away, nothing), splat(kind, 63), shifts)
-    mask = builder.or_(odd, builder.sub(nothing, builder.and_(rounds, away)))
+    even = builder.and_(rounds, _flag(builder, "==", rounding, HALF_EVEN, kind.count))
+    away = builder.and_(rounds, _flag(builder, ">", rounding, HALF_UP, kind.count))
+    unset, set_ = builder.sub(half, even), builder.sub(half, away)
+    asked = builder.or_(builder.shl(even, shifts), builder.shl(away, splat(kind, 63)))
 
     def rounded(builder: Builder, product: Value) -> Value:
-        tie = builder.and_(builder.ashr(product, pick), mask)
-        return builder.ashr(builder.add(builder.add(product, nudge), tie), shifts)
+        is_set = builder.icmp_signed("!=", builder.and_(product, asked), nothing)
+        return builder.ashr(builder.add(product, builder.select(is_set, set_, unset)), shifts)
 
     return rounded
 

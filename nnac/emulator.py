@@ -68,6 +68,7 @@ class Emulator:
         self.decoded: dict[tuple[int, ...], Array] = {}
         self.memory[program.constants_space][: program.constants.size] = program.constants
         self._tensors = {t.name: t for t in program.tensors}
+        self._homes: dict[str, Array] = {}
         self._rooms: dict[str, Array] = {}
         self._prepared: Prepared | None = None
 
@@ -132,10 +133,16 @@ class Emulator:
         self.run(inputs, lambda index: look(index) if index < 0 else None, look)
         return {t.name: seen[t.name].view(DTYPES[t.type.dtype]).reshape(t.type.shape) for t in self.program.tensors}
 
+    def _home(self, tensor: Tensor) -> Array:
+        """Return the bytes of a tensor where it lives, a view."""
+        if tensor.name not in self._homes:
+            memory = self.memory[tensor.space]
+            self._homes[tensor.name] = memory[tensor.address : tensor.address + tensor.type.nbytes]
+        return self._homes[tensor.name]
+
     def read(self, tensor: Tensor) -> Array:
         """Return a copy of a tensor from its home."""
-        raw = self.memory[tensor.space][tensor.address : tensor.address + tensor.type.nbytes]
-        return raw.view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape).copy()
+        return self._home(tensor).view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape).copy()
 
     def clear_states(self) -> None:
         """Set all states to real zero."""
@@ -146,8 +153,7 @@ class Emulator:
 
     def write(self, tensor: Tensor, array: Array) -> None:
         """Put a tensor into its home."""
-        raw = _raw(array)
-        self.memory[tensor.space][tensor.address : tensor.address + raw.size] = raw
+        self._home(tensor)[:] = _raw(array)
 
     # -- program order -----------------------------------------------------------------------------------------------
 
