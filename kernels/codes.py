@@ -16,9 +16,10 @@ from numba import types
 
 from nnac.kernels import machine
 from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, microkernel, sink, source
-from nnac.kernels.panels import multiply, room
+from nnac.kernels.panels import Slabs, multiply
 from nnac.kernels.tile import AVX512
 from nnac.kernels.vectors import (
+    AHEAD,
     BYTE,
     LONG,
     WORD,
@@ -31,6 +32,7 @@ from nnac.kernels.vectors import (
     choose,
     load,
     loop,
+    prefetch,
     routine,
     splat,
     store,
@@ -102,6 +104,7 @@ def _tile(
     first = builder.add(panel, LONG(8 * WIDTH))
     with loop(builder, steps) as step:
         here = advance(builder, first, step, 8 * bits * VECTORS)
+        prefetch(builder, builder.add(here, LONG(AHEAD)), 8 * bits * VECTORS)
         weights = [_look_up(builder, bits, tables, code) for code in _codes(builder, bits, here)]
         for i in range(rows):
             patch = AVX512.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))
@@ -255,11 +258,11 @@ def _multiply(
             call_address(narrow, (here, pitch, count, address(data) + first // WIDTH * size, steps, bits, *rest))
 
 
-def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32) -> Coded:
+def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, slabs: Slabs | None = None) -> Coded:
     """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases."""
     channels, depth = codes.shape
     size = -(-channels // WIDTH) * (WIDTH * 8 + -(-depth // 4) * bits * WIDTH // 2)
-    coded = Coded(room(size), np.tile(table, 128 >> bits), channels, depth, bits)
+    coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
     _pack(codes, coded.table, bias, coded.data, bits)
     return coded
 

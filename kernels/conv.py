@@ -16,7 +16,7 @@ from nnac.kernels import codes, machine
 from nnac.kernels.calls import Call
 from nnac.kernels.finish import LANES
 from nnac.kernels.jit import INT, Int8, Int32, Int64, inner, kernel, sink, source
-from nnac.kernels.panels import multiply, pack, packed_bytes, packed_size, padded, room, steps_of
+from nnac.kernels.panels import Slabs, multiply, pack, packed_bytes, packed_size, padded, steps_of
 from nnac.kernels.requantize import lift
 from nnac.kernels.vectors import address, call_address, move_run
 
@@ -280,10 +280,16 @@ def _gather(
     stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
     height, width, channels = x.shape
     left, k = column * stride_w - pad_left, 0
-    together = channels == taps[2] and dilation_w == 1
+    top, together = row * stride_h - pad_top, channels == taps[2] and dilation_w == 1
     runs, first = 1 if together else taps[1], max(-left, 0)
-    for kh in range(taps[0]):
-        h = row * stride_h - pad_top + kh * dilation_h
+    inside = 0 <= top and top + (taps[0] - 1) * dilation_h < height and 0 <= left and left + taps[1] <= width
+    if together and inside:
+        at, run = address(x) + (top * width + left) * channels, taps[1] * channels
+        for _ in range(taps[0]):
+            move_run(address(patch) + k, at, run)
+            at, k = at + dilation_h * width * channels, k + run
+    for kh in range(0 if together and inside else taps[0]):
+        h = top + kh * dilation_h
         for kw in range(runs):
             v = left + kw * dilation_w
             before, behind = (first, min(width - left, taps[1])) if together else (0, int(0 <= v < width))
@@ -295,7 +301,9 @@ def _gather(
                 move_run(address(patch) + k, at, (behind - before) * taps[2])
                 k += (behind - before) * taps[2]
             k = _fill(patch, k, ((taps[1] if together else 1) - behind) * taps[2], x_zero)
-    _fill(patch, k, patch.size - k, x_zero)
+    for i in range(3):  # what fills the last step
+        if k + i < patch.size:
+            patch[k + i] = x_zero
 
 
 @inner
@@ -450,15 +458,15 @@ def _conv2d(
         first = last
 
 
-def empty_filters(channels: int, layer: Layer) -> Filters:
-    """Returns room for what `packing` makes of so many channels."""
+def empty_filters(channels: int, layer: Layer, slabs: Slabs | None = None) -> Filters:
+    """Returns room for what `packing` makes of so many channels, in slabs if given."""
     ends = [0]
     while ends[-1] < channels:
         step = layer.group_out - (layer.channel_offset + ends[-1]) % layer.group_out
         ends.append(channels if layer.is_depthwise else min(ends[-1] + step, channels))
     size = sum(packed_bytes(last - first, layer.taps) for first, last in pairwise(ends))
     scales = np.zeros(channels + LANES, np.int32), np.full(channels + LANES, 62, np.int64)
-    return Filters(room(size), *scales, np.zeros(0, np.int8))
+    return Filters((slabs or Slabs(0)).room(size), *scales, np.zeros(0, np.int8))
 
 
 def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters: Filters, layer: Layer) -> Call:
@@ -477,23 +485,31 @@ def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters:
     return Call(_pack_filters, (*arrays, *law, machine.width(), int(layer.is_depthwise)))
 
 
-def narrowed(weights: Int8, bias: Int32, filters: Filters) -> Filters:
-    """Returns the packed constants with weights in the narrowest codes, or as they are where codes are not faster.
+def _values(weights: Int8) -> Any:
+    """Returns the different values of weights, as bytes without a sign."""
+    return np.flatnonzero(np.bincount(weights.reshape(-1).view(np.uint8), minlength=256)).astype(np.uint8)
+
+
+def is_narrow(weights: Int8) -> bool:
+    """Whether weights fit narrow codes, and those are faster here where there are few rows."""
+    return codes.narrow_tile() != 0 and _values(weights).size <= 1 << codes.BITS
+
+
+def narrowed(weights: Int8, bias: Int32, filters: Filters, slabs: Slabs | None = None) -> Filters:
+    """Returns the packed constants with weights in the narrowest codes; they are as `is_narrow` asks.
 
     Args:
         weights: (N, K), of one group.
         bias: (N,).
         filters: the same constants, packed.
+        slabs: where the codes shall lie.
     """
-    values = np.flatnonzero(np.bincount(weights.reshape(-1).view(np.uint8), minlength=256)).astype(np.uint8)
+    values = _values(weights)
     bits = max(int(values.size - 1).bit_length(), 1)
-    if bits > codes.BITS or not codes.narrow_tile():
-        return filters
-    table = np.zeros(1 << bits, np.int8)
+    table, indices = np.zeros(1 << bits, np.int8), np.zeros(256, np.uint8)
     table[: values.size] = values.view(np.int8)
-    indices = np.zeros(256, np.uint8)
     indices[values] = np.arange(values.size)
-    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias)
+    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, slabs)
     return Filters(coded.data, filters.multipliers, filters.shifts, coded.table, bits)
 
 

@@ -47,9 +47,24 @@ def packed_bytes(channels: int, depth: int) -> int:
 
 def room(size: int) -> Int8:
     """Returns so many bytes, zero, from a full cache line on, with SLACK behind them."""
-    raw = np.zeros(size + SLACK + ALIGNMENT, np.int8)
-    first = -raw.ctypes.data % ALIGNMENT
-    return raw[first : first + size]
+    return Slabs(0).room(size)
+
+
+class Slabs:
+    """Rooms out of few large pieces of memory, for which the system takes large pages: streams miss fewer of them."""
+
+    def __init__(self, size: int = 1 << 25) -> None:
+        self._size = size
+        self._rest: Int8 = np.zeros(0, np.int8)
+
+    def room(self, size: int) -> Int8:
+        """Returns so many bytes, zero, from a full cache line on, with SLACK behind them."""
+        need = size + SLACK + ALIGNMENT
+        if self._rest.size < need:
+            self._rest = np.zeros(max(need, self._size), np.int8)
+        first = -self._rest.ctypes.data % ALIGNMENT
+        found, self._rest = self._rest[first : first + size], self._rest[first + size + SLACK :]
+        return found
 
 
 @inner

@@ -476,7 +476,7 @@ class Emulator:
 
         behind = i.tables + 6 * INTERPOLATION_ENTRIES
         peepholes = (
-            self._shorts(Space.WEIGHTS, behind, 3, i.hidden) if i.peepholes else np.zeros((3, i.hidden), np.int16)
+            self._shorts(Space.WEIGHTS, behind, 3, i.hidden) if i.peepholes else np.zeros((3, 0), np.int16)
         )
         hidden, narrow = self._result(self._tile(i.target, i.batch, i.hidden, bits=i.out_bits), True)
         operands = (
@@ -488,7 +488,7 @@ class Emulator:
         )
         new = self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden)
         law = (i.cell_bits, i.coupled, i.peephole_shift, *self._cell_law(i))
-        yield Call(lstm_cell, (*operands, new, hidden, *law))
+        yield Call(lstm_cell, (*operands, new, hidden, self._room("cell", (3, i.hidden), np.int32), *law))
         yield from narrow
 
     def _gru(self, i: isa.Gru) -> Calls:
@@ -519,7 +519,9 @@ class _Replay:
     """The calls of a program in its own order, with the weights of convolutions packed once for good."""
 
     def __init__(self, emulator: Emulator) -> None:
-        self.emulator, self.program = emulator, emulator.program
+        from nnac.kernels.panels import Slabs
+
+        self.emulator, self.program, self.slabs = emulator, emulator.program, Slabs()
         self.contents, self.same = replay.Contents(), replay.same_bytes(self.program.instructions)
         self.filters: dict[tuple[Any, ...], Filters] = {}
         self.left = KEPT_BYTES
@@ -576,17 +578,21 @@ class _Replay:
 
     def _packed(self, joined: _Joined, layer: Layer, few: bool) -> Filters:
         """Return the constants of joined convolutions, ready for products."""
-        from nnac.kernels.conv import empty_filters, narrowed, packing
+        from nnac.kernels.conv import empty_filters, is_narrow, narrowed, packing
 
         parts = [[self._bytes(source) for source in sources] for sources in joined.sources]
         weights = np.concatenate([weights for weights, _ in parts]).reshape(-1, layer.taps)
         params = [(p[: p.size // 9 * 8].view(np.int32).reshape(2, -1), p[p.size // 9 * 8 :]) for _, p in parts]
         bias, multiplier = np.ascontiguousarray(np.concatenate([words for words, _ in params], axis=1))
         shift = np.concatenate([shift for _, shift in params])
-        filters = empty_filters(len(weights), layer)
-        packing(weights, bias, multiplier, shift, filters, layer).run()
         alone = len(weights) + layer.channel_offset <= layer.group_out and not layer.is_depthwise
-        return narrowed(weights, bias, filters) if few and alone else filters
+        if few and alone and is_narrow(weights):
+            filters = empty_filters(len(weights), layer)
+            packing(weights, bias, multiplier, shift, filters, layer).run()
+            return narrowed(weights, bias, filters, self.slabs)
+        filters = empty_filters(len(weights), layer, self.slabs)
+        packing(weights, bias, multiplier, shift, filters, layer).run()
+        return filters
 
     def _bytes(self, source: Sequence[replay.Source]) -> Array:
         """Return the bytes of a range of the weight buffer, from the Loads that brought them."""
