@@ -1,13 +1,14 @@
 """Calls of kernels that are prepared once and run many times, one after the other, without Python in between.
 
-A call is a kernel with its arguments. `Prepared` keeps, per call, the address of the kernel's machine code and the words
-of its arguments: an array is what numba hands over for it (two empty pointers, elements, bytes of an element, address,
-shape, strides), an integer is itself. One compiled loop goes through them.
+A call is a kernel with its arguments. `Prepared` keeps, per call, the address of the kernel's machine code and the
+words of its arguments: an array is what numba hands over for it (two empty pointers, elements, bytes of an element,
+address, shape, strides), an integer is itself. One compiled loop goes through them.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from nnac.kernels.vectors import LONG, WORD, address, call_address, load
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A kernel and what it gets: arrays, which the call keeps alive, and integers."""
+    """A kernel and what it gets: arrays, which the call keeps alive, and integers; or a function of Python's."""
 
     kernel: Any
     arguments: tuple[Any, ...]
@@ -64,6 +65,14 @@ class Prepared:
         _run(self._entries, self._starts, self._words, self._failed)
         if self._failed[0]:
             raise MemoryError("a kernel did not get its working memory")
+
+
+def prepare(calls: Iterable[Call]) -> tuple[Prepared | Call, ...]:
+    """Returns what to run, in order: calls of kernels together, those of Python's functions as they are."""
+    parts = (
+        (compiled, list(group)) for compiled, group in groupby(calls, lambda call: hasattr(call.kernel, "py_func"))
+    )
+    return tuple(part for compiled, group in parts for part in ((Prepared(group),) if compiled else group))
 
 
 def _words(value: Any) -> tuple[int, ...]:

@@ -273,9 +273,7 @@ def _reach(shape: tuple[int, int, int], taps: Taps, out: tuple[int, int, int], w
 
 
 @inner
-def _gather(
-    x: Int8, channel: int, taps: Taps, row: int, column: int, window: Window, x_zero: int, patch: Int8
-) -> None:
+def _gather(x: Int8, channel: int, taps: Taps, row: int, column: int, window: Window, x_zero: int, patch: Int8) -> None:
     """The values that one output pixel reads, in the order of its weights; the zero point outside x."""
     stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
     height, width, channels = x.shape
@@ -444,9 +442,7 @@ def _conv2d(
     ends = (finish, y_bytes, y_zero, low, high, rounding, acc_bits, acc_wraps)
     at = address(packed)
     if own:
-        _depthwise(
-            x, channel_offset, taps, at, multipliers, shifts, y, window, x_zero, ends, own, workspace
-        )
+        _depthwise(x, channel_offset, taps, at, multipliers, shifts, y, window, x_zero, ends, own, workspace)
         return
     first, channels = 0, y.shape[2]
     while first < channels:

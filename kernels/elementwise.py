@@ -1,5 +1,6 @@
-"""Sums and products of int8 tensors of four axes; a broadcast operand is a view with strides of zero."""
+"""Sums, products and magnitudes of int8 tensors of four axes; a broadcast operand is a view with strides of zero."""
 
+import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, kernel, sink, source
@@ -42,6 +43,55 @@ def requantize_wide(acc: Int64, y: Int8, shift: int, y_zero: int, low: int, high
             for k in range(acc.shape[2]):
                 for n in range(acc.shape[3]):
                     y[i, j, k, n] = saturate(round_shift(acc[i, j, k, n], shift, rounding) + y_zero, low, high)
+
+
+@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
+def accumulate_squares(acc: Int64, x: Int8, zero: int, more: int, offset: int) -> None:
+    """``acc += (x - zero)**2 + offset``, one operand of a magnitude.
+
+    Args:
+        acc: any shape of four axes; what is in it counts where `more` is 1, not where it is 0.
+        x: the same shape, any strides.
+        zero: zero point of x.
+        more: 0 for the first operand, 1 for the others.
+        offset: is added too.
+    """
+    for i in range(acc.shape[0]):
+        for j in range(acc.shape[1]):
+            for k in range(acc.shape[2]):
+                for n in range(acc.shape[3]):
+                    value = np.int64(x[i, j, k, n]) - zero
+                    acc[i, j, k, n] = acc[i, j, k, n] * more + value * value + offset
+
+
+@kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 6)
+def root(acc: Int64, y: Int8, multiplier: int, shift: int, y_zero: int, low: int, high: int, rounding: int) -> None:
+    """Ends a magnitude: `numerics.magnitude` of sums of squares.
+
+    Args:
+        acc: any shape of four axes, 0 <= acc < 2**35.
+        y: the same shape, any strides.
+        multiplier: with `shift`, scale of the operands over scale of y and 2**13.
+        shift: 0..62.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+        rounding: as `nnac.numerics.Rounding`.
+    """
+    multiplier, shift = lift(multiplier, shift, rounding)
+    for i in range(acc.shape[0]):
+        for j in range(acc.shape[1]):
+            for k in range(acc.shape[2]):
+                for n in range(acc.shape[3]):
+                    total = acc[i, j, k, n] << 26
+                    found = np.int64(np.sqrt(np.float64(total)))
+                    found -= np.int64(found * found > total)
+                    found += np.int64((found + 1) * (found + 1) <= total)
+                    if rounding == TFLITE:
+                        scaled = scale_twice(found, multiplier, shift)
+                    else:
+                        scaled = scale_once(found, multiplier, shift, rounding)
+                    y[i, j, k, n] = saturate(scaled + y_zero, low, high)
 
 
 @kernel(source(types.int8, 4, "A"), INT, INT, source(types.int8, 4, "A"), INT, INT, sink(types.int8, 4), *[INT] * 5)

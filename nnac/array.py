@@ -62,6 +62,23 @@ def array_cycles(i: isa.Conv, mac: Mac) -> int:
     return max(leaving, taken * (mac.int16 if i.in_bits == 16 else 1))
 
 
+def matmul_cycles(i: isa.MatMul, mac: Mac) -> int:
+    """Return the cycles of a product of two matrices of activations; each operand of 16 bits costs `int16` passes.
+
+    Raises:
+        TargetError: an operand has 16 bits, and the array takes 8 only.
+    """
+    if i.wide and not mac.int16:
+        raise TargetError(NO_INT16)
+    leaving = ceil(i.rows * i.columns / mac.outputs) if mac.outputs else 0
+    if mac.dataflow == "dot_product":
+        steps = over(i.depth, mac.rows * mac.step) * mac.step
+        taken = over(i.rows, mac.pixels) * over(i.columns, mac.cols) * steps
+    else:
+        taken = gemm_cycles(i.rows, i.columns, i.depth, mac)
+    return int(max(leaving, taken * mac.int16**i.wide))
+
+
 def _systolic(i: isa.Conv, mac: Mac) -> int:
     """Return the cycles of a convolution as products of matrices on a systolic array."""
     pixels, taps, per_group = i.out_h * i.out_w, i.kernel_h * i.kernel_w * i.depth, i.channels // i.groups

@@ -11,6 +11,12 @@ from nnac.program import Program, Tensor
 from nnac.types import Array
 
 
+def free_inputs(program: Program) -> dict[str, tuple[int, ...]]:
+    """Return ONNX names and shapes of the inputs that are no states."""
+    kept = dict(program.states)
+    return {t.onnx_name: t.onnx_shape for t in map(program.tensor, program.inputs) if t.name not in kept}
+
+
 def quantized(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Return integers in device layout by tensor name, for arrays by ONNX input name; states may be left out.
 
@@ -35,6 +41,10 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
     if array.shape != tensor.onnx_shape:
         return [f"input {name!r} has shape {array.shape}, expected {tensor.onnx_shape}"]
     dtype = tensor.type.dtype
+    if _stands_for_itself(tensor, array):
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        inside = array.size == 0 or (low <= int(array.min()) and int(array.max()) <= high)
+        return [] if inside else [f"input {name!r} has integers outside of {low} to {high}"]
     if array.dtype.kind != "f" and array.dtype != dtype and not (array.dtype == np.uint8 and dtype == "int8"):
         return [
             f"input {name!r} has dtype {array.dtype}, expected floats, or {dtype} for values that are quantized already"
@@ -48,9 +58,16 @@ def _to_device(tensor: Tensor, array: Array) -> Array:
     assert quant is not None
     if array.dtype.kind == "f":
         integers = quant.quantize(array)
+    elif _stands_for_itself(tensor, array):
+        integers = array.astype(tensor.type.dtype)
     else:
         integers = array if array.dtype != np.uint8 else (array ^ 0x80).view(np.int8)
     return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
+
+
+def _stands_for_itself(tensor: Tensor, array: Array) -> bool:
+    """Tell whether integers (or truth values) are given for an int16 in steps of one, as host segments read them."""
+    return tensor.type.quant is not None and tensor.type.quant.is_whole and array.dtype.kind in "iub"
 
 
 def present(tensor: Tensor, array: Array, raw: bool = False) -> Array:

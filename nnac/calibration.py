@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import ceil, isfinite, prod
 from pathlib import Path
 from typing import IO, Any
@@ -36,24 +36,30 @@ _SMALLEST_SHRINK = 1 / 32  # mse cuts no end to much less than this share of its
 _COARSE = np.geomspace(1, _SMALLEST_SHRINK, 26)  # shares of the extremes
 _FINE, _FINER = np.geomspace(1.14, 1 / 1.14, 13), np.geomspace(1.02, 1 / 1.02, 9)  # shares of the last result
 _POINTS = (0.125, 0.375, 0.625, 0.875)  # where mse reads a bin, as shares of its width
+_ENTRIES = 4096  # of a tensor that the power of the median one is taken from, at most (evenly spread)
 _CLEAR_GAIN = 0.98  # mse keeps minmax unless the error falls below this share: less is within a bin's resolution
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What a quantizer has to cover: finite low <= 0 <= high. `Range.of` widens any two numbers to that."""
+    """What a quantizer has to cover: finite low <= 0 <= high. `Range.of` widens any two numbers to that.
+
+    Attributes:
+        power: mean square over the samples of the median entry (of those that are not always zero); None if not known.
+    """
 
     low: float
     high: float
+    power: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not (isfinite(self.low) and isfinite(self.high) and self.low <= 0 <= self.high):
             raise ValueError(f"a range is finite and includes zero, found [{self.low}, {self.high}]")
 
     @classmethod
-    def of(cls, low: float, high: float) -> Range:
+    def of(cls, low: float, high: float, power: float | None = None) -> Range:
         """Return the smallest range that holds both numbers and zero (never a negative zero)."""
-        return cls(min(float(low), 0.0) + 0.0, max(float(high), 0.0) + 0.0)
+        return cls(min(float(low), 0.0) + 0.0, max(float(high), 0.0) + 0.0, power)
 
 
 def calibrate(
@@ -70,7 +76,7 @@ def calibrate(
 
     Args:
         model: the float model, with its weights inside.
-        samples: inputs by name, one mapping per run; any order gives the same ranges, bit for bit.
+        samples: inputs by name, one mapping per run; any order gives the same ends, bit for bit.
         tensors: names of graph inputs, outputs or intermediate tensors; those that are not float are left out.
         method: minmax covers every value; percentile cuts (100 - percentile) % of the values at each end;
             mse takes the ends that minimise the expected squared error of the int8 asymmetric quantizer.
@@ -119,12 +125,13 @@ def count(samples: Iterable[object]) -> int | None:
 
 
 class _Extremes:
-    """The exact smallest and largest value seen, zero included."""
+    """The exact smallest and largest value seen, zero included; and the squares of some entries, summed up."""
 
-    __slots__ = ("high", "low")
+    __slots__ = ("high", "low", "runs", "squares")
 
     def __init__(self) -> None:
         self.low = self.high = 0.0
+        self.squares, self.runs = np.zeros(0), 0
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Take in float32 values of any shape; raise ModelError, without the tensor's name, for NaN and infinity."""
@@ -134,6 +141,16 @@ class _Extremes:
         if not (isfinite(low) and isfinite(high)):
             raise ModelError("has NaN or infinite values")
         self.low, self.high = min(self.low, low), max(self.high, high)
+        some = values.reshape(-1)[:: -(-values.size // _ENTRIES)].astype(np.float64) ** 2
+        if some.size != self.squares.size:  # another shape: begin anew
+            self.squares, self.runs = np.zeros(some.size), 0
+        self.squares += some
+        self.runs += 1
+
+    def power(self) -> float | None:
+        """Return the mean square of the median entry, of those that were not always zero."""
+        found = self.squares[self.squares > 0]
+        return float(np.median(found)) / self.runs if found.size else None
 
 
 class _Histogram(_Extremes):
@@ -170,10 +187,9 @@ def _collect(wanted: Mapping[str, _Extremes], values: Mapping[str, Array]) -> di
 def _range(collector: _Extremes, method: str, percentile: float) -> Range:
     """Return the range that the method chooses from what was collected."""
     if not isinstance(collector, _Histogram):
-        return Range.of(collector.low, collector.high)
-    if method == "percentile":
-        return _percentile_range(collector, percentile)
-    return _mse_range(collector)
+        return Range.of(collector.low, collector.high, collector.power())
+    found = _percentile_range(collector, percentile) if method == "percentile" else _mse_range(collector)
+    return replace(found, power=collector.power())
 
 
 def _edges(bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -278,18 +294,27 @@ def load_samples(source: Source, inputs: Mapping[str, Shape]) -> Iterable[Sample
     return _GivenSamples(source, inputs)
 
 
-def random_samples(inputs: Mapping[str, Shape], count: int = 4, seed: int = 0) -> Iterable[Sample]:
-    """Return `count` samples of normal float32 data, the same for the same seed: for shape and timing studies only."""
-    return _RandomSamples(dict(inputs), count, seed)
+def random_samples(
+    inputs: Mapping[str, Shape], count: int = 4, seed: int = 0, dtypes: Mapping[str, str] | None = None
+) -> Iterable[Sample]:
+    """Return `count` samples of normal data, the same for the same seed: for shape and timing studies only.
+
+    Args:
+        inputs: shapes by name.
+        count, seed: how many, and which.
+        dtypes: of the inputs, where they are not float32; integers are 0 or 1, which index what has any entries.
+    """
+    return _RandomSamples(dict(inputs), count, seed, dict(dtypes or {}))
 
 
 @dataclass(frozen=True, slots=True)
 class _RandomSamples:
-    """Normal float32 data, drawn anew in each iteration."""
+    """Normal data, drawn anew in each iteration."""
 
     inputs: dict[str, Shape]
     count: int
     seed: int
+    dtypes: dict[str, str]
 
     def __len__(self) -> int:
         return self.count
@@ -297,8 +322,12 @@ class _RandomSamples:
     def __iter__(self) -> Iterator[Sample]:
         draw = np.random.default_rng(self.seed)
         for number in range(self.count):
-            sample = {name: draw.standard_normal(shape, np.float32) for name, shape in self.inputs.items()}
+            sample = {name: self._typed(name, draw.standard_normal(s, np.float32)) for name, s in self.inputs.items()}
             yield sample if number else First(sample)
+
+    def _typed(self, name: str, values: Array) -> Array:
+        dtype = np.dtype(self.dtypes.get(name, "float32"))
+        return (values if dtype.kind == "f" else values > 0).astype(dtype)
 
 
 class _GivenSamples:

@@ -136,14 +136,14 @@ def compare(
             progress("comparing", done, count(samples))
     if not done:
         raise ModelError("no samples to compare on")
-    makers = {_place(program.tensor(layer.output)): layer for layer in program.layers}
+    makers = {_place(program.tensor(name)): layer for layer in program.layers for name in layer.outputs}
     rows = tuple(tallies[t.name].row(t, makers.get(_place(t)), t.name in program.outputs) for t in tensors)
     return Comparison(rows, done)
 
 
 def _comparable(program: Program) -> list[Tensor]:
     """Return inputs and layers' outputs that have a float twin, in order of completion, without reshapes."""
-    shown = {*program.inputs, *(layer.output for layer in program.layers), *program.outputs}
+    shown = {*program.inputs, *(name for layer in program.layers for name in layer.outputs), *program.outputs}
     views = {_place(t): t for t in program.tensors if t.name in program.outputs}
     tensors = [t for t in program.tensors if t.name in shown and views.get(_place(t), t) is t]
     unique = {t.onnx_name: t for t in tensors if t.origin is not None}
@@ -174,7 +174,8 @@ def _one(
     program = pair[0].program
     truth, inputs = twin.run(sample), quantized(program, sample)
     if isinstance(sample, First):
-        pair[0].clear_states()
+        for emulator in pair:
+            emulator.clear_states()
     found = pair[0].trace(inputs)
     alone = pair[1].trace(inputs, _truths(program, truth))
     for tensor in tensors:

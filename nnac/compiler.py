@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnac import reference, stages
+from nnac.border import free_inputs
 from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
 from nnac.compare import Comparison, compare, decibel
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, NnacError, one_line
-from nnac.frontend import import_graph, prepare, with_encodings
+from nnac.frontend import find_states, import_graph, input_dtypes, prepare, unpack_states, with_encodings
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
 from nnac.moments import second_moments
-from nnac.ops import Conv, Dense, Recurrent
-from nnac.ops.conv import SCALE, WEIGHT
+from nnac.ops import Recurrent
+from nnac.ops.base import layer_constants
 from nnac.orders import adversarial_order, completion_order
 from nnac.passes.centroid_folding import centroid_folding
 from nnac.passes.codebook_encoding import codebook_encoding, needs_moments
@@ -36,6 +37,7 @@ from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
+from nnac.passes.magnitude import magnitude
 from nnac.passes.order import order
 from nnac.passes.quantize import quantize, unpinned
 from nnac.program import KnownAnswer, Program
@@ -56,9 +58,10 @@ Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
 Pass = Callable[[Graph], Graph]
-FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose)
+FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose, magnitude)
 
 RANDOM = "random"
+HOSTS = ("allow", "forbid")
 OWN_SCALES = "the model's own scales"
 LISTED = 8
 """Names of tensors that a note shows."""
@@ -99,6 +102,7 @@ def compile(
     freeze: Mapping[str, Any] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     activations: str | Iterable[str] = "int8",
+    host: str = "allow",
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -115,12 +119,14 @@ def compile(
         method: "minmax", "percentile" or "mse".
         shapes: full shapes of inputs with dynamic dimensions.
         states: inputs that the device keeps between calls, and the outputs that become them; found by their names if
-            left out. A model with states is calibrated along sequences: consecutive samples of a file, or of the
-            iterable, are consecutive steps; the samples hold the other inputs only.
+            left out. One that is packed of others is kept apart (see `nnac.frontend.unpack`). A model with states is
+            calibrated along sequences: consecutive samples of a file, or of the iterable, are consecutive steps; the
+            samples hold the other inputs only.
         freeze: numbers or arrays for inputs that become constants, such as a sample rate.
         weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
-        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16 (as those become that an
-            operator has in int16 only).
+        activations: "int8", "int16", "auto" (int16 what int8 keeps too little of, by calibration), or the ONNX names of
+            the tensors that shall be int16 (as those become that an operator has in int16 only).
+        host: "allow" lets the processor beside the machine run what the NNA cannot, in float; "forbid" refuses that.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -133,9 +139,11 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
+    if host not in HOSTS:
+        raise ModelError(f"host {host!r}: unknown; allowed: {', '.join(HOSTS)}")
     if encodings is not None:
         model = with_encodings(model, encodings)
-    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze, host == "allow")
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     if wanted and samples is None:
@@ -155,10 +163,16 @@ def measured_graph(
     shapes: Mapping[str, tuple[int, ...]] | None,
     freeze: Mapping[str, Any] | None,
     progress: Progress | None,
+    states: Mapping[str, str] | None = None,
 ) -> tuple[Graph, dict[str, Range], str]:
     """Return what does not depend on the machine: the float graph, its ranges, and the note on how they were found."""
-    prepared, graph, samples = _open(model, calibration, method, shapes, freeze=freeze)
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze)
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
+
+
+def unpacked(prepared: onnx.ModelProto, states: Mapping[str, str] | None) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a prepared model and its states, given or found by their names, packed ones kept apart."""
+    return unpack_states(prepared, find_states(prepared.graph, states))
 
 
 def _open(
@@ -168,25 +182,30 @@ def _open(
     shapes: Mapping[str, tuple[int, ...]] | None,
     states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
+    host: bool = True,
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]] | None]:
     """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    prepared = prepare(model, shapes, frozen=freeze)
-    graph = float_graph(prepared, states)
+    prepared, kept = unpacked(prepare(model, shapes, frozen=freeze), states)
+    graph = float_graph(prepared, kept, host=host)
     if calibration is None:
         return prepared, graph, None
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
-    samples = random_samples(inputs) if random else load_samples(calibration, inputs)
+    samples = random_samples(inputs, dtypes=input_dtypes(prepared)) if random else load_samples(calibration, inputs)
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
 
 
 def float_graph(
-    prepared: onnx.ModelProto, states: Mapping[str, str] | None = None, passes: Iterable[Pass] = FLOAT_PASSES
+    prepared: onnx.ModelProto,
+    states: Mapping[str, str] | None = None,
+    passes: Iterable[Pass] = FLOAT_PASSES,
+    host: bool = False,
+    forced: Callable[[Any], bool] | None = None,
 ) -> Graph:
-    """Return the float graph of a prepared model after the float passes."""
-    graph = stages.check(import_graph(prepared, states), stages.FLOAT)
+    """Return the float graph of a prepared model after the float passes (arguments as for `import_graph`)."""
+    graph = stages.check(import_graph(prepared, states, host, forced), stages.FLOAT)
     for step in passes:
         graph = stages.check(step(graph), stages.FLOAT)
     return graph
@@ -228,7 +247,7 @@ def integer_graphs(
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(fit(quantize(encoded, ranges, law, activations), law), stages.INTEGER)
+    integer = stages.check(fit(quantize(encoded, ranges, law, activations, machine.mac.int16 > 0), law), stages.INTEGER)
     return integer, stages.check(order(legalize(integer, machine)), stages.INTEGER)
 
 
@@ -271,15 +290,15 @@ def _within(
 def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
     """Return the dB of every layer's int8 weights against those of the float graph; inf where they are equal."""
     exact = {
-        node.name: graph.constants[node.inputs[WEIGHT]]
+        node.name: graph.constants[layer_constants(node)[0]]
         for node in graph.nodes
-        if isinstance(node.op, Conv | Dense) and len(node.inputs) <= SCALE
+        if node.op.weighted and len(layer_constants(node)) == 2
     }
     found = {}
     for node in integer.nodes:
-        if node.name in exact and isinstance(node.op, Conv | Dense):
+        if node.name in exact and node.op.weighted:
             real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
-            levels, scale = integer.constants[node.inputs[WEIGHT]], integer.constants[node.inputs[SCALE]]
+            levels, _, scale = (integer.constants[name] for name in layer_constants(node))
             error = real - levels.reshape(real.shape).astype(np.float32) * scale.astype(np.float32)[:, None]
             found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
     return found
@@ -393,16 +412,18 @@ def diff(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
     freeze: Mapping[str, Any] | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> Comparison:
     """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
 
     Args:
         model: the ONNX model that the program was compiled from.
         program: the compiled model.
-        samples: as `calibration` of `compile` (but not "random").
-        shapes, freeze: as for `compile`.
+        samples: as `calibration` of `compile` (but not "random"); along sequences where the program has states.
+        shapes, freeze, states: as for `compile`.
         progress: called after every sample.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
-    inputs = {t.onnx_name: t.onnx_shape for t in map(blob.tensor, blob.inputs)}
-    return compare(prepare(model, shapes or inputs, frozen=freeze), blob, load_samples(samples, inputs), progress)
+    given = free_inputs(blob)
+    prepared, _ = unpacked(prepare(model, shapes or given, frozen=freeze), states)
+    return compare(prepared, blob, load_samples(samples, given), progress)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import combinations
 from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Space
+from nnac.norms import DEPTH_MAX, EPSILON_MAX, GAIN_SHIFT_MAX, GROUP_LIMITS, product_bits
 from nnac.numerics import UNIT_BITS
 
 SHIFT_MAX = 62
@@ -147,7 +149,35 @@ MIXED = Rule(
 )
 NESTED = Rule(lambda i: min(i.shape) >= 1, "all sides are at least 1", "shape")
 
+MANY = (
+    NESTED,
+    Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
+    Rule(
+        lambda i: (
+            len(i.zeros) == len(i.bits) == len(i.multipliers) == len(i.sources)
+            and len(i.strides) == isa.LOOPS * len(i.sources)
+        ),
+        f"each operand has a zero point, bits, a multiplier and {isa.LOOPS} strides",
+        "sources zeros bits multipliers strides",
+    ),
+    Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
+)
+"""Elementwise on any number of operands with a multiplier each."""
+PAIR = (
+    NESTED,
+    Rule(
+        lambda i: len(i.sources) == len(i.zeros) == len(i.bits) == 2 and len(i.strides) == isa.LOOPS * 2,
+        f"there are two operands, each with a zero point, bits and {isa.LOOPS} strides",
+        "sources zeros bits strides",
+    ),
+)
+"""Elementwise on two operands with one multiplier."""
+SCALED_NEST = (MIXED, _widths("out_bits:target"), RESULT_ZEROED, LIMITED, SHIFTED, CLAMPED)
+"""What all elementwise instructions keep."""
+
 PEEPHOLE_SHIFT_MAX = 30
+HOST_SCALE = 2.0**100
+"""Largest scale at a host segment's border: dequantized values stay finite."""
 
 
 def _even(*names: str) -> Rule:
@@ -175,6 +205,12 @@ CELL = (
     Rule(lambda i: i.out_bits == 8 or i.target % 2 == 0, "an int16 target lies at an even address", "target"),
 )
 """What all cell updates keep; multipliers under 2**31 times Q1.30 stay within 2**61."""
+
+
+def _sides(*lists: tuple[int, ...]) -> bool:
+    """Tell that lists that describe the same tensors are equally long and not empty."""
+    return len({len(each) for each in lists}) == 1 and len(lists[0]) >= 1
+
 
 RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
     isa.Load: (
@@ -291,30 +327,62 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
             "kernel_h kernel_w multiplier",
         ),
     ),
-    isa.Sum: (
-        NESTED,
-        Rule(lambda i: len(i.sources) >= 1, "there is at least one operand", "sources"),
-        Rule(
-            lambda i: (
-                len(i.zeros) == len(i.bits) == len(i.multipliers) == len(i.sources)
-                and len(i.strides) == isa.LOOPS * len(i.sources)
-            ),
-            f"each operand has a zero point, bits, a multiplier and {isa.LOOPS} strides",
-            "sources zeros bits multipliers strides",
-        ),
-        MIXED,
-        _widths("out_bits:target"),
-        RESULT_ZEROED,
-        LIMITED,
-        Rule(lambda i: min(i.multipliers) > -(1 << 31), "multipliers are over -2**31", "multipliers"),
-        SHIFTED,
-        CLAMPED,
+    isa.Sum: (*MANY, *SCALED_NEST),
+    isa.Mul: (*PAIR, SCALED, *SCALED_NEST),
+    isa.Div: (*PAIR, SCALED, *SCALED_NEST),
+    isa.Extreme: (*MANY, *SCALED_NEST, Rule(lambda i: i.least in (0, 1), "least is 0 or 1", "least")),
+    isa.Select: (
+        *MANY,
+        *SCALED_NEST,
+        Rule(lambda i: len(i.sources) == 4, "there are four operands", "sources"),
+        Rule(lambda i: i.relation < len(isa.RELATIONS), "the relation is 0, 1 or 2", "relation"),
     ),
-    isa.Mul: (
-        NESTED,
+    isa.MatMul: (
+        _positive("rows", "columns", "depth"),
+        _widths("in_bits:source", "right_bits:right", "out_bits:target"),
+        ZEROED,
+        Rule(lambda i: _zero(i.right_zero, i.right_bits), "so is the right matrix's", "right_zero right_bits"),
+        Rule(lambda i: i.turned in (0, 1), "turned is 0 or 1", "turned"),
+        Rule(lambda i: i.depth <= DEPTH_MAX, f"the depth is at most {DEPTH_MAX}", "depth"),
+        LIMITED,
+        CLAMPED,
         Rule(
-            lambda i: len(i.sources) == len(i.zeros) == len(i.bits) == 2 and len(i.strides) == isa.LOOPS * 2,
-            f"there are two operands, each with a zero point, bits and {isa.LOOPS} strides",
+            lambda i: i.multiplier < 1 << product_bits(i.wide) and i.shift <= SHIFT_MAX,
+            f"the multiplier is under 2**31, 2**23 or 2**15 for none, one or two of 16 bits, the shift at most "
+            f"{SHIFT_MAX}",
+            "multiplier shift in_bits right_bits",
+        ),
+    ),
+    isa.Norm: (
+        _positive("rows", "positions", "groups", "depth", "channels", "epsilon"),
+        _widths("in_bits:source", "out_bits:target"),
+        ZEROED,
+        LIMITED,
+        CLAMPED,
+        Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
+        Rule(lambda i: i.centered in (0, 1), "centered is 0 or 1", "centered"),
+        Rule(
+            lambda i: i.positions * i.depth <= GROUP_LIMITS[i.in_bits],
+            f"a group has at most {GROUP_LIMITS[8]:,} values of 8 bits, {GROUP_LIMITS[16]:,} of 16",
+            "positions depth in_bits",
+        ),
+        Rule(
+            lambda i: i.epsilon_shift <= SHIFT_MAX and i.epsilon << i.epsilon_shift <= EPSILON_MAX,
+            "epsilon is at most 2**60",
+            "epsilon epsilon_shift",
+        ),
+        Rule(
+            lambda i: i.offset_shift <= i.gain_shift <= GAIN_SHIFT_MAX,
+            f"the gains' shift is at most {GAIN_SHIFT_MAX}, the offsets' at most that",
+            "offset_shift gain_shift",
+        ),
+    ),
+    isa.Magnitude: (
+        NESTED,
+        Rule(lambda i: 1 <= len(i.sources) <= 16, "there are 1 to 16 operands", "sources"),
+        Rule(
+            lambda i: len(i.zeros) == len(i.bits) == len(i.sources) and len(i.strides) == isa.LOOPS * len(i.sources),
+            f"each operand has a zero point, bits and {isa.LOOPS} strides",
             "sources zeros bits strides",
         ),
         MIXED,
@@ -356,6 +424,54 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         _even("state", "state_out"),
         Rule(lambda i: i.phase <= isa.FINISH, "the phase is 0 (whole), 1 (reset) or 2 (finish)", "phase"),
         Rule(_apart, "state_out and target share no bytes", "state_out target"),
+    ),
+    isa.Host: (
+        Rule(
+            lambda i: (
+                _sides(i.source_spaces, i.sources, i.source_counts, i.source_scales, i.source_zeros, i.source_bits)
+                and _sides(i.target_spaces, i.targets, i.target_counts, i.target_scales, i.target_zeros, i.target_bits)
+            ),
+            "each of at least one operand and one result has memory, address, count, scale, zero point and bits",
+            "sources targets",
+        ),
+        Rule(
+            lambda i: (
+                all(space in (*ACTIVATIONS, Space.FLASH) for space in i.source_spaces)
+                and all(space in ACTIVATIONS for space in i.target_spaces)
+            ),
+            "sources are in sram (0), dram (2) or flash (3), targets in sram or dram",
+            "source_spaces target_spaces",
+        ),
+        Rule(
+            lambda i: min(*i.source_counts, *i.target_counts) >= 1,
+            "there are no empty tensors",
+            "source_counts target_counts",
+        ),
+        Rule(
+            lambda i: all(
+                bits in (8, 16) and address * 8 % bits == 0 and _zero(zero, bits)
+                for bits, address, zero in zip(
+                    (*i.source_bits, *i.target_bits),
+                    (*i.sources, *i.targets),
+                    (*i.source_zeros, *i.target_zeros),
+                    strict=True,
+                )
+            ),
+            "tensors have 8 bits and an int8 zero point, or 16, even addresses and zero point 0",
+            "source_bits target_bits source_zeros target_zeros",
+        ),
+        Rule(
+            lambda i: all(0 < isa.scale_of(bits) <= HOST_SCALE for bits in (*i.source_scales, *i.target_scales)),
+            f"scales are positive and at most {HOST_SCALE:g}",
+            "source_scales target_scales",
+        ),
+        Rule(
+            lambda i: all(
+                a.space != b.space or a.end <= b.start or b.end <= a.start for a, b in combinations(i.writes(), 2)
+            ),
+            "results share no bytes",
+            "targets",
+        ),
     ),
 }
 """Contracts by instruction; of a kind's rules each may rely on those before it."""
@@ -403,14 +519,20 @@ def work_of(i: AnyInstruction) -> int:
             return i.out_h * i.out_w * i.out_c * (i.kernel_h * i.kernel_w * i.depth + 1)
         case isa.Pool():
             return i.out_h * i.out_w * i.channels * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return isa.volume(i.shape) * len(i.sources)
+        case isa.MatMul():
+            return i.macs + i.rows * i.columns + i.columns * i.depth
+        case isa.Norm():
+            return 3 * i.rows * i.count
         case isa.Lookup():
             return i.count
         case isa.Softmax():
             return 3 * i.rows * i.length
         case isa.Lstm() | isa.Gru():
             return 8 * i.units
+        case isa.Host():
+            return i.operations + sum((*i.source_counts, *i.target_counts))
         case _:
             assert_never(i)
 

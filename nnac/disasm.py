@@ -12,6 +12,7 @@ from typing import assert_never
 from nnac import isa
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program, Tensor
+from nnac.types import Quant
 
 POOLS = {0: "max", 1: "average"}
 PHASES = {isa.WHOLE: "whole", isa.RESET: "reset", isa.FINISH: "finish"}
@@ -85,6 +86,19 @@ def operands(i: AnyInstruction) -> str:
             return _sum(i)
         case isa.Mul():
             return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+        case isa.Div():
+            return f"{_nest(i)}, {_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+        case isa.Extreme():
+            return f"{'min' if i.least else 'max'} {_sum(i)}"
+        case isa.Select():
+            return f"{isa.RELATIONS[i.relation]}: {_sum(i)}"
+        case isa.MatMul():
+            return _matmul(i)
+        case isa.Norm():
+            return _norm(i)
+        case isa.Magnitude():
+            scaled = f"offset {i.offset}, {_scaled(i.multiplier, i.shift)}"
+            return f"{_nest(i)}, {scaled}, {_result(i.out_zero, i.low, i.high)}"
         case isa.Lookup():
             return _lookup(i)
         case isa.Softmax():
@@ -97,6 +111,8 @@ def operands(i: AnyInstruction) -> str:
             return _lstm(i)
         case isa.Gru():
             return _gru(i)
+        case isa.Host():
+            return _host(i)
         case _:
             assert_never(i)
 
@@ -144,17 +160,36 @@ def _window(i: isa.Conv | isa.Pool) -> str:
     )
 
 
-def _sum(i: isa.Sum) -> str:
+def _sum(i: isa.Sum | isa.Extreme | isa.Select) -> str:
     return f"{_nest(i, i.multipliers)}, shift {i.shift}, {_result(i.out_zero, i.low, i.high)}"
 
 
-def _nest(i: isa.Sum | isa.Mul, multipliers: Sequence[int] = ()) -> str:
+def _nest(i: isa.Elementwise, multipliers: Sequence[int] = ()) -> str:
     """Return target, shape and operands of an elementwise instruction."""
     terms = []
     for n, (source, zero) in enumerate(zip(i.sources, i.zeros, strict=True)):
         factor = f" times {multipliers[n]}" if multipliers else ""
         terms.append(f"{_sram(source)}({_list(i.operand_strides(n))}){_wide(i.bits[n])} zero {zero}{factor}")
     return f"{_sram(i.target)} {_sides(i.shape)}{_wide(i.out_bits)} <- {', '.join(terms)}"
+
+
+def _matmul(i: isa.MatMul) -> str:
+    sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
+    return (
+        f"{_sram(i.target)} {_sides((i.rows, i.columns))}{_wide(i.out_bits)}"
+        f" <- {_sram(i.source)} {_sides((i.rows, i.depth))}{_wide(i.in_bits)} zero {i.in_zero}, "
+        f"{_sram(i.right)} {_sides(sides)}{_wide(i.right_bits)}{' turned' if i.turned else ''} zero {i.right_zero}, "
+        f"{_scaled(i.multiplier, i.shift)}, {_result(i.out_zero, i.low, i.high)}"
+    )
+
+
+def _norm(i: isa.Norm) -> str:
+    sides = _sides((i.rows, i.positions, i.groups, i.depth))
+    return (
+        f"{'centered' if i.centered else 'plain'} {_sram(i.target)}{_wide(i.out_bits)} <- {_sram(i.source)} {sides}"
+        f"{_wide(i.in_bits)} zero {i.in_zero}, params {_buffer(i.params)} {i.channels} shifts {i.gain_shift},"
+        f"{i.offset_shift}, epsilon {i.epsilon << i.epsilon_shift}, {_result(i.out_zero, i.low, i.high)}"
+    )
 
 
 def _lstm(i: isa.Lstm) -> str:
@@ -166,6 +201,18 @@ def _lstm(i: isa.Lstm) -> str:
 def _gru(i: isa.Gru) -> str:
     new = "" if i.phase == isa.RESET else f"{_sram(i.state_out)} <- "
     return f"{PHASES[i.phase]} {_cell(i, f'state {new}{_sram(i.state)}')}"
+
+
+def _host(i: isa.Host) -> str:
+    taken, made = i.quants()
+    targets = ", ".join(map(_bordering, i.writes(), i.target_counts, made))
+    sources = ", ".join(map(_bordering, i.reads(), i.source_counts, taken))
+    return f"{targets} <- segment {i.model} of {sources}, {i.macs} MACs, {i.elements} elements"
+
+
+def _bordering(place: isa.Range, count: int, quant: Quant) -> str:
+    """Return one tensor at a host segment's border."""
+    return f"{_at(place.space, place.start)} {count} {_units(quant.bits)} scale {quant.scale!r} zero {quant.zero_point}"
 
 
 def _cell(i: isa.Lstm | isa.Gru, state: str) -> str:

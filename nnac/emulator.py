@@ -14,16 +14,16 @@ through the memories. Both ways make the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from nnac import float32, isa, replay
-from nnac.isa import AnyInstruction, Range, Space
+from nnac import float32, isa
+from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Piece, Program, Tensor
+from nnac.replay import Replay
 from nnac.types import DTYPES, Array
 
 if TYPE_CHECKING:
@@ -36,21 +36,8 @@ POISON = 0xA5
 """Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
 SLACK = 64
 """Bytes behind a memory that vector loads may touch, without influence."""
-KEPT_BYTES = 1 << 30
-"""Of packed weights that a prepared run keeps; convolutions beyond pack theirs in every run."""
-FEW = 4
-"""Rows of a product up to which memory limits it, so that weights in narrow codes are faster."""
-
 Watch = Callable[[int], None]
 Calls = Iterator["Call"]
-
-
-@dataclass(slots=True)
-class _Joined:
-    """Convolutions that are executed as one, and where their weights and parameters came from."""
-
-    convs: list[isa.Conv] = field(default_factory=list)
-    sources: list[tuple[tuple[replay.Source, ...], ...]] = field(default_factory=list)
 
 
 class Emulator:
@@ -70,7 +57,7 @@ class Emulator:
         self._tensors = {t.name: t for t in program.tensors}
         self._homes: dict[str, Array] = {}
         self._rooms: dict[str, Array] = {}
-        self._prepared: Prepared | None = None
+        self._prepared: tuple[Prepared | Call, ...] | None = None
 
     def run(
         self,
@@ -93,8 +80,10 @@ class Emulator:
         for name, array in inputs.items():
             self.write(self._tensors[name], array)
         if before is None and after is None and order is None:
-            self._prepared = self._prepared or self._prepare()
-            self._prepared.run()
+            if self._prepared is None:
+                self._prepared = self._prepare()
+            for part in self._prepared:
+                part.run()
         else:
             self._execute_all(before or _ignore, after or _ignore, order)
         return {name: self.read(self._tensors[name]) for name in self.program.outputs}
@@ -157,11 +146,11 @@ class Emulator:
 
     # -- program order -----------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> Prepared:
-        """Return the calls of a run in program order."""
-        from nnac.kernels.calls import Prepared
+    def _prepare(self) -> tuple[Prepared | Call, ...]:
+        """Return what a run in program order executes."""
+        from nnac.kernels.calls import prepare
 
-        return Prepared([call for calls in _Replay(self).calls() for call in calls])
+        return prepare(Replay(self, self.program).calls())
 
     # -- meanings --------------------------------------------------------------------------------------------------
 
@@ -187,6 +176,8 @@ class Emulator:
                 return self._sum(instruction)
             case isa.Mul():
                 return self._mul(instruction)
+            case isa.Magnitude():
+                return self._magnitude(instruction)
             case isa.Lookup():
                 return self._lookup(instruction)
             case isa.Softmax():
@@ -195,6 +186,18 @@ class Emulator:
                 return self._lstm(instruction)
             case isa.Gru():
                 return self._gru(instruction)
+            case isa.Host():
+                return self._host(instruction)
+            case isa.Div():
+                return self._div(instruction)
+            case isa.Extreme():
+                return self._extreme(instruction)
+            case isa.Select():
+                return self._select(instruction)
+            case isa.MatMul():
+                return self._matmul(instruction)
+            case isa.Norm():
+                return self._norm(instruction)
             case _:
                 assert_never(instruction)
 
@@ -225,8 +228,7 @@ class Emulator:
             self._behind(Space(space), address, i.width)
             for space, address in ((i.source_space, i.source), (i.target_space, i.target))
         )
-        shape, *strides = _merged(i.shape, i.source_strides, i.target_strides)
-        yield _moved(as_strided(source, shape, strides[0]), as_strided(target, shape, strides[1]))
+        yield _moved(as_strided(source, i.shape, i.source_strides), as_strided(target, i.shape, i.target_strides))
 
     def _fill(self, i: isa.Fill) -> Calls:
         value = np.array([i.value], f"<i{i.width}")
@@ -322,7 +324,6 @@ class Emulator:
         return as_strided(self._behind(Space.SRAM, i.target, width), (i.out_h, i.out_w, channels), strides)
 
     def _wide_conv(self, i: isa.Conv) -> Calls:
-        from nnac.kernels.calls import Call
         from nnac.kernels.wide import conv2d
 
         taps, buffer = i.kernel_h * i.kernel_w * i.depth, self.signed[Space.WEIGHTS]
@@ -332,12 +333,10 @@ class Emulator:
         law = (self.wide_mode, self.law.accumulator_bits + WIDE_BITS, int(self.law.wraps))
         place = (*_window(i), i.channels // i.groups, i.channel)
         limits = (i.in_zero, i.out_zero, i.low, i.high)
-        yield Call(conv2d, (x, weights, *self._params(i), y, *place, *limits, *law))
+        yield _call(conv2d, x, weights, *self._params(i), y, *place, *limits, *law)
         yield from narrow
 
     def _pool(self, i: isa.Pool) -> Calls:
-        from nnac.kernels.calls import Call
-
         wide = max(i.in_bits, i.out_bits) == 16
         if wide:
             from nnac.kernels.wide import average_pool, max_pool
@@ -348,18 +347,23 @@ class Emulator:
         y, narrow = self._result(self._tile(i.target, i.out_h, i.out_w, i.channels, bits=i.out_bits), wide)
         yield from widen
         if i.kind == 0:
-            yield Call(max_pool, (x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high))
+            yield _call(max_pool, x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high)
         else:
             stride_h, stride_w, _, _, *pads = _window(i)
             place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
             scale = (i.in_zero, i.multiplier, i.shift, i.out_zero, i.low, i.high)
-            yield Call(average_pool, (x, y, *place, *scale, self.mode if wide else self.single_mode))
+            yield _call(average_pool, x, y, *place, *scale, self.mode if wide else self.single_mode)
         yield from narrow
 
-    def _nested(self, i: isa.Sum | isa.Mul, index: int) -> Array:
+    def _nested(self, i: isa.Elementwise, index: int) -> Array:
         """Return an operand of a loop nest."""
         memory = self._behind(Space.SRAM, i.sources[index], i.bits[index] // 8)
         return as_strided(memory, i.shape, i.operand_strides(index))
+
+    def _operands(self, i: isa.Elementwise, wide: bool) -> tuple[list[Array], list[Call]]:
+        """Return all operands of a loop nest as the kernels of one width take them, and the calls that make them so."""
+        found = [self._operand(self._nested(i, n), f"operand{n}", wide) for n in range(len(i.sources))]
+        return [x for x, _ in found], [call for _, calls in found for call in calls]
 
     def _sum(self, i: isa.Sum) -> Calls:
         wide = max(*i.bits, i.out_bits) == 16
@@ -368,8 +372,6 @@ class Emulator:
         return self._add(i) if len(i.sources) == 2 and not wide else self._add_any(i, wide)
 
     def _add_any(self, i: isa.Sum, wide: bool) -> Calls:
-        from nnac.kernels.calls import Call
-
         if wide:
             from nnac.kernels.wide import accumulate, requantize_wide
         else:
@@ -379,33 +381,29 @@ class Emulator:
         for n, zero in enumerate(i.zeros):
             x, widen = self._operand(self._nested(i, n), "operand", wide)
             yield from widen
-            yield Call(accumulate, (acc, x, zero, i.multipliers[n], int(n > 0)))
+            yield _call(accumulate, acc, x, zero, i.multipliers[n], int(n > 0))
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield Call(requantize_wide, (acc, y, i.shift, i.out_zero, i.low, i.high, self.mode))
+        yield _call(requantize_wide, acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
         yield from narrow
 
     def _add_float32(self, i: isa.Sum) -> Calls:
-        from nnac.kernels.calls import Call
         from nnac.kernels.single import fuse_product, round_sum, start
 
         total = self._room("sums", i.shape, np.float32)
         first = np.array(float32.sum_start(i.zeros, i.multipliers, i.out_zero), np.float32)
-        yield Call(start, (total, int(first.view(np.int32))))
+        yield _call(start, total, int(first.view(np.int32)))
         for n in reversed(range(len(i.sources))):
-            yield Call(fuse_product, (total, self._nested(i, n), i.multipliers[n]))
-        yield Call(round_sum, (total, self._tile(i.target, *i.shape), i.low, i.high))
+            yield _call(fuse_product, total, self._nested(i, n), i.multipliers[n])
+        yield _call(round_sum, total, self._tile(i.target, *i.shape), i.low, i.high)
 
     def _add(self, i: isa.Sum) -> Calls:
-        from nnac.kernels.calls import Call
         from nnac.kernels.elementwise import add2
 
         (a, b), y = (self._nested(i, n) for n in range(2)), self._tile(i.target, *i.shape)
         first, second = zip(i.zeros, i.multipliers, strict=True)
-        yield Call(add2, (a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode))
+        yield _call(add2, a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode)
 
     def _mul(self, i: isa.Mul) -> Calls:
-        from nnac.kernels.calls import Call
-
         wide = max(*i.bits, i.out_bits) == 16
         if self.law.mode == Rounding.ONNX and not wide:
             yield self._multiply_float32(i)
@@ -415,24 +413,131 @@ class Emulator:
         else:
             from nnac.kernels.elementwise import multiply
 
-        (a, widen_a), (b, widen_b) = (self._operand(self._nested(i, n), f"operand{n}", wide) for n in range(2))
+        (a, b), widen = self._operands(i, wide)
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield from (*widen_a, *widen_b)
+        yield from widen
         scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield Call(multiply, (a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode))
+        yield _call(multiply, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
         yield from narrow
 
     def _multiply_float32(self, i: isa.Mul) -> Call:
-        from nnac.kernels.calls import Call
         from nnac.kernels.single import multiply
 
         a, b = (self._nested(i, n) for n in range(2))
         scale = (i.multiplier, i.out_zero, i.low, i.high)
-        return Call(multiply, (a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale))
+        return _call(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
+
+    def _div(self, i: isa.Div) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import divide
+        else:
+            from nnac.kernels.pairs import divide
+
+        (a, b), widen = self._operands(i, wide)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield from widen
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
+        yield _call(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield from narrow
+
+    def _extreme(self, i: isa.Extreme) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import extreme, requantize_wide
+        else:
+            from nnac.kernels.elementwise import requantize_wide
+            from nnac.kernels.pairs import extreme
+
+        found = self._room("sums", i.shape, np.int64)
+        for n, zero in enumerate(i.zeros):
+            x, widen = self._operand(self._nested(i, n), "operand", wide)
+            yield from widen
+            yield _call(extreme, found, x, zero, i.multipliers[n], i.least, int(n > 0))
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield _call(requantize_wide, found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _select(self, i: isa.Select) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import choose
+        else:
+            from nnac.kernels.pairs import choose
+
+        operands, widen = self._operands(i, wide)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield from widen
+        scales = (np.array(i.zeros, np.int64), np.array(i.multipliers, np.int64))
+        yield _call(choose, *operands, *scales, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _matmul(self, i: isa.MatMul) -> Calls:
+        from nnac.kernels.matmul import matmul, wide_matmul
+
+        wide = max(i.in_bits, i.right_bits, i.out_bits) == 16
+        sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
+        right = self._tile(i.right, *sides, bits=i.right_bits)
+        if i.turned:
+            turned = self._room("turned", (i.depth, i.columns), right.dtype)
+            yield _moved(right.T, turned)
+            right = turned
+        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", wide)
+        w, widen_w = self._operand(right, "operand1", wide)
+        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), wide)
+        acc = self._room("sums", (i.columns,), np.int64 if wide else np.int32)
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
+        law = (self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
+        yield from (*widen_x, *widen_w)
+        mode = self.wide_mode if i.wide else self.mode
+        yield _call(wide_matmul if wide else matmul, x, i.in_zero, w, i.right_zero, acc, y, *scale, mode, *law)
+        yield from narrow
+
+    def _norm(self, i: isa.Norm) -> Calls:
+        from nnac.kernels.norm import normalize, wide_normalize
+
+        wide, shape = max(i.in_bits, i.out_bits) == 16, (i.rows, i.positions, i.groups, i.depth)
+        x, widen = self._operand(self._tile(i.source, *shape, bits=i.in_bits), "operand", wide)
+        y, narrow = self._result(self._tile(i.target, *shape, bits=i.out_bits), wide)
+        params = (self._words(i.params, i.channels), self._words(i.params + 4 * i.channels, i.channels))
+        start = (i.in_zero, i.centered, i.epsilon << i.epsilon_shift, i.gain_shift, i.offset_shift)
+        yield from widen
+        limits = (i.out_zero, i.low, i.high, self.mode, i.channels)
+        yield _call(wide_normalize if wide else normalize, x, *params, y, *start, *limits)
+        yield from narrow
+
+    def _magnitude(self, i: isa.Magnitude) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import accumulate_squares, root
+        else:
+            from nnac.kernels.elementwise import accumulate_squares, root
+
+        acc = self._room("sums", i.shape, np.int64)
+        for n, zero in enumerate(i.zeros):
+            x, widen = self._operand(self._nested(i, n), "operand", wide)
+            yield from widen
+            yield _call(accumulate_squares, acc, x, zero, int(n > 0), 0 if n else i.offset)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield _call(root, acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _host(self, i: isa.Host) -> Calls:
+        from nnac.segment import execute
+
+        taken, made = i.quants()
+        operands = [
+            self.memory[r.space][r.start : r.end].view(quant.dtype) for r, quant in zip(i.reads(), taken, strict=True)
+        ]
+
+        def segment() -> None:
+            results = execute(self.program.segments[i.model], operands, taken, made)
+            for r, result in zip(i.writes(), results, strict=True):
+                self.memory[r.space][r.start : r.end] = _raw(result)
+
+        yield _call(segment)
 
     def _lookup(self, i: isa.Lookup) -> Calls:
-        from nnac.kernels.calls import Call
-
         shape = (i.count // i.tables, i.tables)
         x = self._tile(i.source, *shape, bits=i.in_bits)
         target = self._tile(i.target, *shape, bits=i.out_bits)
@@ -441,18 +546,16 @@ class Emulator:
         if i.in_bits == 8:
             from nnac.kernels import move, wide
 
-            yield Call(move.look_up if i.out_bits == 8 else wide.look_up, (x, tables, target))
+            yield _call(move.look_up if i.out_bits == 8 else wide.look_up, x, tables, target)
             return
         from nnac.kernels.wide import interpolate
 
         half = 1 << i.out_bits - 1
         y, narrow = self._result(target, True)
-        yield Call(interpolate, (x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode))
+        yield _call(interpolate, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from narrow
 
     def _softmax(self, i: isa.Softmax) -> Calls:
-        from nnac.kernels.calls import Call
-
         wide = max(i.in_bits, i.out_bits) == 16
         if wide:
             from nnac.kernels.wide import softmax
@@ -464,20 +567,17 @@ class Emulator:
         y, narrow = self._result(self._tile(i.target, i.rows, i.length, bits=i.out_bits), wide)
         scale = (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from widen
-        yield Call(softmax, (x, self._words(i.table, i.entries), y, *scale))
+        yield _call(softmax, x, self._words(i.table, i.entries), y, *scale)
         yield from narrow
 
     def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
         return self.memory[space][address : address + 2 * rows * columns].view(np.int16).reshape(rows, columns)
 
     def _lstm(self, i: isa.Lstm) -> Calls:
-        from nnac.kernels.calls import Call
         from nnac.kernels.cells import lstm_cell
 
         behind = i.tables + 6 * INTERPOLATION_ENTRIES
-        peepholes = (
-            self._shorts(Space.WEIGHTS, behind, 3, i.hidden) if i.peepholes else np.zeros((3, 0), np.int16)
-        )
+        peepholes = self._shorts(Space.WEIGHTS, behind, 3, i.hidden) if i.peepholes else np.zeros((3, 0), np.int16)
         hidden, narrow = self._result(self._tile(i.target, i.batch, i.hidden, bits=i.out_bits), True)
         operands = (
             self._shorts(Space.SRAM, i.gates, i.batch, 4 * i.hidden),
@@ -488,11 +588,10 @@ class Emulator:
         )
         new = self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden)
         law = (i.cell_bits, i.coupled, i.peephole_shift, *self._cell_law(i))
-        yield Call(lstm_cell, (*operands, new, hidden, self._room("cell", (3, i.hidden), np.int32), *law))
+        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (3, i.hidden), np.int32), *law)
         yield from narrow
 
     def _gru(self, i: isa.Gru) -> Calls:
-        from nnac.kernels.calls import Call
         from nnac.kernels.cells import gru_cell, gru_reset
 
         hidden, narrow = self._result(self._tile(i.target, i.batch, i.hidden, bits=i.out_bits), True)
@@ -503,102 +602,16 @@ class Emulator:
             self._shorts(Space.WEIGHTS, i.tables, 2, INTERPOLATION_ENTRIES),
         )
         if i.phase == isa.RESET:
-            yield Call(gru_reset, (*operands, hidden, *self._cell_law(i)))
+            yield _call(gru_reset, *operands, hidden, *self._cell_law(i))
         else:
             new = self._shorts(Space.SRAM, i.state_out, i.batch, i.hidden)
-            yield Call(gru_cell, (*operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i)))
+            yield _call(gru_cell, *operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
         yield from narrow
 
     def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
         half = 1 << (i.out_bits - 1)
         return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
-
-
-class _Replay:
-    """The calls of a program in its own order, with the weights of convolutions packed once for good."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        from nnac.kernels.panels import Slabs
-
-        self.emulator, self.program, self.slabs = emulator, emulator.program, Slabs()
-        self.contents, self.same = replay.Contents(), replay.same_bytes(self.program.instructions)
-        self.filters: dict[tuple[Any, ...], Filters] = {}
-        self.left = KEPT_BYTES
-        self.loads: dict[int, tuple[Call, ...]] = {}
-        """Of Loads that somebody reads; the others stay empty."""
-        self.joined = _Joined()
-
-    def calls(self) -> Iterator[Sequence[Call]]:
-        """Return the calls, instruction by instruction."""
-        parts = list(self._parts())
-        return (self.loads.get(part, ()) if isinstance(part, int) else part for part in parts)
-
-    def _parts(self) -> Iterator[int | Sequence[Call]]:
-        """Yield the calls of each instruction, of a Load its index."""
-        for index, instruction in enumerate(self.program.instructions):
-            if isinstance(instruction, isa.Load):
-                self.contents.fill(index, instruction)
-                yield index
-                continue
-            if isinstance(instruction, isa.Conv) and self._can_keep(instruction):
-                if self.joined.convs and not replay.continues(self.joined.convs[-1], instruction):
-                    yield self._join()
-                self.joined.convs.append(instruction)
-                self.joined.sources.append(tuple(map(self.contents.within, replay.constants(instruction))))
-                continue
-            yield self._join()
-            self._need(instruction)
-            yield tuple(self.emulator.calls(instruction))
-        yield self._join()
-
-    def _can_keep(self, conv: isa.Conv) -> bool:
-        """Tell that there is room for the packed weights of a convolution, and count it as taken."""
-        self.left -= conv.out_c * conv.kernel_h * conv.kernel_w * conv.depth
-        return conv.in_bits == 8 and self.left >= 0
-
-    def _need(self, instruction: AnyInstruction) -> None:
-        """Let the Loads be executed whose bytes an instruction reads."""
-        for index in (source[0] for r in replay.constants(instruction) for source in self.contents.within(r)):
-            if index not in self.loads:
-                self.loads[index] = tuple(self.emulator.calls(self.program.instructions[index]))
-
-    def _join(self) -> tuple[Call, ...]:
-        """Return the call of the convolutions that have come together, if any."""
-        joined, self.joined = self.joined, _Joined()
-        if not joined.convs:
-            return ()
-        first, channels = joined.convs[0], sum(conv.out_c for conv in joined.convs)
-        layer, few = self.emulator.layer(first), first.out_h * first.out_w <= FEW
-        bytes_of = tuple((self.same[n], *rest) for pieces in joined.sources for piece in pieces for n, *rest in piece)
-        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, few)
-        if key not in self.filters:
-            self.filters[key] = self._packed(joined, layer, few)
-        return (self.emulator.product(first, channels, self.filters[key]),)
-
-    def _packed(self, joined: _Joined, layer: Layer, few: bool) -> Filters:
-        """Return the constants of joined convolutions, ready for products."""
-        from nnac.kernels.conv import empty_filters, is_narrow, narrowed, packing
-
-        parts = [[self._bytes(source) for source in sources] for sources in joined.sources]
-        weights = np.concatenate([weights for weights, _ in parts]).reshape(-1, layer.taps)
-        params = [(p[: p.size // 9 * 8].view(np.int32).reshape(2, -1), p[p.size // 9 * 8 :]) for _, p in parts]
-        bias, multiplier = np.ascontiguousarray(np.concatenate([words for words, _ in params], axis=1))
-        shift = np.concatenate([shift for _, shift in params])
-        alone = len(weights) + layer.channel_offset <= layer.group_out and not layer.is_depthwise
-        if few and alone and is_narrow(weights):
-            filters = empty_filters(len(weights), layer)
-            packing(weights, bias, multiplier, shift, filters, layer).run()
-            return narrowed(weights, bias, filters, self.slabs)
-        filters = empty_filters(len(weights), layer, self.slabs)
-        packing(weights, bias, multiplier, shift, filters, layer).run()
-        return filters
-
-    def _bytes(self, source: Sequence[replay.Source]) -> Array:
-        """Return the bytes of a range of the weight buffer, from the Loads that brought them."""
-        loads = self.program.instructions
-        parts = [(loads[index], first, last) for index, first, last in source]
-        return np.concatenate([self.emulator.expand(load)[a:b] for load, a, b in parts if isinstance(load, isa.Load)])
 
 
 def _ignore(index: int) -> None:
@@ -610,33 +623,23 @@ def _window(i: isa.Conv | isa.Pool) -> tuple[int, ...]:
     return i.stride_h, i.stride_w, i.dilation_h, i.dilation_w, i.pad_top, i.pad_left
 
 
-def _merged(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return a loop nest with as few axes as walk the same places: the shape, and the strides of each operand."""
-    axes: list[tuple[int, ...]] = []
-    for side, *steps in zip(shape, *strides, strict=True):
-        if side == 1:
-            continue
-        if axes and all(outer == side * step for outer, step in zip(axes[-1][1:], steps, strict=True)):
-            side *= axes.pop()[0]
-        axes.append((side, *steps))
-    if not axes:
-        return ((1,), *((0,) for _ in strides))
-    return tuple(zip(*axes, strict=True))
+def _call(kernel: Any, *arguments: Any) -> Call:
+    """Return a call; numba is not imported before there is one."""
+    from nnac.kernels.calls import Call
+
+    return Call(kernel, arguments)
 
 
 def _moved(source: Array, target: Array) -> Call:
     """Return the call that copies one array into another of its shape, int8 or int16 each."""
-    from nnac.kernels.calls import Call
-    from nnac.kernels.move import AXES, copy
+    from nnac.kernels.move import copy, views
 
     kernel: Any = copy
     if max(source.itemsize, target.itemsize) == 2:
         from nnac.kernels.wide import copies
 
         kernel = copies[source.itemsize, target.itemsize]
-    outer = (1,) * (AXES - source.ndim)
-    views = (as_strided(a, (*outer, *a.shape), (*(0 for _ in outer), *a.strides)) for a in (source, target))
-    return Call(kernel, tuple(views))
+    return _call(kernel, *views(source, target))
 
 
 def _raw(array: Array) -> Array:

@@ -13,6 +13,14 @@ from nnac.errors import ModelError, one_line, raise_all
 from nnac.types import Array, First
 
 MAX_IR_VERSION = 13  # onnx 1.23 writes 14, onnxruntime 1.31 reads up to 13
+_KINDS = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
+}
+"""numpy dtypes by onnxruntime's names."""
 _LOG_FATAL = 4  # lower levels print each error a second time, with the model's raw node names, on stderr
 
 
@@ -71,6 +79,15 @@ class FloatModel:
         raise_all(ModelError, "only tensors can be read:", odd)
         self._kept = {source: found[result] for source, result in self._states.items()}
         return found
+
+    def described(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Return dtype and shape of those tensors for which onnxruntime knows both before a run."""
+        found = {each.name: (_KINDS.get(each.type), tuple(each.shape)) for each in self._session.get_outputs()}
+        return {
+            name: (np.dtype(kind), shape)
+            for name, (kind, shape) in found.items()
+            if kind and all(isinstance(side, int) and side > 0 for side in shape)
+        }
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return `inputs` in the model's dtypes, or raise one ModelError that lists every problem."""

@@ -5,7 +5,7 @@ A float model shows the last state only; calibration needs them all. They follow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -26,15 +26,30 @@ def inner_states(graph: Graph, values: Mapping[str, Array]) -> dict[str, Array]:
     Raises:
         ModelError: a layer reads something that does not follow from them.
     """
-    evaluation = _Evaluation(graph, values)
     found: dict[str, Array] = {}
+    for node, _, hidden, inner in _unrolled(graph, values):
+        found |= {node.output: hidden} | dict.fromkeys(node.more, inner)
+    return found
+
+
+def seen_hidden(graph: Graph, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Return, by node name, the hidden values (groups, T * B, H) that every recurrent layer's weights multiply.
+
+    Args and Raises: as for `inner_states`.
+    """
+    return {node.name: node.op.seen(inputs, hidden) for node, inputs, hidden, _ in _unrolled(graph, values)}
+
+
+def _unrolled(graph: Graph, values: Mapping[str, Array]) -> Iterator[tuple[Node, list[Array], Array, Array]]:
+    """Yield every recurrent layer with its inputs, and its hidden values and inner states at every step."""
+    evaluation = _Evaluation(graph, values)
     for node in graph.nodes:
         if isinstance(node.op, Recurrent):
-            hidden, inner = node.op.real([evaluation.value(name) for name in node.inputs])
+            inputs = [evaluation.value(name) for name in node.inputs]
+            hidden, inner = node.op.real(inputs)
             evaluation.known |= {node.output: hidden}
             evaluation.known |= {name: inner[0 if node.op.reverse else -1] for name in node.more}
-            found |= {node.output: hidden} | dict.fromkeys(node.more, inner)
-    return found
+            yield node, inputs, hidden, inner
 
 
 class _Evaluation:

@@ -8,12 +8,56 @@ its instructions must have finished before this one may start.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, get_args
 
+from nnac.instruction import CODES, Engine, Instruction, Range, Space, entry, row, strided, volume
+from nnac.isa_elementwise import LOOPS, RELATIONS, Div, Elementwise, Extreme, Magnitude, Mul, Select, Sum
+from nnac.isa_host import Host, scale_bits, scale_of
 from nnac.numerics import INTERPOLATION_ENTRIES
+
+__all__ = [
+    "AXES",
+    "CODES",
+    "FINISH",
+    "LOOPS",
+    "OPCODES",
+    "PACKERS",
+    "RELATIONS",
+    "RESET",
+    "WHOLE",
+    "AnyInstruction",
+    "Cell",
+    "Conv",
+    "Copy",
+    "Div",
+    "Elementwise",
+    "Engine",
+    "Extreme",
+    "Fill",
+    "Gru",
+    "Host",
+    "Instruction",
+    "Load",
+    "Lookup",
+    "Loop",
+    "Lstm",
+    "Magnitude",
+    "MatMul",
+    "Mul",
+    "Norm",
+    "Pool",
+    "Range",
+    "Select",
+    "Softmax",
+    "Space",
+    "Sum",
+    "copy_engine",
+    "scale_bits",
+    "scale_of",
+    "strided",
+    "volume",
+]
 
 AXES = 6
 """Axes of a strided copy."""
@@ -21,73 +65,6 @@ PACKERS = ("raw", "fixed", "bitmap", "runs", "entropy")
 """How a Load expands its bytes, by the number in `Load.packer`; `nnac.packers` says what each one means."""
 WHOLE, RESET, FINISH = range(3)
 """Phases of a GRU's step."""
-LOOPS = 4
-"""Axes of an elementwise operand."""
-
-
-class Engine(IntEnum):
-    """In-order queues that run beside each other."""
-
-    DMA_IN = 0
-    DMA_OUT = 1
-    DECODER = 2
-    MAC = 3
-    VECTOR = 4
-
-    @property
-    def label(self) -> str:
-        return self.name.lower()
-
-
-class Space(IntEnum):
-    """Address spaces, named as in a target's [memory.*] sections."""
-
-    SRAM = 0
-    WEIGHTS = 1
-    DRAM = 2
-    FLASH = 3
-
-    @property
-    def label(self) -> str:
-        return self.name.lower()
-
-
-class Range(NamedTuple):
-    """Bytes [start, end) of one memory."""
-
-    space: Space
-    start: int
-    end: int
-
-
-CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i"}
-
-
-def _field(code: str, count: int = 1, default: Any = None) -> Any:
-    """Declare a field: its width, and how many values it holds (0: any number up to 255, with a length byte)."""
-    metadata = {"code": code, "count": count}
-    return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction(ABC):
-    """Base: the wait tokens, and the ranges that the subclass reads and writes."""
-
-    opcode: ClassVar[int]
-    waits: tuple[int, ...] = _field("u32", len(Engine), (0,) * len(Engine))
-
-    @property
-    @abstractmethod
-    def engine(self) -> Engine:
-        """Who executes it."""
-
-    @abstractmethod
-    def reads(self) -> tuple[Range, ...]:
-        """Return the bytes that it may read."""
-
-    @abstractmethod
-    def writes(self) -> tuple[Range, ...]:
-        """Return the bytes that it may write."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +75,14 @@ class Load(Instruction):
     """
 
     opcode: ClassVar[int] = 1
-    space: int = _field("u8")
-    source: int = _field("u32")
-    source_bytes: int = _field("u32")
-    target: int = _field("u32")
-    target_bytes: int = _field("u32")
-    packer: int = _field("u8")
-    table: int = _field("u32", default=0)
-    table_bytes: int = _field("u32", default=0)
+    space: int = entry("u8")
+    source: int = entry("u32")
+    source_bytes: int = entry("u32")
+    target: int = entry("u32")
+    target_bytes: int = entry("u32")
+    packer: int = entry("u8")
+    table: int = entry("u32", default=0)
+    table_bytes: int = entry("u32", default=0)
 
     @property
     def engine(self) -> Engine:
@@ -130,14 +107,14 @@ class Copy(Instruction):
     """
 
     opcode: ClassVar[int] = 2
-    source_space: int = _field("u8")
-    source: int = _field("u32")
-    source_strides: tuple[int, ...] = _field("i32", AXES)
-    target_space: int = _field("u8")
-    target: int = _field("u32")
-    target_strides: tuple[int, ...] = _field("i32", AXES)
-    shape: tuple[int, ...] = _field("u32", AXES)
-    width: int = _field("u8", default=1)
+    source_space: int = entry("u8")
+    source: int = entry("u32")
+    source_strides: tuple[int, ...] = entry("i32", AXES)
+    target_space: int = entry("u8")
+    target: int = entry("u32")
+    target_strides: tuple[int, ...] = entry("i32", AXES)
+    shape: tuple[int, ...] = entry("u32", AXES)
+    width: int = entry("u8", default=1)
 
     @property
     def engine(self) -> Engine:
@@ -155,11 +132,11 @@ class Fill(Instruction):
     """Write `value` to a contiguous run of `count` elements of `width` bytes, 1 or 2."""
 
     opcode: ClassVar[int] = 3
-    space: int = _field("u8")
-    target: int = _field("u32")
-    count: int = _field("u32")
-    value: int = _field("i16")
-    width: int = _field("u8", default=1)
+    space: int = entry("u8")
+    target: int = entry("u32")
+    count: int = entry("u32")
+    value: int = entry("i16")
+    width: int = entry("u8", default=1)
 
     @property
     def engine(self) -> Engine:
@@ -184,35 +161,35 @@ class Conv(Instruction):
     """
 
     opcode: ClassVar[int] = 4
-    source: int = _field("u32")
-    in_h: int = _field("u32")
-    in_w: int = _field("u32")
-    in_c: int = _field("u32")
-    target: int = _field("u32")
-    out_h: int = _field("u32")
-    out_w: int = _field("u32")
-    out_c: int = _field("u32")
-    pitch: int = _field("u32")
-    channel: int = _field("u32")
-    channels: int = _field("u32")
-    kernel_h: int = _field("u16")
-    kernel_w: int = _field("u16")
-    stride_h: int = _field("u16")
-    stride_w: int = _field("u16")
-    dilation_h: int = _field("u16")
-    dilation_w: int = _field("u16")
-    pad_top: int = _field("i32")
-    pad_left: int = _field("i32")
-    groups: int = _field("u32")
-    weights: int = _field("u32")
-    params: int = _field("u32")
-    taps: int = _field("u32", default=0)
-    in_zero: int = _field("i16")
-    out_zero: int = _field("i16")
-    low: int = _field("i16")
-    high: int = _field("i16")
-    in_bits: int = _field("u8", default=8)
-    out_bits: int = _field("u8", default=8)
+    source: int = entry("u32")
+    in_h: int = entry("u32")
+    in_w: int = entry("u32")
+    in_c: int = entry("u32")
+    target: int = entry("u32")
+    out_h: int = entry("u32")
+    out_w: int = entry("u32")
+    out_c: int = entry("u32")
+    pitch: int = entry("u32")
+    channel: int = entry("u32")
+    channels: int = entry("u32")
+    kernel_h: int = entry("u16")
+    kernel_w: int = entry("u16")
+    stride_h: int = entry("u16")
+    stride_w: int = entry("u16")
+    dilation_h: int = entry("u16")
+    dilation_w: int = entry("u16")
+    pad_top: int = entry("i32")
+    pad_left: int = entry("i32")
+    groups: int = entry("u32")
+    weights: int = entry("u32")
+    params: int = entry("u32")
+    taps: int = entry("u32", default=0)
+    in_zero: int = entry("i16")
+    out_zero: int = entry("i16")
+    low: int = entry("i16")
+    high: int = entry("i16")
+    in_bits: int = entry("u8", default=8)
+    out_bits: int = entry("u8", default=8)
 
     @property
     def engine(self) -> Engine:
@@ -230,13 +207,13 @@ class Conv(Instruction):
     def reads(self) -> tuple[Range, ...]:
         taps = self.kernel_h * self.kernel_w * self.depth
         return (
-            _row(self.source, self.in_h * self.in_w * self.in_c, self.in_bits),
+            row(self.source, self.in_h * self.in_w * self.in_c, self.in_bits),
             Range(Space.WEIGHTS, self.weights, self.weights + self.out_c * taps),
             Range(Space.WEIGHTS, self.params, self.params + 9 * self.out_c),
         )
 
     def writes(self) -> tuple[Range, ...]:
-        return (_row(self.target, (self.out_h * self.out_w - 1) * self.pitch + self.out_c, self.out_bits),)
+        return (row(self.target, (self.out_h * self.out_w - 1) * self.pitch + self.out_c, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,95 +225,43 @@ class Pool(Instruction):
     """
 
     opcode: ClassVar[int] = 5
-    kind: int = _field("u8")
-    source: int = _field("u32")
-    in_h: int = _field("u32")
-    in_w: int = _field("u32")
-    channels: int = _field("u32")
-    target: int = _field("u32")
-    out_h: int = _field("u32")
-    out_w: int = _field("u32")
-    kernel_h: int = _field("u32")
-    kernel_w: int = _field("u32")
-    stride_h: int = _field("u32")
-    stride_w: int = _field("u32")
-    dilation_h: int = _field("u32")
-    dilation_w: int = _field("u32")
-    pad_top: int = _field("i32")
-    pad_left: int = _field("i32")
-    count_pads: int = _field("u8")
-    padded_h: int = _field("u32")
-    padded_w: int = _field("u32")
-    in_zero: int = _field("i16")
-    out_zero: int = _field("i16")
-    multiplier: int = _field("u32")
-    shift: int = _field("u8")
-    low: int = _field("i16")
-    high: int = _field("i16")
-    in_bits: int = _field("u8", default=8)
-    out_bits: int = _field("u8", default=8)
+    kind: int = entry("u8")
+    source: int = entry("u32")
+    in_h: int = entry("u32")
+    in_w: int = entry("u32")
+    channels: int = entry("u32")
+    target: int = entry("u32")
+    out_h: int = entry("u32")
+    out_w: int = entry("u32")
+    kernel_h: int = entry("u32")
+    kernel_w: int = entry("u32")
+    stride_h: int = entry("u32")
+    stride_w: int = entry("u32")
+    dilation_h: int = entry("u32")
+    dilation_w: int = entry("u32")
+    pad_top: int = entry("i32")
+    pad_left: int = entry("i32")
+    count_pads: int = entry("u8")
+    padded_h: int = entry("u32")
+    padded_w: int = entry("u32")
+    in_zero: int = entry("i16")
+    out_zero: int = entry("i16")
+    multiplier: int = entry("u32")
+    shift: int = entry("u8")
+    low: int = entry("i16")
+    high: int = entry("i16")
+    in_bits: int = entry("u8", default=8)
+    out_bits: int = entry("u8", default=8)
 
     @property
     def engine(self) -> Engine:
         return Engine.VECTOR
 
     def reads(self) -> tuple[Range, ...]:
-        return (_row(self.source, self.in_h * self.in_w * self.channels, self.in_bits),)
+        return (row(self.source, self.in_h * self.in_w * self.channels, self.in_bits),)
 
     def writes(self) -> tuple[Range, ...]:
-        return (_row(self.target, self.out_h * self.out_w * self.channels, self.out_bits),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Elementwise(Instruction):
-    """Base of instructions on broadcasting operands: a loop nest, and per operand its bits and LOOPS byte strides.
-
-    A stride of 0 broadcasts.
-    """
-
-    shape: tuple[int, ...] = _field("u32", LOOPS)
-    sources: tuple[int, ...] = _field("u32", 0)
-    strides: tuple[int, ...] = _field("i32", 0)
-    zeros: tuple[int, ...] = _field("i16", 0)
-    bits: tuple[int, ...] = _field("u8", 0)
-    target: int = _field("u32")
-    shift: int = _field("u8")
-    out_zero: int = _field("i16")
-    low: int = _field("i16")
-    high: int = _field("i16")
-    out_bits: int = _field("u8", default=8)
-
-    @property
-    def engine(self) -> Engine:
-        return Engine.VECTOR
-
-    def operand_strides(self, index: int) -> tuple[int, ...]:
-        return self.strides[index * LOOPS : (index + 1) * LOOPS]
-
-    def reads(self) -> tuple[Range, ...]:
-        return tuple(
-            strided(Space.SRAM, source, self.shape, self.operand_strides(i), bits // 8)
-            for i, (source, bits) in enumerate(zip(self.sources, self.bits, strict=True))
-        )
-
-    def writes(self) -> tuple[Range, ...]:
-        return (_row(self.target, volume(self.shape), self.out_bits),)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sum(Elementwise):
-    """sum_i multiplier_i * (x_i - zero_i), one rounding shift."""
-
-    opcode: ClassVar[int] = 6
-    multipliers: tuple[int, ...] = _field("i32", 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mul(Elementwise):
-    """(x_0 - zero_0) * (x_1 - zero_1), requantized."""
-
-    opcode: ClassVar[int] = 7
-    multiplier: int = _field("u32")
+        return (row(self.target, self.out_h * self.out_w * self.channels, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,15 +273,15 @@ class Lookup(Instruction):
     """
 
     opcode: ClassVar[int] = 8
-    source: int = _field("u32")
-    target: int = _field("u32")
-    count: int = _field("u32")
-    table: int = _field("u32")
-    tables: int = _field("u32")
-    shift: int = _field("u8", default=0)
-    out_zero: int = _field("i16", default=0)
-    in_bits: int = _field("u8", default=8)
-    out_bits: int = _field("u8", default=8)
+    source: int = entry("u32")
+    target: int = entry("u32")
+    count: int = entry("u32")
+    table: int = entry("u32")
+    tables: int = entry("u32")
+    shift: int = entry("u8", default=0)
+    out_zero: int = entry("i16", default=0)
+    in_bits: int = entry("u8", default=8)
+    out_bits: int = entry("u8", default=8)
 
     @property
     def engine(self) -> Engine:
@@ -373,10 +298,10 @@ class Lookup(Instruction):
 
     def reads(self) -> tuple[Range, ...]:
         size = self.entries * self.tables * self.entry_bits // 8
-        return (_row(self.source, self.count, self.in_bits), Range(Space.WEIGHTS, self.table, self.table + size))
+        return (row(self.source, self.count, self.in_bits), Range(Space.WEIGHTS, self.table, self.table + size))
 
     def writes(self) -> tuple[Range, ...]:
-        return (_row(self.target, self.count, self.out_bits),)
+        return (row(self.target, self.count, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,16 +312,16 @@ class Softmax(Instruction):
     """
 
     opcode: ClassVar[int] = 9
-    source: int = _field("u32")
-    target: int = _field("u32")
-    rows: int = _field("u32")
-    length: int = _field("u32")
-    table: int = _field("u32")
-    multiplier: int = _field("u32")
-    shift: int = _field("u8")
-    out_zero: int = _field("i16")
-    in_bits: int = _field("u8", default=8)
-    out_bits: int = _field("u8", default=8)
+    source: int = entry("u32")
+    target: int = entry("u32")
+    rows: int = entry("u32")
+    length: int = entry("u32")
+    table: int = entry("u32")
+    multiplier: int = entry("u32")
+    shift: int = entry("u8")
+    out_zero: int = entry("i16")
+    in_bits: int = entry("u8", default=8)
+    out_bits: int = entry("u8", default=8)
 
     @property
     def engine(self) -> Engine:
@@ -409,12 +334,12 @@ class Softmax(Instruction):
 
     def reads(self) -> tuple[Range, ...]:
         return (
-            _row(self.source, self.rows * self.length, self.in_bits),
+            row(self.source, self.rows * self.length, self.in_bits),
             Range(Space.WEIGHTS, self.table, self.table + 4 * self.entries),
         )
 
     def writes(self) -> tuple[Range, ...]:
-        return (_row(self.target, self.rows * self.length, self.out_bits),)
+        return (row(self.target, self.rows * self.length, self.out_bits),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,17 +351,17 @@ class Cell(Instruction):
     int8 or, with `out_bits` 16, int16.
     """
 
-    gates: int = _field("u32")
-    recurrent: int = _field("u32")
-    target: int = _field("u32")
-    batch: int = _field("u32")
-    hidden: int = _field("u32")
-    tables: int = _field("u32")
-    clip: int = _field("i16")
-    multiplier: int = _field("u32")
-    shift: int = _field("u8")
-    out_zero: int = _field("i16")
-    out_bits: int = _field("u8")
+    gates: int = entry("u32")
+    recurrent: int = entry("u32")
+    target: int = entry("u32")
+    batch: int = entry("u32")
+    hidden: int = entry("u32")
+    tables: int = entry("u32")
+    clip: int = entry("i16")
+    multiplier: int = entry("u32")
+    shift: int = entry("u8")
+    out_zero: int = entry("i16")
+    out_bits: int = entry("u8")
 
     @property
     def engine(self) -> Engine:
@@ -468,12 +393,12 @@ class Lstm(Cell):
     """
 
     opcode: ClassVar[int] = 10
-    cell: int = _field("u32")
-    cell_out: int = _field("u32")
-    cell_bits: int = _field("u8")
-    coupled: int = _field("u8")
-    peepholes: int = _field("u8")
-    peephole_shift: int = _field("u8")
+    cell: int = entry("u32")
+    cell_out: int = entry("u32")
+    cell_bits: int = entry("u8")
+    coupled: int = entry("u8")
+    peepholes: int = entry("u8")
+    peephole_shift: int = entry("u8")
 
     def reads(self) -> tuple[Range, ...]:
         constants = self._constants(3, 3 if self.peepholes else 0)
@@ -493,9 +418,9 @@ class Gru(Cell):
     """
 
     opcode: ClassVar[int] = 11
-    phase: int = _field("u8")
-    state: int = _field("u32")
-    state_out: int = _field("u32")
+    phase: int = entry("u8")
+    state: int = entry("u32")
+    state_out: int = entry("u32")
 
     def reads(self) -> tuple[Range, ...]:
         gates, recurrent = self._short(self.gates, 3), self._short(self.recurrent, 3)
@@ -505,10 +430,124 @@ class Gru(Cell):
         return (self._result(),) if self.phase == RESET else (self._short(self.state_out), self._result())
 
 
-AnyInstruction = Load | Copy | Fill | Conv | Pool | Sum | Mul | Lookup | Softmax | Lstm | Gru
-OPCODES: dict[int, type[AnyInstruction]] = {
-    kind.opcode: kind for kind in (Load, Copy, Fill, Conv, Pool, Sum, Mul, Lookup, Softmax, Lstm, Gru)
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatMul(Instruction):
+    """Product of two matrices of activations, (rows, depth) by (depth, columns), requantized as a whole.
+
+    `turned`: the right matrix lies as (columns, depth). Its values stream into the array like weights. Sums have 8 more
+    bits for each operand of 16 bits (`numerics.requantize_wide`).
+    """
+
+    opcode: ClassVar[int] = 16
+    source: int = entry("u32")
+    right: int = entry("u32")
+    target: int = entry("u32")
+    rows: int = entry("u32")
+    columns: int = entry("u32")
+    depth: int = entry("u32")
+    turned: int = entry("u8")
+    in_zero: int = entry("i16")
+    right_zero: int = entry("i16")
+    out_zero: int = entry("i16")
+    multiplier: int = entry("u32")
+    shift: int = entry("u8")
+    low: int = entry("i16")
+    high: int = entry("i16")
+    in_bits: int = entry("u8", default=8)
+    right_bits: int = entry("u8", default=8)
+    out_bits: int = entry("u8", default=8)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.MAC
+
+    @property
+    def macs(self) -> int:
+        return self.rows * self.columns * self.depth
+
+    @property
+    def wide(self) -> int:
+        """How many operands have 16 bits."""
+        return (self.in_bits == 16) + (self.right_bits == 16)
+
+    def reads(self) -> tuple[Range, ...]:
+        return (
+            row(self.source, self.rows * self.depth, self.in_bits),
+            row(self.right, self.depth * self.columns, self.right_bits),
+        )
+
+    def writes(self) -> tuple[Range, ...]:
+        return (row(self.target, self.rows * self.columns, self.out_bits),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm(Instruction):
+    """Normalisation of each of `groups` interleaved groups in each of `rows` (`norms.normalize`).
+
+    A row is (positions, groups, depth); a group has positions * depth values. Gains and offsets, int32 and `channels`
+    each, lie behind each other in the weight buffer; value i of a row takes number i % channels. Epsilon is shifted
+    left by `epsilon_shift`.
+    """
+
+    opcode: ClassVar[int] = 17
+    source: int = entry("u32")
+    target: int = entry("u32")
+    rows: int = entry("u32")
+    positions: int = entry("u32")
+    groups: int = entry("u32")
+    depth: int = entry("u32")
+    channels: int = entry("u32")
+    params: int = entry("u32")
+    centered: int = entry("u8")
+    epsilon: int = entry("u32")
+    epsilon_shift: int = entry("u8")
+    gain_shift: int = entry("u8")
+    offset_shift: int = entry("u8")
+    in_zero: int = entry("i16")
+    out_zero: int = entry("i16")
+    low: int = entry("i16")
+    high: int = entry("i16")
+    in_bits: int = entry("u8", default=8)
+    out_bits: int = entry("u8", default=8)
+
+    @property
+    def engine(self) -> Engine:
+        return Engine.VECTOR
+
+    @property
+    def count(self) -> int:
+        """Values of one row."""
+        return self.positions * self.groups * self.depth
+
+    def reads(self) -> tuple[Range, ...]:
+        constants = Range(Space.WEIGHTS, self.params, self.params + 8 * self.channels)
+        return row(self.source, self.rows * self.count, self.in_bits), constants
+
+    def writes(self) -> tuple[Range, ...]:
+        return (row(self.target, self.rows * self.count, self.out_bits),)
+
+
+AnyInstruction = (
+    Load
+    | Copy
+    | Fill
+    | Conv
+    | Pool
+    | Sum
+    | Mul
+    | Magnitude
+    | Lookup
+    | Softmax
+    | Lstm
+    | Gru
+    | Div
+    | Extreme
+    | Select
+    | MatMul
+    | Norm
+    | Host
+)
+OPCODES: dict[int, type[AnyInstruction]] = {kind.opcode: kind for kind in get_args(AnyInstruction)}
 
 
 def copy_engine(source: Space, target: Space) -> Engine:
@@ -516,25 +555,6 @@ def copy_engine(source: Space, target: Space) -> Engine:
     if target != Space.SRAM:
         return Engine.DMA_OUT
     return Engine.VECTOR if source == Space.SRAM else Engine.DMA_IN
-
-
-def volume(shape: tuple[int, ...]) -> int:
-    """Return the number of elements of a shape."""
-    count = 1
-    for side in shape:
-        count *= side
-    return count
-
-
-def _row(start: int, count: int, bits: int) -> Range:
-    """Return the scratchpad bytes of `count` elements behind each other."""
-    return Range(Space.SRAM, start, start + count * bits // 8)
-
-
-def strided(space: Space, start: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int = 1) -> Range:
-    """Return the smallest range that holds every byte of a strided view of elements of `width` bytes."""
-    spans = [(side - 1) * stride for side, stride in zip(shape, strides, strict=True)]
-    return Range(space, start + sum(min(s, 0) for s in spans), start + sum(max(s, 0) for s in spans) + width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def _storages(program: Program) -> Iterator[list[Tensor]]:
 
 
 def _lifetime(program: Program, names: set[str], turn: Mapping[int, int]) -> tuple[int, int]:
-    writers = [turn[place] for place, layer in enumerate(program.layers) if layer.output in names]
+    writers = [turn[place] for place, layer in enumerate(program.layers) if names & set(layer.outputs)]
     readers = [turn[place] for place, layer in enumerate(program.layers) if names & set(layer.inputs)]
     ends = [max(turn.values(), default=-1) + 1] if names & set(program.outputs) else []
     first = min(writers, default=-1)
@@ -131,7 +131,7 @@ def _whole(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
             users = [
                 layer
                 for place, layer in enumerate(program.layers)
-                if first <= turn[place] <= last and names & {*layer.inputs, layer.output}
+                if first <= turn[place] <= last and names & {*layer.inputs, *layer.outputs}
             ]
             yield Resident(same[0].name, WHOLE, _buffers(program, users, [span]), first, last)
 
@@ -141,7 +141,7 @@ def _stripes(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
         if same[0].pieces:
             names = {tensor.name for tensor in same}
             spans = [(p.address, p.address + p.nbytes) for p in same[0].pieces]
-            users = [layer for layer in program.layers if names & {*layer.inputs, layer.output}]
+            users = [layer for layer in program.layers if names & {*layer.inputs, *layer.outputs}]
             first, last = _lifetime(program, names, turn)
             yield Resident(same[0].name, STRIPE, _buffers(program, users, spans), first, last)
 
@@ -160,7 +160,7 @@ def _staged(program: Program, turn: Mapping[int, int]) -> Iterator[Resident]:
 
 def _homes(program: Program, layer: Layer) -> Iterator[tuple[int, int]]:
     """Yield the ranges of the layer's own tensors that live in the scratchpad: copies from home to home end there."""
-    for name in (*layer.inputs, layer.output):
+    for name in (*layer.inputs, *layer.outputs):
         tensor = program.tensor(name)
         if tensor.space == Space.SRAM and not tensor.pieces:
             yield tensor.address, tensor.address + tensor.type.nbytes

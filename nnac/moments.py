@@ -1,19 +1,21 @@
 """Second moments of layers' inputs over calibration samples: what GPTQ and automatic bit choice weigh errors with.
 
 For a layer that multiplies patches x (K values) with weights (O, K), H = mean of x x^T; an error D of the weights costs
-trace(D H D^T) at the output (Frantar et al. 2022, "GPTQ", up to the factor 2).
+trace(D H D^T) at the output (Frantar et al. 2022, "GPTQ", up to the factor 2). Recurrent weights multiply hidden
+values, which the float model does not show; they are computed beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnac.floatmodel import FloatModel
 from nnac.graph import Graph, Node, onnx_states
-from nnac.ops import Conv, Dense
+from nnac.innerstates import seen_hidden
+from nnac.ops import Dense, Recurrent
 from nnac.ops.conv import INPUT, WEIGHT
 from nnac.types import Array
 
@@ -31,20 +33,34 @@ def second_moments(
 
     A layer whose input has no float twin in the model is left out.
     """
-    nodes = {node.name: node for node in graph.nodes if node.name in set(layers) and isinstance(node.op, Conv | Dense)}
-    sources = {name: graph.values[node.inputs[INPUT]].origin for name, node in nodes.items()}
-    known = {name: origin for name, origin in sources.items() if origin is not None}
-    twin = FloatModel(model, sorted({origin.name for origin in known.values()}), onnx_states(graph))
+    wanted = set(layers)
+    nodes = [node for node in graph.nodes if node.name in wanted]
+    twin = FloatModel(model, _observed(graph, nodes), onnx_states(graph))
     sums: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for sample in samples:
-        values = twin.run(sample)
-        for name, origin in known.items():
-            shape = graph.values[nodes[name].inputs[INPUT]].shape
-            patches = _patches(graph, nodes[name], origin.from_onnx(values[origin.name], shape))
+        for name, patches in _seen(graph, nodes, twin.run(sample)):
             sums[name] = sums.get(name, 0.0) + np.einsum("gnk,gnl->gkl", patches, patches, optimize=True)
             counts[name] = counts.get(name, 0) + patches.shape[1]
     return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _observed(graph: Graph, nodes: Sequence[Node]) -> list[str]:
+    """Return the ONNX tensors that tell what the layers see: their inputs, or all, from which hidden values follow."""
+    everything = any(isinstance(node.op, Recurrent) for node in nodes)
+    names = graph.values if everything else [node.inputs[INPUT] for node in nodes]
+    return sorted({origin.name for name in names if (origin := graph.values[name].origin) is not None})
+
+
+def _seen(graph: Graph, nodes: Sequence[Node], values: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """Yield the name of each layer and (groups, patches, K) values that its weights multiply, as far as they show."""
+    hidden = seen_hidden(graph, values) if any(isinstance(node.op, Recurrent) for node in nodes) else {}
+    for node in nodes:
+        value = graph.values[node.inputs[INPUT]]
+        if node.name in hidden:
+            yield node.name, _thinned(hidden[node.name])
+        elif value.origin is not None:
+            yield node.name, _patches(graph, node, value.origin.from_onnx(values[value.origin.name], value.shape))
 
 
 def _patches(graph: Graph, node: Node, x: Array) -> Array:

@@ -13,6 +13,7 @@ inside 2**62, so that 64-bit machines meet the law:
 
 - sums: |x - z| <= 2**15, multipliers under 2**31, up to 2**16 operands;
 - products: |x * y| <= 2**30 is still an int32, so that `requantize` holds with multipliers under 2**31;
+- magnitudes: up to 16 squares, whose sum has a root of less than 2**31 with its fraction;
 - averages: as many bits as the window leaves (`average_bits`), 31 up to 2**16 taps;
 - convolutions: sums of int16 x int8 in an accumulator of 8 more bits (40 for 32), multipliers under 2**23
   (`requantize_wide`).
@@ -45,6 +46,9 @@ GATE_BITS = 12
 UNIT_BITS = 15
 """Fractional bits of a gate's output and of a GRU's state: int16, Q0.15."""
 INTERPOLATION_SHIFT = 7
+ROOT_FRACTION = 13
+"""Fractional bits of a root before it is requantized."""
+SQUARES_LIMIT = 1 << 35
 
 
 class Rounding(enum.IntEnum):
@@ -172,6 +176,38 @@ def requantize_wide(
     if not 0 <= multiplier < WIDE_MULTIPLIER_LIMIT:
         raise ValueError(f"multiplier {multiplier} is outside 0..2**{WIDE_MULTIPLIER_BITS}-1")
     return saturate(round_shift(acc * multiplier, shift, rounding) + zero_point, low, high)
+
+
+def magnitude(
+    values: Sequence[int],
+    offset: int,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+) -> int:
+    """The root of a sum of squares: `requantize` of ``floor(sqrt(offset + sum of squares) * 2**13)``.
+
+    Args:
+        values: x - zero point of x, up to 16 on one scale; the squares and the offset sum up to less than 2**35.
+        offset: what is added to the squares, on their scale.
+        multiplier: 0 .. 2**31 - 1.
+        shift: 0..62.
+        zero_point: of the output.
+        rounding: as for `requantize`.
+        low: smallest output.
+        high: largest output.
+
+    Raises:
+        ValueError: the sum, the multiplier or the shift is out of range.
+    """
+    total = offset + sum(value * value for value in values)
+    if not 0 <= total < SQUARES_LIMIT:
+        raise ValueError(f"the sum of squares {total} is outside 0..2**35-1")
+    root = math.isqrt(total << 2 * ROOT_FRACTION)
+    return requantize(root, multiplier, shift, zero_point, rounding, low, high)
 
 
 def _two_step(acc: int, multiplier: int, shift: int) -> int:

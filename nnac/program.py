@@ -1,6 +1,7 @@
 """The program: instructions, constants and everything that a reader needs to know; its `.nna` container.
 
-A `.nna` file is a safetensors file with two tensors (`instructions`, `constants`) and one metadata entry, JSON. It is
+A `.nna` file is a safetensors file with the tensors `instructions`, `constants` and one per host segment (`host.0`,
+`host.1`, ...), and one metadata entry, JSON. It is
 canonical: a loaded program writes the very same bytes again, and a file that does not is refused, so that no two
 files differ and mean the same.
 """
@@ -29,7 +30,7 @@ from nnac.stream import decode, encode
 from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
 from nnac.types import DTYPES, Array, Quant, TensorType
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Limits:
 
     Attributes:
         name: characters of a name.
+        segments: models for the host.
         memory_bytes: used in DRAM or flash, and working memory of one kernel call.
         buffer_bytes: used in the scratchpad or the weight buffer.
         work: elements, taps and products of the whole program.
@@ -48,6 +50,7 @@ class Limits:
     tensors: int = 1 << 16
     rank: int = 8
     instructions: int = 1 << 20
+    segments: int = 1 << 12
     name: int = 1024
     memory_bytes: int = 1 << 31
     buffer_bytes: int = 1 << 28
@@ -124,6 +127,7 @@ class Layer:
         name, op: of the node.
         runs: half-open ranges of instructions, ascending; one, or one per stripe in a cascade of layers.
         inputs, output: tensors of the program (operands that are constants are left out).
+        more: the other tensors that it makes.
         macs: multiply-accumulates; `weight_bytes`: int8 weights before encoding.
         encoding: of the weights; None without weights.
     """
@@ -136,6 +140,12 @@ class Layer:
     macs: int
     weight_bytes: int
     encoding: Encoding | None = None
+    more: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All tensors that it makes."""
+        return (self.output, *self.more)
 
     def indices(self) -> Iterator[int]:
         """Yield the layer's instructions."""
@@ -159,6 +169,7 @@ class Program:
         states: pairs (input, output) of tensors that the device keeps: an inference finds in the input what the one
             before it left in the output; the program's last instructions copy it there.
         loops: rounds of instructions that differ by constant steps; the file holds each loop's first round only.
+        segments: ONNX models that the host runs (`nnac.segment`), by the number in `isa.Host.model`.
         used: bytes used per memory (scratchpad peak, weight buffer, spills with constants, ...).
         lower_bound: bytes of the largest set of scratchpad tensors alive at once; no placement needs less.
         calibration: how the ranges were found, e.g. "minmax, 100 samples"; "random" marks a blob for timing only.
@@ -178,6 +189,7 @@ class Program:
     known_answer: KnownAnswer
     states: tuple[tuple[str, str], ...] = ()
     loops: tuple[isa.Loop, ...] = ()
+    segments: tuple[bytes, ...] = ()
 
     def tensor(self, name: str) -> Tensor:
         """Return the tensor called `name`."""
@@ -205,10 +217,15 @@ def dumps(program: Program) -> bytes:
 
     stream = np.frombuffer(encode(program.instructions, program.loops), dtype=np.uint8)
     sections = {"instructions": stream, "constants": np.ascontiguousarray(program.constants)}
+    sections |= {_segment_name(n): np.frombuffer(model, np.uint8) for n, model in enumerate(program.segments)}
     head = _head(program) | {"digests": {name: _sha(array) for name, array in sections.items()}}
     text = json.dumps(head, sort_keys=True, separators=(",", ":"), allow_nan=False)
     outer = json.dumps({"digest": _sha(text.encode()), "program": text}, sort_keys=True)
     return bytes(save(sections, metadata={"nnac": outer}))
+
+
+def _segment_name(number: int) -> str:
+    return f"host.{number}"
 
 
 def _head(program: Program) -> dict[str, Any]:
@@ -227,6 +244,7 @@ def _head(program: Program) -> dict[str, Any]:
         "lower_bound": program.lower_bound,
         "known_answer": {"seed": program.known_answer.seed, "digests": dict(program.known_answer.digests)},
         "instruction_count": len(program.instructions),
+        "segment_count": len(program.segments),
     }
 
 
@@ -289,8 +307,7 @@ def loads(data: bytes, where: str = "program", limits: Limits | None = None) -> 
     """
     limits = limits or Limits()
     try:
-        text, sections = _open(data, limits)
-        head = json.loads(text)
+        head, sections = _open(data, limits)
         _check_head(head, sections, limits)
         program = _program(head, sections)
         if dumps(program) != data:
@@ -302,8 +319,8 @@ def loads(data: bytes, where: str = "program", limits: Limits | None = None) -> 
     return program
 
 
-def _open(data: bytes, limits: Limits) -> tuple[str, dict[str, Array]]:
-    """Return the metadata text and the sections of a safetensors file, after checking every length."""
+def _open(data: bytes, limits: Limits) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Return the metadata and the sections of a safetensors file, after checking every length."""
     if len(data) > limits.file_bytes:
         raise ProgramError(f"{len(data):,} bytes, allowed {limits.file_bytes:,}")
     if len(data) < 8:
@@ -315,7 +332,12 @@ def _open(data: bytes, limits: Limits) -> tuple[str, dict[str, Array]]:
     outer = json.loads(header["__metadata__"]["nnac"])
     if _sha(outer["program"].encode()) != outer["digest"]:
         raise ProgramError("the header's digest is wrong: the file is damaged")
-    return outer["program"], {name: _section(data, header[name], 8 + length) for name in ("instructions", "constants")}
+    head = json.loads(outer["program"])
+    count = head.get("segment_count", 0)
+    if not (type(count) is int and 0 <= count <= limits.segments):
+        raise ProgramError(f"{count!r:.80} host segments, allowed {limits.segments:,}")
+    names = ("instructions", "constants", *map(_segment_name, range(count)))
+    return head, {name: _section(data, header[name], 8 + length) for name in names}
 
 
 def _section(data: bytes, entry: dict[str, Any], base: int) -> Array:
@@ -361,6 +383,7 @@ def _program(head: dict[str, Any], sections: Mapping[str, Array]) -> Program:
         known_answer=KnownAnswer(answer["seed"], dict(answer["digests"])),
         states=tuple((source, result) for source, result in head["states"]),
         loops=loops,
+        segments=tuple(sections[_segment_name(n)].tobytes() for n in range(head["segment_count"])),
     )
 
 
@@ -390,7 +413,8 @@ def _layer(raw: dict[str, Any]) -> Layer:
         raise ProgramError("a layer record has unknown or missing entries")
     runs = tuple((first, end) for first, end in raw["runs"])
     encoding = None if raw["encoding"] is None else _encoding(raw["encoding"])
-    return Layer(**raw | {"inputs": tuple(raw["inputs"]), "runs": runs, "encoding": encoding})
+    names = {key: tuple(raw[key]) for key in ("inputs", "more")}
+    return Layer(**raw | names | {"runs": runs, "encoding": encoding})
 
 
 def _encoding(raw: dict[str, Any]) -> Encoding:

@@ -33,6 +33,8 @@ def seeded(types: Mapping[str, TensorType], seed: int) -> dict[str, Array]:
 
 
 def whole_range(rng: np.random.Generator, kind: TensorType) -> Array:
-    """Return random integers of a type, all values alike."""
+    """Return random integers of a type, all values alike; of those that stand for themselves 0 and 1, valid indices."""
+    if kind.quant is not None and kind.quant.is_whole:
+        return rng.integers(0, 2, kind.shape).astype(kind.dtype)
     limits = np.iinfo(kind.dtype)
     return rng.integers(limits.min, limits.max + 1, kind.shape).astype(kind.dtype)

@@ -8,7 +8,7 @@ interpreted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from nnac import __version__, isa, liveness, timing
 from nnac import array as mac_array
+from nnac.account import host_account
 from nnac.isa import Space
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
@@ -53,6 +54,7 @@ MEANINGS = {
     "vector": "the vector unit computes",
     "activations": "they are moved",
     "issue": "instructions are started",
+    "host": "operators run beside the NNA",
     "port": "the bytes of one memory take longest",
 }
 """What it means when a `timing.BOUND` bounds."""
@@ -105,6 +107,7 @@ def _answers(timeline: Timeline, blob_bytes: int, blob: str, changes: Changes) -
         **({"changed": changed} if changes else {}),
         "calibration": calibration(program),
         **_latency(timeline),
+        **_host(timeline),
         "bound by": f"{bound(timeline.bound)}; busy: {busy(timeline)}",
         "scratchpad": _scratchpad(program),
         **_weights(program),
@@ -122,7 +125,7 @@ def _value(value: object) -> str:
 
 def _latency(timeline: Timeline) -> dict[str, str]:
     """Return the time of the inference, and of those after it where they are faster."""
-    rows = {"latency": f"{_time(timeline)}; {_short(timeline.inferences_per_second)} inferences per second"}
+    rows = {"latency": f"{_time(timeline)}; {short(timeline.inferences_per_second)} inferences per second"}
     if timeline.warm:
         return rows | {"warm": "an inference after the first: weights stay in the weight buffer"}
     if timing.is_resident(timeline.program):
@@ -132,8 +135,18 @@ def _latency(timeline: Timeline) -> dict[str, str]:
     return rows
 
 
+def _host(timeline: Timeline) -> dict[str, str]:
+    """Return how much of the model runs on the host, or nothing where none does."""
+    rows = host_account(timeline)
+    if not rows:
+        return {}
+    count, share = sum(len(row.nodes) for row in rows), sum(row.cycles for row in rows) / timeline.cycles
+    nna = sum(row.nna_cycles for row in rows)
+    return {"host": f"{_count(count, 'operator')}, {share:.1%} of the latency; {nna:,} cycles if the NNA had them"}
+
+
 def _time(timeline: Timeline) -> str:
-    return f"{timeline.cycles:,} cycles = {_short(timeline.milliseconds)} ms"
+    return f"{timeline.cycles:,} cycles = {short(timeline.milliseconds)} ms"
 
 
 def _weights(program: Program) -> dict[str, Text]:
@@ -200,7 +213,7 @@ def energy(timeline: Timeline) -> dict[str, str]:
     if not total or table is None:
         return {}
     parts = ", ".join(f"{part} {count / total:.0%}" for part, count in timeline.energy.items() if count)
-    return {"energy": f"{_short(total / 1e6)} uJ: {parts}", "energy from": f"{table.node}; {table.source}"}
+    return {"energy": f"{short(total / 1e6)} uJ: {parts}", "energy from": f"{table.node}; {table.source}"}
 
 
 def calibration(program: Program) -> str:
@@ -221,7 +234,7 @@ def facts(rows: Mapping[str, object]) -> Table:
 def layers(timeline: Timeline, limit: int) -> Table:
     """Return the layers that the program waits longest for."""
     rows = sorted(timeline.layers, key=lambda row: -row.critical)[:limit]
-    table = _table("worst layers", "op", ">cycles", ">share", "<bound by", ">utilisation")
+    table = columns("worst layers", "op", ">cycles", ">share", "<bound by", ">utilisation")
     for row in rows:
         table.add_row(*_layer(row, timeline.cycles))
     return table
@@ -240,7 +253,7 @@ def _layer(row: LayerTime, cycles: int) -> tuple[Cell, ...]:
 
 def all_layers(timeline: Timeline) -> Group:
     """Return every layer in program order: its time, then its bytes, each with a total."""
-    table = _table("layer", "op", ">cycles", ">share", "<bound by", ">utilisation")
+    table = columns("layer", "op", ">cycles", ">share", "<bound by", ">utilisation")
     for row in timeline.layers:
         table.add_row(*_layer(row, timeline.cycles))
     share = sum(row.critical for row in timeline.layers) / timeline.cycles
@@ -252,7 +265,7 @@ def layer_traffic(timeline: Timeline) -> Table:
     """Return the bytes of every layer by memory, and what those outside the chip are for."""
     memories = list(by_memory(timeline.traffic))
     outside = {space.label for space in OUTSIDE}
-    table = _table("layer", *(f">{BUFFER.get(memory, memory)}" for memory in memories), "~outside the chip")
+    table = columns("layer", *(f">{BUFFER.get(memory, memory)}" for memory in memories), "~outside the chip")
     rows: list[tuple[Cell, Mapping[tuple[str, str], int]]] = [(_name(r.layer.name), r.traffic) for r in timeline.layers]
     for name, found in (*rows, ("total", timeline.traffic)):
         sums = {memory: sum(purposes.values()) for memory, purposes in by_memory(found).items()}
@@ -263,7 +276,7 @@ def layer_traffic(timeline: Timeline) -> Table:
 
 def traffic(timeline: Timeline) -> Table:
     """Return the bytes that cross the port of each memory, and what for."""
-    table = _table("<traffic", ">bytes", "~of which")
+    table = columns("<traffic", ">bytes", "~of which")
     for memory, purposes in by_memory(timeline.traffic).items():
         parts = ", ".join(f"{purpose} {count:,}" for purpose, count in purposes.items())
         table.add_row(BUFFER.get(memory, memory), f"{sum(purposes.values()):,}", parts)
@@ -306,12 +319,28 @@ def header(program: Program, blob_bytes: int, digest: str) -> Table:
 
 def interface(program: Program) -> Table:
     """Return inputs and outputs with their quantization and their homes."""
-    table = _table("inputs", "<ONNX shape", "<device shape", ">scale", ">zero", "<address")
+    table = columns("inputs", "<ONNX shape", "<device shape", ">scale", ">zero", "<address")
     for name in program.inputs:
         table.add_row(*_port(program.tensor(name)))
     table.add_row(Text("outputs", "bold"))
     for name in program.outputs:
         table.add_row(*_port(program.tensor(name)))
+    return table
+
+
+def states(program: Program) -> Table:
+    """Return what the device keeps between calls, where, and which output becomes it."""
+    table = columns("states", "<next value", "<device shape", "<dtype", ">bytes", "<address")
+    for source, result in program.states:
+        tensor = program.tensor(source)
+        table.add_row(
+            _name(tensor.onnx_name),
+            _name(program.tensor(result).onnx_name),
+            _shape(tensor.type.shape),
+            tensor.type.dtype,
+            f"{tensor.type.nbytes:,}",
+            f"{tensor.space.label} {tensor.address:#x}",
+        )
     return table
 
 
@@ -327,7 +356,7 @@ def _quant(tensor: Tensor) -> tuple[str, str, str]:
 
 def memory_map(program: Program) -> Table:
     """Return used and available bytes of every memory."""
-    table = _table("<memory", ">used", ">available", ">share")
+    table = columns("<memory", ">used", ">available", ">share")
     for space in (space for space in Space if space.label in program.target.memory):
         used, available = program.used.get(space, 0), program.target.memory[space.label].bytes
         table.add_row(BUFFER.get(space.label, space.label), f"{used:,}", f"{available:,}", f"{used / available:.1%}")
@@ -337,7 +366,7 @@ def memory_map(program: Program) -> Table:
 def scratchpad(program: Program) -> Group:
     """Return the bytes alive while each layer works, and what is alive at the peak."""
     size, found = program.target.memory["sram"].bytes, liveness.moments(program)
-    table = _table("layer", "op", ">alive", ">of scratchpad", ">tensors")
+    table = columns("layer", "op", ">alive", ">of scratchpad", ">tensors")
     for moment in found:
         ops = dict.fromkeys(program.layers[place].op for place in moment.layers)
         table.add_row(
@@ -356,7 +385,7 @@ def scratchpad(program: Program) -> Group:
 
 
 def _alive(program: Program, found: Sequence[Moment], moment: Moment) -> Table:
-    table, names = _table("tensor", "<as", ">bytes", "<address", "from", "to"), _names(program)
+    table, names = columns("tensor", "<as", ">bytes", "<address", "from", "to"), _names(program)
     for resident in moment.alive:
         table.add_row(
             _name(names.get(resident.name, resident.name)),
@@ -387,8 +416,8 @@ def _layers_of(program: Program, moment: Moment) -> str:
 
 def weights(rows: Sequence[WeightRow], blob: BlobBytes) -> Group:
     """Return what every layer's weights take against their entropy, how they are packed, and the file's parts."""
-    table = _table("weights of", "<shape", ">int8", ">blob", ">index", ">bits each", ">entropy", ">zeros", ">SQNR")
-    packers = _table("layer", ">levels", ">table", "<packer", "~others, bytes")
+    table = columns("weights of", "<shape", ">int8", ">blob", ">index", ">bits each", ">entropy", ">zeros", ">SQNR")
+    packers = columns("layer", ">levels", ">table", "<packer", "~others, bytes")
     for row in rows:
         table.add_row(
             _name(row.name),
@@ -409,7 +438,7 @@ def weights(rows: Sequence[WeightRow], blob: BlobBytes) -> Group:
 
 
 def _blob_parts(blob: BlobBytes) -> Table:
-    table = _table("<blob", ">bytes", ">share")
+    table = columns("<blob", ">bytes", ">share")
     for name, nbytes in blob.parts().items():
         table.add_row(name, f"{nbytes:,}", f"{nbytes / blob.blob:.1%}")
     table.add_row("total", f"{blob.blob:,}", "")
@@ -421,7 +450,7 @@ def _blob_parts(blob: BlobBytes) -> Table:
 
 def tensors(program: Program) -> Table:
     """Return all tensors of the program in their homes."""
-    table = _table("tensor", "ONNX tensor", "<shape", ">scale", ">zero", "<address")
+    table = columns("tensor", "ONNX tensor", "<shape", ">scale", ">zero", "<address")
     for tensor in program.tensors:
         origin = tensor.origin.name if tensor.origin else ""
         table.add_row(_name(tensor.name), _name(origin), _shape(tensor.type.shape), *_quant(tensor))
@@ -430,7 +459,7 @@ def tensors(program: Program) -> Table:
 
 def arrays(found: Mapping[str, Array]) -> Table:
     """Return name, shape, dtype and range of arrays."""
-    table = _table("output", "<shape", "<dtype", ">min", ">max")
+    table = columns("output", "<shape", "<dtype", ">min", ">max")
     for name, array in found.items():
         table.add_row(_name(name), _shape(array.shape), str(array.dtype), f"{array.min():.6g}", f"{array.max():.6g}")
     return table
@@ -451,14 +480,14 @@ def comparison(result: Comparison, limit: int | None = None) -> Group:
 
 
 def _outputs(result: Comparison) -> Table:
-    table = _table("output", ">SQNR", ">max steps")
+    table = columns("output", ">SQNR", ">max steps")
     for row in (row for row in result.rows if row.output):
         table.add_row(_name(row.tensor), _decibel(row.sqnr), f"{row.max_steps:.1f}")
     return table
 
 
 def _rows(rows: Sequence[Row]) -> Table:
-    table = _table("worst layers", "op", ">local", ">SQNR", ">max steps", ">saturated", ">share")
+    table = columns("worst layers", "op", ">local", ">SQNR", ">max steps", ">saturated", ">share")
     for row in rows:
         table.add_row(
             _name(row.layer or row.tensor),
@@ -482,7 +511,7 @@ def _decibel(value: float) -> str:
 def points(found: Sequence[Point]) -> Group:
     """Return the points of a sweep, one line each, and below them why some do not fit."""
     figures = list(found[0].settings) if found else []
-    table = _table(
+    table = columns(
         *(f">{_stacked(name)}" for name in figures),
         ">cycles",
         ">ms",
@@ -495,7 +524,7 @@ def points(found: Sequence[Point]) -> Group:
         reached = (
             ("does not fit", "", "", "")
             if point.problem
-            else (f"{point.cycles:,}", _short(point.milliseconds), f"{point.outside_bytes:,}", f"{point.sram_used:,}")
+            else (f"{point.cycles:,}", short(point.milliseconds), f"{point.outside_bytes:,}", f"{point.sram_used:,}")
         )
         table.add_row(
             *map(_value, point.settings.values()), *reached, f"{point.macs:,}", f"{point.on_chip_bytes / 1024:,.4g}"
@@ -518,7 +547,7 @@ def _stacked(name: str) -> str:
 
 def targets(known: Iterable[Target]) -> Table:
     """Return names and descriptions of targets."""
-    table = _table("<target", "~")
+    table = columns("<target", "~")
     for target in known:
         table.add_row(_name(target.name), Text(printable(target.description)))
     return table
@@ -526,7 +555,7 @@ def targets(known: Iterable[Target]) -> Table:
 
 def figures(target: Target) -> Group:
     """Return every figure of a target with its unit and meaning."""
-    table = _table("<figure", "<value", "~meaning")
+    table = columns("<figure", "<value", "~meaning")
     for entry, value, unit, meaning in explain(target):
         shown = printable(f"{value} {unit}".rstrip())
         table.add_row(entry, *((shown, meaning) if len(shown) <= SHORT else ("", f"{meaning}: {shown}")))
@@ -535,7 +564,7 @@ def figures(target: Target) -> Group:
 
 def operators(rows: Iterable[tuple[str, str, tuple[str, ...]]]) -> Group:
     """Return the supported operators: ONNX name, what it becomes, what is supported."""
-    table = _table("<ONNX operator", "~becomes", "~supported if")
+    table = columns("<ONNX operator", "~becomes", "~supported if")
     for name, becomes, sentences in rows:
         table.add_row(name, becomes, _supported(sentences))
     return Group(table, Text(), Text("Everywhere: tensors are float32 (or constants) and of a fixed shape."))
@@ -593,6 +622,7 @@ def to_json(timeline: Timeline, blob_bytes: int, changes: Changes | None = None)
         "traffic": by_memory(timeline.traffic),
         "energy_pj": dict(timeline.energy),
         "energy_from": _energy_json(program),
+        "host": [asdict(row) for row in host_account(timeline)],
         "layers": [_layer_json(row, timeline.cycles, alive[n]) for n, row in enumerate(timeline.layers)],
         "contract": contract(),
     }
@@ -640,7 +670,7 @@ def _layer_json(row: LayerTime, cycles: int, alive: int) -> dict[str, Any]:
 # -- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _table(*titles: str) -> Table:
+def columns(*titles: str) -> Table:
     """Return an empty table of columns titled "<..." or ">..." (figures, aligned left or right, never cut), or without
     a mark (names, cut where the table is too wide), or "~..." (running text, that goes on in the next line).
     """
@@ -666,5 +696,6 @@ def _count(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Return a figure with four digits, or whole from a thousand on."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

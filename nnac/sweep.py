@@ -50,13 +50,14 @@ def sweep(
     *,
     method: str = "minmax",
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> list[Point]:
     """Return one point per combination of the figures in `vary`, the last figure varying fastest.
 
     Args:
-        model, target, calibration, method, shapes, freeze, progress: as for `nnac.compile`.
+        model, target, calibration, method, shapes, states, freeze, progress: as for `nnac.compile`.
         vary: values per figure, by dotted name as `nnac targets NAME` lists them.
 
     Raises:
@@ -64,7 +65,7 @@ def sweep(
         ModelError: the model cannot be compiled.
     """
     machines = list(_machines(load_target(target), vary))
-    graph, ranges, note = measured_graph(model, calibration, method, shapes, freeze, progress)
+    graph, ranges, note = measured_graph(model, calibration, method, shapes, freeze, progress, states)
     points = []
     for done, (settings, machine) in enumerate(machines, 1):
         try:

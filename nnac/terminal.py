@@ -147,9 +147,24 @@ def named_shape(value: str) -> tuple[str, Shape]:
     return name, tuple(map(int, sides.split(",")))
 
 
+def named_place(value: str) -> tuple[str, tuple[int | None, ...]]:
+    """Return an input's name and its shape with one open side, written k: frames=k,1,192."""
+    name, _, sides = value.rpartition("=")
+    if not name or not re.fullmatch(r"(k|[1-9][0-9]{0,17})(,(k|[1-9][0-9]{0,17}))*", sides) or sides.count("k") != 1:
+        raise click.BadParameter(f"{value!r} is not a name and a shape with a k for the frames (frames=k,1,192)")
+    return name, tuple(None if side == "k" else int(side) for side in sides.split(","))
+
+
+def sizes(value: str) -> tuple[int, ...]:
+    """Return positive numbers: 1,2,4."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(,[1-9][0-9]{0,8})*", value):
+        raise click.BadParameter(f"{value!r} is no list of positive numbers (such as 1,2,4)")
+    return tuple(map(int, value.split(",")))
+
+
 def named_tensors(value: str) -> str | tuple[str, ...]:
-    """Return int8 or int16 as they are, else the names of a comma list, or of the lines of @FILE."""
-    if value in ("int8", "int16"):
+    """Return int8, int16 or auto as they are, else the names of a comma list, or of the lines of @FILE."""
+    if value in ("int8", "int16", "auto"):
         return value
     try:
         names = Path(value[1:]).read_text("utf-8").splitlines() if value.startswith("@") else value.split(",")
@@ -157,7 +172,7 @@ def named_tensors(value: str) -> str | tuple[str, ...]:
         raise click.BadParameter(f"{value[1:]!r} cannot be read: {error}") from None
     found = tuple(name.strip() for name in names if name.strip())
     if not found:
-        raise click.BadParameter(f"{value!r} names no tensor; allowed: int8, int16, a comma list of names, @FILE")
+        raise click.BadParameter(f"{value!r} names no tensor; allowed: int8, int16, auto, a comma list of names, @FILE")
     return found
 
 
@@ -168,6 +183,14 @@ def named_number(value: str) -> tuple[str, float]:
         return name, int(number) if re.fullmatch(r"-?[0-9]{1,18}", number) else float(number)
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a name and its value (such as sr=16000)") from None
+
+
+def named_state(value: str) -> tuple[str, str] | None:
+    """Return a state's input and the output that becomes it, h_in=h_out; None for `none`."""
+    name, _, result = value.partition("=")
+    if value != "none" and not (name and result):
+        raise click.BadParameter(f"{value!r} is not an input and an output (such as h_in=h_out), nor `none`")
+    return None if value == "none" else (name, result)
 
 
 def changes(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """The timing model: a program's instructions on its target, as one longest path.
 
 Contract. Every engine takes its instructions in program order; an instruction starts when its engine is free and its
-wait tokens are there, and nothing else serializes: transfers, decoding, array and vector work overlap. Transfers that
-share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row; tokens
-also hold loads back where the target says how far they run ahead of the array (`decoder.ahead`). An instruction lasts
-as long as the slowest of
+wait tokens are there, and nothing else serializes: transfers, decoding, array, vector and host work overlap. Transfers
+that share a memory port (or the bus) outside the chip never overlap, because the compiler's tokens put them in a row;
+the host has a bus of its own. Tokens also hold loads back where the target says how far they run ahead of the array
+(`decoder.ahead`). An instruction lasts as long as the slowest of
 
 - its engine's issue cycles plus its work: the array's closed form with fill, skew, drain, edge tiles and output stage
-  (`nnac.array`); the vector unit's elements over lanes (times window taps for pooling, operands for sums, 2 for
-  softmax, `cell_passes` for a recurrent cell; elements take two lanes where an operand or the result has 16 bits);
+  (`nnac.array`; the right matrix of a product of activations streams in from the scratchpad); the vector unit's
+  elements over lanes (times window taps for pooling, operands for sums, products, quotients, extremes and choices, 2
+  for softmax, 3 for a norm: moments, products, rounding; `cell_passes` for a recurrent cell; elements take two lanes
+  where an operand or the result has 16 bits);
   the decoder's bytes over its rate;
+- the host's call, its float operations over their rate, and the bytes of its operands and results over its own bus,
+  one after the other (`target.host`);
 - its transfers: for each memory that it touches, latency + bytes in whole bursts over the bandwidth, which is capped
   at outstanding * burst / latency (a strided access pays bursts per contiguous run). Operands and results cross the
   port of the scratchpad or weight buffer once per instruction, one after the other; partial sums stay in the
@@ -31,7 +35,7 @@ from math import ceil
 from typing import Any, assert_never
 
 from nnac import isa
-from nnac.array import array_cycles, over
+from nnac.array import array_cycles, matmul_cycles, over
 from nnac.errors import ProgramError, TargetError
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program
@@ -45,6 +49,7 @@ BOUND = {
     Engine.VECTOR: "vector",
     Engine.DMA_IN: "activations",
     Engine.DMA_OUT: "activations",
+    Engine.HOST: "host",
 }
 """What an engine's time is called when it bounds a layer."""
 PORT = "port"
@@ -212,7 +217,11 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
 
 def cost(i: AnyInstruction, target: Target) -> Cost:
     """Return the cost of one instruction on `target`, alone."""
-    issue = {Engine.MAC: target.mac.issue_cycles, Engine.DECODER: target.decoder.issue_cycles}
+    issue = {
+        Engine.MAC: target.mac.issue_cycles,
+        Engine.DECODER: target.decoder.issue_cycles,
+        Engine.HOST: target.host.call_cycles if target.host else 0,
+    }
     runs: dict[Space, list[tuple[int, int]]] = {}
     for space, nbytes, run in ports_of(i):
         runs.setdefault(space, []).append((nbytes, run))
@@ -244,16 +253,33 @@ def work_cycles(i: AnyInstruction, target: Target) -> int:
             return array_cycles(i, target.mac)
         case isa.Pool():
             return over(i.out_h * i.out_w * i.channels * wide, lanes) * i.kernel_h * i.kernel_w
-        case isa.Sum() | isa.Mul():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return over(isa.volume(i.shape) * wide, lanes) * len(i.sources)
+        case isa.MatMul():
+            return matmul_cycles(i, target.mac)
+        case isa.Norm():
+            return 3 * i.rows * over(i.count * wide, lanes)
         case isa.Lookup():
             return over(i.count * wide, lanes)
         case isa.Softmax():
             return 2 * i.rows * over(i.length * wide, lanes)
         case isa.Lstm() | isa.Gru():
             return cell_passes(i) * over(2 * i.units, lanes)
+        case isa.Host():
+            return _host_cycles(i, target)
         case _:
             assert_never(i)
+
+
+def _host_cycles(i: isa.Host, target: Target) -> int:
+    """Return the cycles of a host segment without its call.
+
+    Raises:
+        ProgramError: the machine has no host.
+    """
+    if target.host is None:
+        raise ProgramError(f"target {target.name!r} has no section [host], but the program has host segments")
+    return ceil(i.operations / target.host.operations_per_cycle) + ceil(i.nbytes / target.host.bytes_per_cycle)
 
 
 def cell_passes(i: isa.Lstm | isa.Gru) -> int:
@@ -273,9 +299,9 @@ def elements_lanes(i: AnyInstruction) -> int:
     match i:
         case isa.Copy() | isa.Fill():
             return i.width
-        case isa.Sum() | isa.Mul():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             return max(*i.bits, i.out_bits) // 8
-        case isa.Pool() | isa.Lookup() | isa.Softmax():
+        case isa.Pool() | isa.Lookup() | isa.Softmax() | isa.Norm():
             return max(i.in_bits, i.out_bits) // 8
         case _:
             return 1
@@ -292,7 +318,7 @@ def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
                 yield space, end - start, end - start
             pixels, run = i.out_h * i.out_w, i.out_c * i.out_bits // 8
             yield Space.SRAM, pixels * run, run if i.out_c < i.pitch else pixels * run
-        case isa.Sum() | isa.Mul():
+        case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             for index, bits in enumerate(i.bits):
                 strides = i.operand_strides(index)
                 sides = tuple(n if step else 1 for n, step in zip(i.shape, strides, strict=True))
@@ -411,6 +437,8 @@ def _most(program: Program, spans: Sequence[Span], costs: Sequence[Cost], which:
 
 
 def _bound(instruction: AnyInstruction, c: Cost) -> str:
+    if instruction.engine == Engine.HOST:  # its call too
+        return BOUND[Engine.HOST]
     return "issue" if c.issue > max(c.work, c.transfer) else BOUND[instruction.engine]
 
 
@@ -443,7 +471,7 @@ def _purpose(program: Program, layer: Layer, i: AnyInstruction, space: Space) ->
         and (i.source < program.constants.size)
     ):
         return "constants"
-    names = {name for name in (*layer.inputs, layer.output) if program.tensor(name).space == space}
+    names = {name for name in (*layer.inputs, *layer.outputs) if program.tensor(name).space == space}
     if names & set(program.inputs):
         return "input"
     return "output" if names & set(program.outputs) else "spill"

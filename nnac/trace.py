@@ -78,7 +78,7 @@ def _events(timeline: Timeline) -> Iterator[Event]:
 
 
 def _amount(instruction: AnyInstruction) -> dict[str, int]:
-    if isinstance(instruction, isa.Conv):
+    if isinstance(instruction, isa.Conv | isa.MatMul):
         return {"macs": instruction.macs}
     return {"bytes": sum(count for _, count, _ in ports_of(instruction))}
 

@@ -45,6 +45,11 @@ class Quant:
         """Name of the integers' dtype."""
         return f"int{self.bits}"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the one in which ONNX's integers enter or leave a host segment: they stand for themselves."""
+        return self.scale == 1.0 and self.bits == 16
+
     def quantize(self, x: Array) -> Array:
         """Return the integers of real `x`, rounded half to even in float32 as ONNX QuantizeLinear does, saturated."""
         scaled = np.rint(x.astype(np.float32) / np.float32(self.scale)) + np.float32(self.zero_point)

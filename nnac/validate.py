@@ -8,7 +8,8 @@ Kernels have no bounds checks, so only a validated program may run. What holds a
    multipliers, shifts and exponentials of legal value;
 4. no instruction overwrites what it still reads; in place, byte for byte, work only tables, sums, products and the
    states of recurrent cells;
-5. no wait can block for ever, no two accesses to the same bytes are left without an order when one writes, and the
+5. host segments are models that the host may run (`nnac.frontend.hosted`), called with tensors of their sizes;
+6. no wait can block for ever, no two accesses to the same bytes are left without an order when one writes, and the
    whole program is a bounded amount of work.
 """
 
@@ -25,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from nnac import isa
+from nnac import isa, segment
 from nnac.array import NO_INT16, taken_folds
 from nnac.contracts import SHIFT_MAX, field_problem, rule_problem, work_of
 from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.norms import GAIN_BITS
 from nnac.numerics import SOFTMAX_WIDE_ONE, WIDE_MULTIPLIER_LIMIT
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
 from nnac.targets import Target
@@ -122,6 +124,7 @@ def _frame(program: Program, limits: Limits) -> Iterator[str]:
     yield from _name_problem("the target's name", program.target.name, limits)
     yield from _memories(program, limits)
     yield from _constants(program)
+    yield from _segments(program, limits)
     if not _is_int(program.lower_bound, 0, program.used.get(Space.SRAM, 0)):
         yield f"lower_bound: found {program.lower_bound!r:.80}, allowed 0 to the scratchpad's used bytes"
     counts = {"instructions": limits.instructions, "tensors": limits.tensors, "layers": limits.instructions}
@@ -153,6 +156,24 @@ def _constants(program: Program) -> Iterator[str]:
         yield "constants: expected one row of bytes"
     elif image.size > program.used.get(space, 0):
         yield f"constants: {image.size:,} bytes, but only {program.used.get(space, 0):,} used in memory.{space.label}"
+
+
+def _segments(program: Program, limits: Limits) -> Iterator[str]:
+    """Host segments: there is a host, and each of them is a model that the host may run."""
+    if not program.segments:
+        return
+    from nnac.frontend.hosted import segment_problems
+
+    if program.target.host is None:
+        yield "it has host segments, but the target has no section [host]"
+    if len(program.segments) > limits.segments:
+        yield f"{len(program.segments):,} host segments, allowed {limits.segments:,}"
+        return
+    for number, model in enumerate(program.segments):
+        if not isinstance(model, bytes):
+            yield f"host segment {number}: found {model!r:.80}, expected bytes"
+            continue
+        yield from (f"host segment {number}: {problem}" for problem in segment_problems(model))
 
 
 # -- tensors -------------------------------------------------------------------------------------------------------
@@ -322,7 +343,7 @@ def _layer(layer: Layer, owned: list[bool], known: set[str], limits: Limits) -> 
             yield f"instructions {first!r:.80} to {end!r:.80} are no range of its own among {len(owned)}"
             return
         owned[first:end] = [True] * (end - first)
-    missing = [name for name in (*layer.inputs, layer.output) if not isinstance(name, str) or name not in known]
+    missing = [name for name in (*layer.inputs, *layer.outputs) if not isinstance(name, str) or name not in known]
     yield from (f"no tensor is called {ascii(name)[:80]}" for name in missing)
     if not (_is_int(layer.macs) and _is_int(layer.weight_bytes)):
         yield "macs and weight_bytes are not negative"
@@ -401,7 +422,11 @@ class _Stream:
         """Return what is wrong with the constants that the instruction finds in the weight buffer."""
         if isinstance(i, isa.Load):
             return self._fill(i)
+        if isinstance(i, isa.Host):
+            return self._host_problem(i)
         key = (type(i), *(r for r in i.reads() if r.space == Space.WEIGHTS))
+        if isinstance(i, isa.MatMul) and i.wide and not self.program.target.mac.int16:
+            return NO_INT16
         if len(key) == 1 or key in self.seen:  # stripes share their constants: one look is enough
             return None
         self.seen.add(key)
@@ -440,11 +465,27 @@ class _Stream:
                 return f"reads {_show(r)}, which no Load has filled"
         return None
 
+    def _host_problem(self, i: isa.Host) -> str | None:
+        """Return what is wrong with a call: the segment exists, and has these tensors and this cost."""
+        if i.model >= len(self.program.segments):
+            return f"runs host segment {i.model}, but there are {len(self.program.segments)}"
+        ports = segment.ports(self.program.segments[i.model])
+        counts = [tuple(map(isa.volume, shapes)) for shapes in (ports.inputs, ports.outputs)]
+        if [i.source_counts, i.target_counts] != counts:
+            return f"its tensors have other sizes than host segment {i.model}, which has {counts!r:.120}"
+        if (i.macs, i.elements) != (ports.macs, ports.elements):
+            return f"says that it costs {i.macs} MACs and {i.elements} elements, host segment {i.model} says other"
+        return None
+
     def _values_problem(self, i: AnyInstruction) -> str | None:
         if isinstance(i, isa.Conv):
             return self._conv_problem(i)
         if isinstance(i, isa.Softmax):
             return self._softmax_problem(i)
+        if isinstance(i, isa.Norm):
+            limit = 1 << GAIN_BITS
+            words = self._words(i.params, 2 * i.channels).astype(np.int64)
+            return "a gain or offset is 2**30 or more" if np.abs(words).max() >= limit else None
         return None
 
     def _softmax_problem(self, i: isa.Softmax) -> str | None:
@@ -498,7 +539,7 @@ def _in_place(i: AnyInstruction, operand: int) -> bool:
         return operand == CELL_OPERAND and i.cell == i.cell_out
     if isinstance(i, isa.Gru):
         return operand == CELL_OPERAND and i.state == i.state_out and i.phase != isa.RESET
-    if not isinstance(i, isa.Sum | isa.Mul) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
+    if not isinstance(i, isa.Elementwise) or i.sources[operand] != i.target or i.bits[operand] != i.out_bits:
         return False
     step = i.out_bits // 8
     for side, stride in zip(reversed(i.shape), reversed(i.operand_strides(operand)), strict=True):

@@ -43,6 +43,8 @@ def arbitrate(
 
 
 def _ports(i: AnyInstruction, target: Target) -> frozenset[Port]:
+    if i.engine == Engine.HOST:  # it has a bus of its own
+        return frozenset()
     spaces = {space for space, _, _ in ports_of(i) if space in OUTSIDE}
     return frozenset({Space.DRAM} if spaces and target.memory_mode.shared_bus else spaces)
 

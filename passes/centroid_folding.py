@@ -3,7 +3,7 @@
 Rules, on the float graph (constant folding has turned codebook gathers, dequantized small integers and one-hot chains
 into plain float weights by then):
 
-1. a Conv or Dense whose weights, or the weights of each output channel up to a factor, take at most 128 values, and at
+1. a layer whose weights, or the weights of each output channel up to a factor, take at most 128 values, and at
    least four weights per value, is folded (scaled channels only where they repeat values, or where the plan says so);
 2. where the values fit one int8 grid nothing is lost; else scale and levels are searched together for the least loss
    (the account of weights, `nnac inspect --weights`, says how much);
@@ -19,8 +19,7 @@ import numpy as np
 
 from nnac.errors import ModelError, raise_all
 from nnac.graph import Draft, Graph, Node
-from nnac.ops import Conv, Dense
-from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT
+from nnac.ops.base import layer_constants
 from nnac.targets import Arithmetic
 from nnac.types import Array
 from nnac.weightplan import WeightPlan
@@ -42,7 +41,7 @@ def centroid_folding(graph: Graph, plan: WeightPlan, law: Arithmetic) -> Graph:
     plan.check([(node.name, node.op.name) for node in weighted_layers(graph)])
     draft, problems = graph.draft(), []
     for node in weighted_layers(graph):
-        weight, choice = graph.constants[node.inputs[WEIGHT]], plan.choice(node.name, node.op.name)
+        weight, choice = graph.constants[layer_constants(node)[0]], plan.choice(node.name, node.op.name)
         bits = choice.bits if choice.clustered else MOST_BITS
         encoded = _folded(weight, bits, law, law.per_channel and (choice.clustered or _repeats(weight)))
         if encoded is None and choice.clustered:
@@ -58,7 +57,7 @@ def centroid_folding(graph: Graph, plan: WeightPlan, law: Arithmetic) -> Graph:
 
 def weighted_layers(graph: Graph) -> list[Node]:
     """Return the layers whose weights are still real."""
-    return [node for node in graph.nodes if isinstance(node.op, Conv | Dense) and len(node.inputs) <= SCALE]
+    return [node for node in graph.nodes if len(layer_constants(node)) == 2]
 
 
 def _repeats(weight: Array) -> bool:
@@ -79,6 +78,7 @@ def _folded(weight: Array, bits: int, law: Arithmetic, per_channel: bool) -> Enc
 
 def put_encoded(draft: Draft, node: Node, encoded: Encoded) -> None:
     """Give a float layer its int8 weights and their scales; `passes.quantize` leaves them as they are."""
-    weight = draft.add_constant(f"{node.inputs[WEIGHT]}.int8", encoded.weights)
-    scale = draft.add_constant(f"{node.inputs[WEIGHT]}.scale", encoded.scale)
-    draft.update(node, inputs=(node.inputs[INPUT], weight, node.inputs[BIAS], scale))
+    name, bias = layer_constants(node)
+    weight = draft.add_constant(f"{name}.int8", encoded.weights)
+    scale = draft.add_constant(f"{name}.scale", encoded.scale)
+    draft.update(node, inputs=(*node.inputs[: node.op.operands], weight, bias, scale))

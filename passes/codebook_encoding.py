@@ -22,8 +22,7 @@ import numpy as np
 
 from nnac.errors import ModelError
 from nnac.graph import Graph, Node
-from nnac.ops import Conv, Dense
-from nnac.ops.conv import SCALE, WEIGHT
+from nnac.ops.base import layer_constants
 from nnac.passes.centroid_folding import put_encoded, weighted_layers
 from nnac.targets import Arithmetic
 from nnac.types import Array
@@ -69,7 +68,7 @@ def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: 
     from nnac.codebooks import encode  # compiles kernels, which plain int8 does not need
     from nnac.generators import find
 
-    weight = graph.constants[node.inputs[WEIGHT]]
+    weight = graph.constants[layer_constants(node)[0]]
     if choice.assigner == "gptq" and moment is None:
         raise ModelError(
             f"node {node.name!r}: gptq needs the layer's inputs, which the float model does not show; "
@@ -116,7 +115,7 @@ def _under_budget(
     kind, limit = budget
     fixed = _encoded_bytes(graph)
     noise = {node.name: _noises(graph, node, choices[node.name], law, moments.get(node.name)) for node in layers}
-    size = {node.name: graph.constants[node.inputs[WEIGHT]].size for node in layers}
+    size = {node.name: graph.constants[layer_constants(node)[0]].size for node in layers}
     level = dict.fromkeys(noise, 0)
 
     def total_bytes() -> float:
@@ -152,17 +151,13 @@ def _nominal_bytes(weights: int, bits: int) -> int:
 
 def _encoded_bytes(graph: Graph) -> int:
     """Return the nominal bytes of the layers that are encoded already."""
-    weights = [
-        graph.constants[node.inputs[WEIGHT]]
-        for node in graph.nodes
-        if isinstance(node.op, Conv | Dense) and len(node.inputs) > SCALE
-    ]
+    weights = [graph.constants[layer_constants(node)[0]] for node in graph.nodes if len(layer_constants(node)) > 2]
     return sum(_nominal_bytes(array.size, max(1, (len(np.unique(array)) - 1).bit_length())) for array in weights)
 
 
 def _noises(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: Array | None) -> list[float]:
     """Return the noise at the layer's output relative to its signal, for each number of `AUTO_BITS`."""
-    weight = graph.constants[node.inputs[WEIGHT]].astype(np.float64)
+    weight = graph.constants[layer_constants(node)[0]].astype(np.float64)
     flat = weight.reshape(len(weight), -1)
     signal = _power(flat, moment)
     noises = []

@@ -9,14 +9,14 @@ Rules:
 4. in a cascade each stripe goes through all its tasks before the next stripe begins;
 5. spills lie behind the constants where both share a memory;
 6. the steps of a sequence become a loop where they differ by constant address steps only: all but the first one, which
-   may load constants and reads the initial states; constants that do not fit the weight buffer together lie at the same
-   addresses in every step;
+   may load constants and reads the initial states; where its constants do not fit the weight buffer together, those of
+   the cells' update and some weights stay at its bottom, and each other block has one address for all steps;
 7. at the end, every state is copied from where it was made to where the next call looks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
@@ -29,7 +29,7 @@ from nnac.array import taken_folds
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import PACKERS, AnyInstruction, Space
-from nnac.ops import Block, Move, Recurrent, Slab, Step
+from nnac.ops import UNSTRIPED, Block, Move, Recurrent, Slab, Step
 from nnac.ops.base import Turn, aligned
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
@@ -72,20 +72,28 @@ class _Image:
 
 @dataclass(slots=True)
 class _Ring:
-    """The weight buffer: addresses handed out round and round."""
+    """The weight buffer: addresses handed out round and round, above what is kept at its bottom."""
 
     size: int
+    bottom: int = 0
     top: int = 0
     high: int = 0
 
     def reserve(self, nbytes: int) -> None:
-        """Make the next `nbytes` in sum lie in one piece, so that they do not overwrite each other."""
+        """Keep nothing, and make the next `nbytes` in sum lie in one piece, none over another."""
+        self.bottom = 0
         if self.top + nbytes > self.size:
             self.top = 0
 
+    def keep(self, nbytes: int) -> int:
+        """Return the address of `nbytes` that those taken from now on leave alone."""
+        address = self.bottom
+        self.bottom = self.top = address + nbytes
+        return address
+
     def take(self, nbytes: int) -> int:
-        """Return the address of the next `nbytes`, from 0 again when the end is too near."""
-        address = self.top if self.top + nbytes <= self.size else 0
+        """Return the address of the next `nbytes`, from the bottom again when the end is too near."""
+        address = self.top if self.top + nbytes <= self.size else self.bottom
         self.top = address + nbytes
         self.high = max(self.high, self.top)
         return address
@@ -100,29 +108,57 @@ class _Stripe:
     copies: tuple[AnyInstruction, ...]
 
 
+_Key = tuple[int, int]
+"""A block: its task, and its number there."""
+
+
 class _Loader:
-    """Blocks of one task or cascade in the weight buffer: each is loaded when needed, once if all fit together."""
+    """Blocks of one task or cascade in the weight buffer: each is loaded when needed, once if all fit together.
 
-    def __init__(self, emitter: _Emitter, blocks: Mapping[tuple[int, int], _Placed]) -> None:
-        self.emitter, self.blocks = emitter, blocks
+    Attributes:
+        stay: blocks that are loaded once.
+        places: addresses of those that lie at the same one whenever they are loaded.
+    """
+
+    def __init__(self, emitter: _Emitter, blocks: Mapping[_Key, _Placed], rounds: Collection[_Key]) -> None:
+        self.emitter, self.blocks, self.ring = emitter, blocks, emitter.ring
         total = sum(p.block.nbytes for p in blocks.values())
-        self.resident = total <= emitter.ring.size
-        emitter.ring.reserve(total)
-        self.at: dict[tuple[int, int], tuple[int, int]] = {}
-        self.last: tuple[int, int] | None = None
+        self.ring.reserve(total)
+        self.at: dict[_Key, tuple[int, int]] = {}
+        self.last: _Key | None = None
+        self.stay: Collection[_Key] = blocks
+        self.places: dict[_Key, int] = {}
+        if total > self.ring.size:
+            self.stay = self._keep(sorted(rounds, key=lambda key: blocks[key].block.weights.size > 0))
+            self._fix([key for key in rounds if key not in self.stay])
 
-    def need(self, key: tuple[int, int]) -> tuple[tuple[AnyInstruction, ...], tuple[int, int]]:
+    def _keep(self, keys: Sequence[_Key]) -> Collection[_Key]:
+        """Give the first blocks the bottom of the buffer and return them; two of the largest fit above weights."""
+        largest = max(p.block.nbytes for p in self.blocks.values())
+        for count, key in enumerate(keys):
+            block = self.blocks[key].block
+            if self.ring.bottom + block.nbytes + largest * (2 if block.weights.size else 1) > self.ring.size:
+                return keys[:count]
+            self.places[key] = self.ring.keep(block.nbytes)
+        return keys
+
+    def _fix(self, keys: Sequence[_Key]) -> None:
+        """Give blocks places round and round; the last one lies beside the first, which comes behind it again."""
+        for key in keys:
+            nbytes, first = self.blocks[key].block.nbytes, keys[0]
+            if key == keys[-1] != first and self.ring.top + nbytes > self.ring.size:
+                self.ring.top = self.places[first] + self.blocks[first].block.nbytes
+            self.places[key] = self.ring.take(nbytes)
+
+    def need(self, key: _Key) -> tuple[tuple[AnyInstruction, ...], tuple[int, int]]:
         """Return the loads that make a block present, and its addresses."""
-        if key == self.last or (self.resident and key in self.at):
+        if key == self.last or (key in self.stay and key in self.at):
             return (), self.at[key]
-        self.at[key], loads = self.emitter.load(self.blocks[key])
-        self.last = key
+        placed = self.blocks[key]
+        base = self.places[key] if key in self.places else self.ring.take(placed.block.nbytes)
+        self.at[key], loads = self.emitter.load(placed, base)
+        self.last = self.last if key in self.stay else key
         return tuple(loads), self.at[key]
-
-    def rewind(self) -> None:
-        """Let blocks that do not fit together lie where they lay in the round before."""
-        if not self.resident:
-            self.emitter.ring.top = 0
 
 
 Packings = dict[tuple[object, ...], Packing]
@@ -158,6 +194,7 @@ class _Emitter:
         self.image, self.ring = _Image(), _Ring(self.target.memory["weights"].bytes)
         self.instructions: list[AnyInstruction] = []
         self.loops: list[isa.Loop] = []
+        self.segments: list[bytes] = []
         self.folds: dict[tuple[int, int], int] = {}
         self.layers: list[Layer] = []
         self.pieces: dict[str, list[Piece]] = {}
@@ -177,17 +214,18 @@ class _Emitter:
                 assert address == self.plan.addresses[storage.name]
 
     def _place_blocks(self, task: Task) -> list[_Placed]:
-        size, granule = self.ring.size, self.target.mac.cols
-        for limit in (size // self.tiling.strategy.blocks, size // 2, size):
+        granule, kept = self.target.mac.cols, task.node.op.kept(task.bound)
+        room = max(0, self.ring.size - kept)
+        for limit in (room // self.tiling.strategy.blocks, room // 2, room):
             blocks = task.node.op.blocks(task.bound, limit, granule)
-            if all(block.nbytes <= limit for block in blocks):
+            if all(block.nbytes <= limit for block in blocks if block.weights.size or not kept):
                 break
         else:
-            need = max(block.nbytes for block in blocks)
+            need = kept + max(block.nbytes for block in blocks if block.weights.size or not kept)
             raise CapacityError(
                 f"weight buffer, node {task.node.name!r} ({task.node.op.name}), one output channel",
                 need,
-                size,
+                self.ring.size,
                 advice="use a machine with a larger memory.weights",
             )
         return self._packed(task, blocks)
@@ -256,6 +294,7 @@ class _Emitter:
                 node.op.work(task.bound).macs if first else 0,
                 sum(p.block.weights.size for p in self.blocks[t]) if first else 0,
                 self._encoding(t) if first else None,
+                node.more,
             )
         )
 
@@ -271,9 +310,8 @@ class _Emitter:
     def _turns(self, group: range) -> Iterator[tuple[int, Turn]]:
         """Yield (task, instructions) in the order of execution."""
         last = self.tiling.tasks[group[-1]]
-        if isinstance(last.node.op, Move):
-            homes = [self._home(name) for name in last.operands]
-            yield group[-1], Turn(tuple(last.node.op.copies(last.bound, homes, self._home(last.output))))
+        if isinstance(last.node.op, UNSTRIPED):
+            yield group[-1], Turn(tuple(self._whole(last)))
             return
         total, period = last.node.op.rows(last.bound)
         spans = [
@@ -286,7 +324,9 @@ class _Emitter:
         if last.blocks_outer:
             yield group[-1], Turn(tuple(self._block_by_block(last, group[-1], spans)))
             return
-        loader = _Loader(self, {(t, b): p for t in group for b, p in enumerate(self.blocks[t])})
+        placed = {(t, b): p for t in group for b, p in enumerate(self.blocks[t])}
+        recurrent = [key for key in placed if isinstance(self.tiling.tasks[key[0]].node.op, Recurrent)]
+        loader = _Loader(self, placed, recurrent)
         whole: dict[tuple[int, int], Slab] = {}
         for count, rows in enumerate(spans):
             above: Slab | None = None
@@ -300,6 +340,17 @@ class _Emitter:
                     self._record_piece(task, stripe.output)
         if copies := self._more_home(last, group[-1]):
             yield group[-1], Turn(copies, len(last.node.op.parts) - 1)
+
+    def _whole(self, task: Task) -> Iterator[AnyInstruction]:
+        """Yield a task from home to home: a move's copies, or the call of a host segment, which is stored once."""
+        op, sources = task.node.op, [self._home(name) for name in task.operands]
+        targets = [self._home(name) for name in (task.output, *task.more)]
+        if isinstance(op, Move):
+            yield from op.copies(task.bound, sources, targets[0])
+            return
+        if op.model not in self.segments:
+            self.segments.append(op.model)
+        yield op.call(task.bound, self.segments.index(op.model), sources, targets)
 
     def _wanted(self, group: range, rows: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the output rows of each task of a group that `rows` of the last one need."""
@@ -320,7 +371,7 @@ class _Emitter:
 
     def _stripe(self, task: Task, t: int, stripe: _Stripe, loader: _Loader) -> Iterator[Turn]:
         """Yield one stripe of a task: copies in, the work, the copy home."""
-        op, blocks, rounds = task.node.op, [placed.block for placed in self.blocks[t]], 0
+        op, blocks = task.node.op, [placed.block for placed in self.blocks[t]]
         if stripe.copies:
             yield Turn(stripe.copies)
         step, latest = Step(stripe.inputs, stripe.output, self._more(task, t), self._scratch(t)), 0
@@ -331,9 +382,6 @@ class _Emitter:
             return loader.need((t, block))
 
         for turn in op.turns(task.bound, step, blocks, fetch):
-            if turn.step != rounds:
-                loader.rewind()
-                rounds = turn.step
             yield replace(turn, instructions=tuple(self._counted(t, latest, i) for i in turn.instructions))
         if copies := tuple(self._home_copies(task, stripe, None)):
             yield Turn(copies, len(op.parts) - 1)
@@ -359,8 +407,9 @@ class _Emitter:
     def _block_by_block(self, task: Task, t: int, spans: list[tuple[int, int]]) -> Iterator[AnyInstruction]:
         """Yield a task whose outer loop runs over its blocks: operands are staged again for each."""
         whole: dict[tuple[int, int], Slab] = {}
+        self.ring.reserve(0)
         for b, placed in enumerate(self.blocks[t]):
-            at, loads = self.load(placed)
+            at, loads = self.load(placed, self.ring.take(placed.block.nbytes))
             yield from loads
             for count, rows in enumerate(spans):
                 step = self._stage(task, t, rows, b * len(spans) + count, whole, None)
@@ -451,10 +500,9 @@ class _Emitter:
         row = task.bound.output.shape[-1] * task.bound.output.itemsize
         yield copy((Space.SRAM, slab.address + lo), (row, 1), (space, home + lo), (row, 1), (nbytes // row, hi - lo))
 
-    def load(self, placed: _Placed) -> tuple[tuple[int, int], list[AnyInstruction]]:
-        """Return the weight-buffer addresses of a block's params and weights, and the loads."""
+    def load(self, placed: _Placed, base: int) -> tuple[tuple[int, int], list[AnyInstruction]]:
+        """Return the weight-buffer addresses of a block's params and weights, and the loads, for a place."""
         block, loads, space = placed.block, list[AnyInstruction](), self.constants_space
-        base = self.ring.take(block.nbytes)
         weights = base + aligned(len(block.params))
         if block.params:
             size = len(block.params)
@@ -514,6 +562,7 @@ class _Emitter:
             outputs=self.graph.outputs,
             states=self.graph.states,
             loops=tuple(self.loops),
+            segments=tuple(self.segments),
             layers=tuple(self.layers),
             used=used,
             lower_bound=self.plan.lower_bound,

@@ -17,11 +17,15 @@ import numpy as np
 from nnac.errors import ModelError, raise_all
 from nnac.graph import Graph, Node
 from nnac.numerics import MULTIPLIER_LIMIT, Rounding
-from nnac.ops import Activation, Conv, Dense, Mul, Recurrent
+from nnac.ops import AveragePool, Conv, Dense, Extreme, MatMul, Mul, Select, Sum
 from nnac.ops.conv import INPUT, SCALE
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 
+PRODUCTS = Conv | Dense | MatMul | Mul
+"""Operators whose ratio is the product of their operands' scales over the result's."""
+TERMS = AveragePool | Extreme | Select | Sum
+"""Operators that have a ratio per operand."""
 SHOWN = 8
 SINGLE = (2.0**-126, 2.0**127)
 """What a float32 ratio may be, without loss and overflow."""
@@ -39,12 +43,12 @@ def fit(graph: Graph, law: Arithmetic) -> Graph:
 
 
 def _problems(graph: Graph, node: Node, law: Arithmetic) -> Iterator[str]:
-    if node.op.name in SHARING or isinstance(node.op, Activation | Recurrent):
+    if node.op.name in SHARING or not isinstance(node.op, PRODUCTS | TERMS):
         return
     where, scales = f"node {node.name!r} ({node.op.name})", _scales(graph, node)
     output = graph.values[node.output].type.quant
     assert output is not None
-    products = [prod(scales)] if isinstance(node.op, Conv | Dense | Mul) else scales
+    products = [prod(scales)] if isinstance(node.op, PRODUCTS) else scales
     ratios = [product / output.scale for product in products]
     single = law.mode == Rounding.ONNX
     low, high = SINGLE if single else (0.0, float(MULTIPLIER_LIMIT))

@@ -6,7 +6,8 @@ Rules, on the float graph, each for a producer that nothing else reads (but move
    Add by a constant per channel) behind a Conv or Dense scales its weights and replaces its bias;
 2. a scalar affine activation behind a Conv or Dense does the same;
 3. a Sum with a constant vector along the last axis behind a Conv or Dense adds to its bias;
-4. a zero Pad of height and width in front of a Conv becomes its pads.
+4. an affine without offset, of positive scale, in front of or behind a MatMul becomes its factor;
+5. a zero Pad of height and width in front of a Conv becomes its pads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from nnac.graph import Draft, Graph, Node, sort_nodes
-from nnac.ops import Activation, Conv, Dense, Pad, Sum
+from nnac.ops import Activation, Conv, Dense, MatMul, Pad, Sum
 from nnac.ops.base import UNBOUNDED
 from nnac.ops.conv import BIAS, INPUT, SCALE, WEIGHT, real_bias
 from nnac.passes.through import alone, channels_behind, give, maker
@@ -30,7 +31,7 @@ def fold(graph: Graph) -> Graph:
     users = draft.users()  # stays true: a merged node's readers become the layer's
     for name in [node.name for node in sort_nodes(list(draft.nodes.values()))]:
         node = draft.nodes[name]
-        if not _fold_affine(draft, node, users):
+        if not _fold_affine(draft, node, users) and not _fold_factor(draft, node, users):
             _fold_pad(draft, node, users)
     return draft.freeze()
 
@@ -91,6 +92,52 @@ def _merge(draft: Draft, node: Node, layer: Node, moves: list[Node], scale: Arra
     del draft.nodes[node.name]
     layer = give(draft, layer, moves, draft.values[node.output])
     draft.update(layer, inputs=(layer.inputs[INPUT], *names))
+
+
+def _fold_factor(draft: Draft, node: Node, users: Mapping[str, list[Node]]) -> bool:
+    """Let a factor behind or in front of a product of activations be its own."""
+    if isinstance(node.op, MatMul):
+        for name in dict.fromkeys(node.inputs):
+            _take_factor(draft, draft.nodes[node.name], name, users)
+        return True
+    factor = _as_factor(node)
+    if factor is None or not alone(draft, node.inputs[0], users):
+        return False
+    product, moves = maker(draft, node.inputs[0], draft.producers(), users)
+    if product is None or not isinstance(product.op, MatMul) or product.op.clamp != UNBOUNDED:
+        return False
+    if draft.values[product.output].type.quant is not None:
+        return False
+    del draft.nodes[node.name]
+    product = give(draft, product, moves, draft.values[node.output])
+    draft.update(product, op=replace(product.op, factor=product.op.factor * factor))
+    return True
+
+
+def _take_factor(draft: Draft, product: Node, name: str, users: Mapping[str, list[Node]]) -> None:
+    """Let a product take over the factor of what only it reads; what lies between stands for nothing in ONNX."""
+    affine, moves = maker(draft, name, draft.producers(), users)
+    factor = _as_factor(affine) if affine is not None else None
+    if affine is None or factor is None or not alone(draft, affine.output, users) or product.inputs.count(name) > 1:
+        return
+    if any(draft.values[node.output].type.quant is not None for node in (affine, *moves)):
+        return
+    if moves:
+        draft.update(moves[0], inputs=affine.inputs)
+        for move in moves:
+            draft.values[move.output] = replace(draft.values[move.output], origin=None)
+        names = product.inputs
+    else:
+        names = tuple(affine.inputs[0] if each == name else each for each in product.inputs)
+    draft.update(product, op=replace(product.op, factor=product.op.factor * factor), inputs=names)
+
+
+def _as_factor(node: Node) -> float | None:
+    """Return the scale of an affine function without offset, if it is positive."""
+    match node.op:
+        case Activation(kind="affine", params=(scale, offset)) if offset == 0 and scale > 0:
+            return float(scale)
+    return None
 
 
 def _folded(draft: Draft, layer: Node, scale: Array, offset: Array) -> list[str]:

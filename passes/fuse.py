@@ -2,7 +2,7 @@
 
 Rules, on the float graph:
 
-1. the producer is a Conv, Dense, Sum, Mul, AveragePool or MaxPool, and nothing else reads its output (but moves, up
+1. the producer is one of `CLAMPING`, and nothing else reads its output (but moves, up
    to the activation);
 2. its clamp and the activation's interval intersect; the producer then makes the activation's output value;
 3. an identity activation and a clamp that is idle behind a narrower one vanish the same way;
@@ -15,10 +15,23 @@ from dataclasses import replace
 from math import inf
 
 from nnac.graph import Draft, Graph, Node, sort_nodes
-from nnac.ops import Activation, AveragePool, Conv, Dense, MaxPool, Mul, Sum
+from nnac.ops import (
+    Activation,
+    AveragePool,
+    Conv,
+    Dense,
+    Div,
+    Extreme,
+    MatMul,
+    MaxPool,
+    Mul,
+    Norm,
+    Select,
+    Sum,
+)
 from nnac.passes.through import alone, give, maker
 
-CLAMPING = Conv | Dense | Sum | Mul | AveragePool | MaxPool
+CLAMPING = Conv | Dense | MatMul | Norm | Sum | Mul | Div | Extreme | Select | AveragePool | MaxPool
 
 
 def fuse(graph: Graph) -> Graph:

@@ -24,11 +24,27 @@ from math import prod
 import numpy as np
 
 from nnac.graph import Draft, Graph, Node, Value, sort_nodes
-from nnac.ops import Activation, Concat, Dense, Insert, Mul, Pad, Reshape, Slice, Sum, Take, Transpose
+from nnac.ops import (
+    Activation,
+    Concat,
+    Dense,
+    Div,
+    Extreme,
+    Insert,
+    Mul,
+    Pad,
+    Reshape,
+    Select,
+    Slice,
+    Sum,
+    Take,
+    Transpose,
+)
 from nnac.types import Array
 
 Shape = tuple[int, ...]
-PASSING = Activation | Sum | Mul | Concat | Slice | Pad | Take | Insert
+ELEMENTWISE = Sum | Mul | Div | Extreme | Select
+PASSING = Activation | ELEMENTWISE | Concat | Slice | Pad | Take | Insert
 
 
 def layout(graph: Graph) -> Graph:
@@ -63,7 +79,7 @@ class _Sweep:
                 self._reshape(node)
             case Activation() if len(node.inputs) == 1:
                 self._sink(node, node.inputs)
-            case Sum() | Mul():
+            case Sum() | Mul() | Div() | Extreme() | Select():
                 self._sink(node, node.inputs)
             case Concat() | Insert() | Slice() | Pad() | Take():
                 self._sink(node, node.inputs)
@@ -119,7 +135,7 @@ class _Sweep:
     def _below(self, node: Node, lead: Node) -> object | None:
         """Return the operator that does the same on the unmoved operands, or None."""
         op, source, target = node.op, self._shape(lead.inputs[0]), self._shape(lead.output)
-        if isinstance(op, Activation | Sum | Mul):
+        if isinstance(op, Activation | ELEMENTWISE):
             same_rank = len(self._shape(node.output)) == len(target)
             return op if same_rank or isinstance(lead.op, Reshape) else None
         if isinstance(lead.op, Transpose):

@@ -3,7 +3,8 @@
 Rules, on the integer graph, bit-exact:
 
 1. a pool whose single output row needs more scratchpad than there is works on slices of channels, concatenated again;
-2. a layer of 16-bit activations on a machine whose array takes none is refused.
+2. a layer of 16-bit activations on a machine whose array takes none is refused, and host segments where there is no
+   host.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
-from nnac.ops import AveragePool, Concat, Conv, Dense, MaxPool, Slice
+from nnac.ops import AveragePool, Concat, Host, MatMul, MaxPool, Recurrent, Slice
 from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
@@ -22,9 +23,10 @@ def legalize(graph: Graph, target: Target) -> Graph:
     """Return the graph with oversized pools split along their channels.
 
     Raises:
-        TargetError: the array takes no 16-bit activations, but layers have them.
+        TargetError: the array takes no 16-bit activations, but layers have them; or there is no host for segments.
     """
     _refuse_int16(graph, target)
+    _refuse_host(graph, target)
     draft = graph.draft()
     for node in graph.nodes:
         if isinstance(node.op, AveragePool | MaxPool):
@@ -35,13 +37,31 @@ def legalize(graph: Graph, target: Target) -> Graph:
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
-    layers = [node for node in graph.nodes if isinstance(node.op, Conv | Dense)]
-    wide = [node.name for node in layers if graph.values[node.inputs[0]].type.dtype == "int16"]
+    layers = [node for node in graph.nodes if node.op.weighted or isinstance(node.op, MatMul)]
+    wide = [
+        node.name for node in layers if any(graph.values[name].type.dtype == "int16" for name in _array_operands(node))
+    ]
     if wide and not target.mac.int16:
         raise TargetError(
             f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
             f"first; compile with int8 activations, or for a machine with mac.int16 = 1 or 2"
         )
+
+
+def _refuse_host(graph: Graph, target: Target) -> None:
+    names = [node.name for node in graph.nodes if isinstance(node.op, Host)]
+    if names and target.host is None:
+        raise TargetError(
+            f"target {target.name!r} has no section [host], but {len(names)} parts of the model need one, {names[0]!r} "
+            f"the first; add it (`nnac targets nna8` shows one), or see with --host forbid what would have to change"
+        )
+
+
+def _array_operands(node: Node) -> tuple[str, ...]:
+    """Return the activations that the array multiplies; a recurrent layer's have the width of its result."""
+    if isinstance(node.op, Recurrent):
+        return (node.output,)
+    return node.inputs[: node.op.operands]
 
 
 def _parts(graph: Graph, node: Node, target: Target) -> int:

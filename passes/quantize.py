@@ -22,9 +22,16 @@ Rules:
 8. an identity, relu or clip of int16 is a sum of one operand, which rounds once, instead of a table with lines;
 9. values that an operator pins have its quantization, and those that it wants in steps of a power of two are int16 with
    such a scale, with all that shares theirs: gates and states of recurrent layers; a state going out has the
-   quantization of the state coming in;
+   quantization of the state coming in; results have room for the initial states, and what a layer
+   reaches beyond a pinned range is refused;
 10. convolutions and dense layers read what is int16 for such a reason only as an int8 copy, and hidden values that come
-    from or go to such a tensor are requantized there.
+    from or go to such a tensor are requantized there;
+11. with "auto", what int8 would keep too little of is int16: where the mean square of the median entry, by calibration,
+    is less than 36 dB over the square of int8's rounding error. So spectra and features whose entries differ in power
+    keep the quiet ones.
+12. the scores of attention, from a product of activations through sums and moves to a softmax, are int16; a mask that
+    is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are the
+    weights that the softmax makes of them, whose largest may be a small part of 1.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ from math import ceil, inf, log2
 import numpy as np
 
 from nnac.calibration import Range
-from nnac.errors import ModelError
+from nnac.errors import ModelError, raise_all
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.numerics import INT16_HIGH, WIDE_BITS
 from nnac.ops import Activation, Concat, Conv, Dense, Recurrent, Softmax, Sum
@@ -44,20 +51,30 @@ from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
 from nnac.passes.fuse import interval
+from nnac.passes.scores import attention_scores, attention_weights, bound_masks
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
 from nnac.types import Array, Quant, TensorType
 
+WIDTHS = ("int8", "int16", "auto")
+FAITHFUL = 10.0**3.6
+"""Power of the median entry over that of int8's rounding error, below which a tensor is int16."""
 BIAS_LIMIT = 2**30
 TINY = 2.0**-100
 WIDE_SCALE = 2.0**-15
 """Of functions with a natural range, in int16."""
+ROUNDED = 2.0**-15
+"""Share by which float's rounding may carry a state over its limit, a step of int16: 1.0000001 for 1."""
 COARSER = 4
 """A concat may make the scale of a tensor that others read this many times larger."""
 
 
 def quantize(
-    graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str] = "int8"
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    law: Arithmetic,
+    activations: str | Collection[str] = "int8",
+    products: bool = False,
 ) -> Graph:
     """Return the integer graph.
 
@@ -65,13 +82,16 @@ def quantize(
         graph: with float values.
         ranges: by ONNX tensor name.
         law: the machine's arithmetic.
-        activations: "int8", "int16", or the ONNX names of the tensors that shall be int16.
+        activations: "int8", "int16", "auto" (rule 11), or the ONNX names of the tensors that shall be int16.
+        products: whether the machine's array takes 16 bits, so that attention weighs with int16.
 
     Raises:
         ModelError: a tensor has no range or is not known, or sums would not fit the accumulator.
     """
+    graph, ranges = bound_masks(graph, ranges)
     graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
-    quants = _quants(graph, ranges, law, activations)
+    weighing = frozenset(attention_weights(graph) if products else ())
+    quants = _quants(graph, ranges, law, activations, weighing)
     draft = graph.draft()
     for name in quants.roots:
         if name not in graph.constants:
@@ -129,7 +149,8 @@ def _apart(
 
 
 def _forced(graph: Graph) -> Iterator[str]:
-    """Yield the values that are int16 because of what an operator pins, steps or takes in int16 only."""
+    """Yield the values that an operator pins, steps or takes in int16 only, and the scores of attention."""
+    yield from attention_scores(graph)
     for node in graph.nodes:
         yield from node.op.stepped(node)
         yield from (name for name, quant in node.op.pins(node).items() if quant.bits == 16)
@@ -190,13 +211,21 @@ class _Quants:
         return (8,) if isinstance(node.op, Conv | Dense) and self.roots[name] in self.forced else bits
 
 
-def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activations: str | Collection[str]) -> _Quants:
+def _quants(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    law: Arithmetic,
+    activations: str | Collection[str],
+    weighing: Collection[str],
+) -> _Quants:
     """Return what decides the quantization of every activation: one per group of values."""
     group = _groups(graph)
     asked, forced = (
         {group[name] for name in names if name in group}
-        for names in (_asked_wide(graph, group, activations), _forced(graph))
+        for names in (_asked_wide(graph, group, activations), (*_forced(graph), *weighing))
     )
+    if activations == "auto":
+        asked |= set(_lossy(graph, group, ranges))
     brought = _brought(graph, group)
     asked |= {root for root, quant in brought.items() if quant.bits == 16}
     wide, pinned = asked | forced, {**brought, **_pinned(graph, group)}
@@ -208,7 +237,10 @@ def _quants(graph: Graph, ranges: Mapping[str, Range], law: Arithmetic, activati
         natural = _natural(made[name], root in wide) if name in made else None
         seen = [ranges[n] for n in (origin.name if origin is not None else "", name) if n in ranges]
         spans.setdefault(root, []).extend([natural] if natural is not None else seen)
+    for result, span in _initial_spans(graph, ranges):
+        spans[group[result]].append(span)
     merged = {root: _merge(graph, root, found, pinned.get(root)) for root, found in spans.items()}
+    raise_all(ModelError, "recurrent layers leave the range of their integers:", list(_beyond(graph, group, merged)))
     return _Quants(group, merged, wide, law.power_of_two_scales, pinned, stepped, forced - asked)
 
 
@@ -224,6 +256,29 @@ def _brought(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
     """Return the quantization of the groups that the model itself pins."""
     found = [(root, graph.values[name].type.quant) for name, root in group.items()]
     return {root: quant for root, quant in found if quant is not None}
+
+
+def _initial_spans(graph: Graph, ranges: Mapping[str, Range]) -> Iterator[tuple[str, Range]]:
+    """Yield results of recurrent layers with the range of the initial state that must fit into their integers too."""
+    for node in graph.nodes:
+        for name, result in zip(node.inputs[1 : node.op.operands], node.outputs, strict=False):
+            if not isinstance(node.op, Recurrent):
+                continue
+            held, origin = graph.constants.get(name), graph.values[name].origin
+            if held is not None:
+                yield result, Range(min(0.0, float(held.min())), max(0.0, float(held.max())))
+            elif origin is not None and origin.name in ranges:
+                yield result, ranges[origin.name]
+
+
+def _beyond(graph: Graph, group: Mapping[str, str], spans: Mapping[str, Range]) -> Iterator[str]:
+    """Yield what recurrent layers reach in float and their integers cannot."""
+    layers = [layer for layer in graph.nodes if isinstance(layer.op, Recurrent)]
+    for node, name, limit in ((layer, *pair) for layer in layers for pair in layer.op.reach(layer).items()):
+        held, span = graph.constants.get(name), spans.get(group.get(name, ""))
+        peak = float(np.abs(held).max()) if held is not None else max(-span.low, span.high) if span is not None else 0.0
+        if peak > limit * (1 + ROUNDED):
+            yield f"{node.name!r} ({node.op.name}): {name!r} reaches {peak:g}, allowed is {limit:g} at most"
 
 
 def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
@@ -246,8 +301,8 @@ def _pinned(graph: Graph, group: Mapping[str, str]) -> dict[str, Quant]:
 def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Collection[str]) -> list[str]:
     """Return the values that the user wants as int16."""
     if isinstance(activations, str):
-        if activations not in ("int8", "int16"):
-            raise ModelError(f"activations {activations!r}: unknown; allowed: int8, int16, or names of tensors")
+        if activations not in WIDTHS:
+            raise ModelError(f"activations {activations!r}: unknown; allowed: {', '.join(WIDTHS)}, or names of tensors")
         return list(group) if activations == "int16" else []
     known = {origin.name: name for name in group if (origin := graph.values[name].origin) is not None}
     missing = [f"{name!r}" for name in activations if name not in known]
@@ -257,6 +312,20 @@ def _asked_wide(graph: Graph, group: Mapping[str, str], activations: str | Colle
             f"`nnac diff --all` lists those that are"
         )
     return [known[name] for name in activations]
+
+
+def _lossy(graph: Graph, group: Mapping[str, str], ranges: Mapping[str, Range]) -> Iterator[str]:
+    """Yield the groups that hold a value of which int8 would keep too little (rule 11)."""
+    found: dict[str, list[Range]] = {}
+    for name, root in group.items():
+        origin = graph.values[name].origin
+        span = ranges.get(origin.name if origin is not None else name)
+        if span is not None:
+            found.setdefault(root, []).append(span)
+    for root, spans in found.items():
+        scale = (max(r.high for r in spans) - min(r.low for r in spans)) / 255
+        if any(r.power is not None and r.power < FAITHFUL * scale**2 / 12 for r in spans):
+            yield root
 
 
 def _only_wide(graph: Graph) -> Iterator[str]:

@@ -9,8 +9,8 @@ Rules:
    memory;
 3. a task that touches a spilled tensor stages it in stripes of rows through two buffers in turn, so that transfer and
    work overlap;
-4. a stripe is as high as the free room and the strategy allow; operands that broadcast, and moves (which copy from home
-   to home), are never cut;
+4. a stripe is as high as the free room and the strategy allow; operands that broadcast, and moves and host segments
+   (which work from home to home), are never cut;
 5. where a layer's constants exceed the weight buffer and its tensors are staged, either the constants are loaded again
    per stripe or the operands per block of constants: what moves fewer bytes; a cascade keeps its constants resident;
 6. constants that an operator reads like an activation are staged from the constants memory;
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
-from nnac.ops import Move, Recurrent, Reshape
+from nnac.ops import UNSTRIPED, Recurrent, Reshape
 from nnac.ops.base import aligned, bind
 from nnac.plan import Storage, Strategy, Task, Tiling
 from nnac.targets import Target
@@ -163,7 +163,7 @@ class _Tiler:
         if victim.readers != 1 or first < 0 or last != first + 1 or last >= len(self.tasks):
             return False
         writer, reader = self.tasks[first], self.tasks[last]
-        if isinstance(writer.node.op, Move | Recurrent) or isinstance(reader.node.op, Move):
+        if isinstance(writer.node.op, (*UNSTRIPED, Recurrent)) or isinstance(reader.node.op, UNSTRIPED):
             return False
         if isinstance(reader.node.op, Recurrent) and reader.node.op.reverse:
             return False
@@ -191,12 +191,12 @@ class _Tiler:
     def cut(self, group: range) -> list[Task]:
         """Return the group's tasks with stripes and buffers: the highest stripes that fit, by bisection."""
         last = self.tasks[group[-1]]
-        if isinstance(last.node.op, Move):
-            empty = (0,) * (len(last.operands) + 2)
+        if isinstance(last.node.op, UNSTRIPED):
+            empty = (0,) * (len(last.storages) + 1)
             return [replace(last, buffers=empty, copies=empty)]
         room = self.budget - sum(aligned(s.nbytes) for s in self.live(group))
         _, period = last.node.op.rows(last.bound)
-        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in last.storages)
+        staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
         while low < high:
             middle = (low + high + 1) // 2
@@ -213,8 +213,8 @@ class _Tiler:
         result: list[Buffers] = []
         for t in reversed(group):
             task = self.tasks[t]
-            if isinstance(task.node.op, Move):
-                result.append([(0, 0)] * (len(task.operands) + 2))
+            if isinstance(task.node.op, UNSTRIPED):
+                result.append([(0, 0)] * (len(task.storages) + 1))
                 continue
             rows = min(rows, task.node.op.rows(task.bound)[1])
             result.append(self._task_buffers(task, rows))
@@ -266,6 +266,12 @@ class _Tiler:
 
 def _staged(group: list[Buffers]) -> int:
     return sum(nbytes * copies for buffers in group for nbytes, copies in buffers)
+
+
+def _cut(task: Task) -> list[str]:
+    """Return the tensors of which a stripe takes or makes a part; others are staged once, whatever its height."""
+    taken = task.node.op.most_rows(task.bound, 1)
+    return [name for name, rows in zip(task.operands, taken, strict=True) if rows is not None] + [task.output]
 
 
 def _one_period(task: Task) -> bool:

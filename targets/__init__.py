@@ -1,6 +1,6 @@
 """Machines: one TOML per target, and the frozen dataclasses that they are read into."""
 
-from nnac.targets.machine import Arithmetic, Decoder, Energy, Mac, Memory, MemoryMode, Target, Vector
+from nnac.targets.machine import Arithmetic, Decoder, Energy, Host, Mac, Memory, MemoryMode, Target, Vector
 from nnac.targets.reader import (
     explain,
     load_target,
@@ -16,6 +16,7 @@ __all__ = [
     "Arithmetic",
     "Decoder",
     "Energy",
+    "Host",
     "Mac",
     "Memory",
     "MemoryMode",

@@ -131,6 +131,17 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """The processor beside the machine, which runs in float what the machine cannot."""
+
+    operations_per_cycle: float = figure(
+        "operations/cycle", "float operations (2 per multiply-accumulate) per cycle of the machine's clock", 1e-6, 1e6
+    )
+    call_cycles: int = figure("cycles", "of the machine's clock: interrupt, call of a segment, and return", 0, 2**32)
+    bytes_per_cycle: float = figure("bytes/cycle", "activations to and from the host over its bus", 1e-6, 65536)
+
+
+@dataclass(frozen=True, slots=True)
 class Energy:
     """What a MAC and a byte cost; name the node and where the figures come from."""
 
@@ -170,6 +181,7 @@ class Target:
     memory: dict[str, Memory]
     memory_mode: MemoryMode
     energy: Energy | None = None
+    host: Host | None = None
 
     def milliseconds(self, cycles: int) -> float:
         """Return `cycles` of this machine's clock in milliseconds."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nnac.errors import TargetError, raise_all
-from nnac.targets.machine import Arithmetic, Decoder, Energy, Mac, Memory, MemoryMode, Target, Vector
+from nnac.targets.machine import Arithmetic, Decoder, Energy, Host, Mac, Memory, MemoryMode, Target, Vector
 
-OPTIONAL = {"energy": Energy}
+OPTIONAL = {"energy": Energy, "host": Host}
 SECTIONS = {"arithmetic": Arithmetic, "mac": Mac, "vector": Vector, "decoder": Decoder, "memory_mode": MemoryMode}
 MEMORIES = ("sram", "weights", "dram", "flash")
 MAX_BYTES = 1 << 20

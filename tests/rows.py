@@ -191,31 +191,25 @@ UPSCALING: list[Case] = [
 ]
 
 REWRITTEN: list[Case] = [
-    ("divided", "a = Exp (z)\ny = Div (x, a)", (7, 13), {**X3, "z": (9,)}, {}, ["Activation", "Activation", "Mul"]),
+    ("divided", "a = Exp (z)\ny = Div (x, a)", (7, 13), {**X3, "z": (9,)}, {}, ["Activation", "Div"]),
     ("one over", "a = Exp (x)\ny = Div (c, a)", (13,), X3, {"c": np.float32(2)}, ["Activation"] * 3),
+    ("constants over", "a = Exp (x)\ny = Div (c, a)", (13,), X3, {"c": random(9)}, ["Activation", "Div"]),
     ("mean", "y = Mean (x, z, c)", (8, 13), {**X3, "z": (6, 1)}, {"c": random(9)}, ["Sum", "Activation"]),
-    ("max", "y = Max (x, z)", (8, 12), {**X3, "z": (6, 1)}, {}, ["Take", "Concat", "MaxPool"]),
-    (
-        "min",
-        "y = Min (x, z, c)",
-        (8, 13, 18),
-        {**X3, "z": (2, 6, 9)},
-        {"c": np.float32(0.5)},
-        ["Concat", "Activation", "MaxPool", "Activation", "Activation"],
-    ),
+    ("max", "y = Max (x, z)", (8, 12), {**X3, "z": (6, 1)}, {}, ["Extreme"]),
+    ("min", "y = Min (x, z, c)", (8, 13, 18), {**X3, "z": (2, 6, 9)}, {"c": np.float32(0.5)}, ["Extreme"]),
     ("max with a number", "y = Max (c, x)", (8, 13), X2, {"c": random(1, 1, 1)}, ["Activation"]),
-    ("max with a tensor", "y = Max (c, x)", (8, 13), X2, {"c": random(6)}, ["Concat", "MaxPool"]),
+    ("max with a tensor", "y = Max (c, x)", (8, 13), X2, {"c": random(6)}, ["Extreme"]),
     ("max of one", "y = Max (x)", (13,), X2, {}, []),
-    ("where", "y = Where (m, x, c)", (9, 16), X2, {"m": ints(1, 0, 0, 1, 1, 0) > 0, "c": random(6)}, ["Mul", "Sum"]),
+    ("where", "y = Where (m, x, c)", (9, 16), X2, {"m": ints(1, 0, 0, 1, 1, 0) > 0, "c": random(6)}, ["Select"]),
     ("triangle", "y = Trilu <upper=0> (x, k)", (14,), X3, {"k": np.int64(2)}, ["Mul"]),
     ("upper triangle", "y = Trilu (x)", (14,), X3, {}, ["Mul"]),
-    ("sum of space", "y = ReduceSum <axes=[2,3]> (x)", (7, 11), X4, {}, ["AveragePool", "Activation"]),
-    ("sum of middle", "y = ReduceSum <keepdims=0> (x, a)", (13, 18), X3, {"a": ints(1)}, ["AveragePool", "Activation"]),
+    ("sum of space", "y = ReduceSum <axes=[2,3]> (x)", (7, 11), X4, {}, ["AveragePool"]),
+    ("sum of middle", "y = ReduceSum <keepdims=0> (x, a)", (13, 18), X3, {"a": ints(1)}, ["AveragePool"]),
     ("sum of none", "y = ReduceSum <noop_with_empty_axes=1> (x)", (13,), X3, {}, []),
     ("least", "y = ReduceMin (x)", (13, 18), X3, {}, ["Activation", "MaxPool", "Activation"]),
-    ("L1", "y = ReduceL1 <axes=[-1]> (x)", (13,), X3, {}, ["Activation", "AveragePool", "Activation"]),
-    ("L2", "y = ReduceL2 <axes=[1]> (x)", (13,), X3, {}, ["Mul", "AveragePool", "Activation", "Activation"]),
-    ("squares", "y = ReduceSumSquare <axes=[1]> (x)", (13,), X3, {}, ["Mul", "AveragePool", "Activation"]),
+    ("L1", "y = ReduceL1 <axes=[-1]> (x)", (13,), X3, {}, ["Activation", "AveragePool"]),
+    ("L2", "y = ReduceL2 <axes=[1]> (x)", (13,), X3, {}, ["Mul", "AveragePool", "Activation"]),
+    ("squares", "y = ReduceSumSquare <axes=[1]> (x)", (13,), X3, {}, ["Mul", "AveragePool"]),
     *(
         (
             name,
@@ -235,4 +229,262 @@ REWRITTEN: list[Case] = [
     ),
 ]
 
-CASES = [*REWRITTEN, *FUNCTIONS, *PLACES, *UPSCALING]
+_SIX, _NINE = {"g": random(6), "o": random(6)}, {"g": random(9), "o": random(9)}
+_HALVES = "d = Sub (x, m)\nq = Mul (d, d)\nv = ReduceMean <axes=[-1]> (q)\ne = Add (v, k)\nr = Sqrt (e)"
+_WRITTEN = f"m = ReduceMean <axes=[-1]> (x)\n{_HALVES}\nz = Div (d, r)"
+_TINY = {"k": np.float32(1e-3)}
+NORMS: list[Case] = [
+    ("layer norm", "y = LayerNormalization (x, g, o)", (17, 23), X3, _NINE, ["Norm"]),
+    (
+        "layer norm bare",
+        "y = LayerNormalization <axis=1, epsilon=0.1> (x, g)",
+        (17,),
+        X3,
+        {"g": random(6, 9)},
+        ["Norm"],
+    ),
+    ("rms norm", "y = RMSNormalization <axis=-1> (x, g)", (23,), X3, {"g": random(9)}, ["Norm"]),
+    ("instance norm", "y = InstanceNormalization <epsilon=0.01> (x, g, o)", (7, 22), X4, _SIX, ["Norm"]),
+    ("instance norm 1-D", "y = InstanceNormalization (x, g, o)", (13,), X3, _SIX, ["Norm"]),
+    ("group norm", "y = GroupNormalization <num_groups=3> (x, g, o)", (21,), X4, _SIX, ["Norm"]),
+    ("mean variance", "y = MeanVarianceNormalization <axes=[2,3]> (x)", (13,), X4, {}, ["Norm"]),
+    ("unit", "y = LpNormalization <axis=1, p=2> (x)", (7, 22), X3, {}, ["Norm"]),
+    (
+        "layer norm written out",
+        f"{_WRITTEN}\nh = Mul (z, g)\ny = Add (h, o)",
+        (11,),
+        X3,
+        {**_NINE, **_TINY},
+        ["Norm"],
+    ),
+    ("norm written out without gain", f"{_WRITTEN}\ny = Relu (z)", (11, 13), X3, _TINY, ["Norm", "Activation"]),
+    (
+        "norm whose gain varies elsewhere",
+        f"{_WRITTEN}\ny = Mul (z, g)",
+        (13,),
+        X3,
+        {"g": random(2, 1, 9), **_TINY},
+        ["Norm", "Mul"],
+    ),
+    (
+        "norm by a reciprocal",
+        "m = ReduceMean <axes=[1]> (x)\nd = Sub (x, m)\nq = Pow (d, t)\nv = ReduceMean <axes=[1]> (q)\n"
+        "e = Add (v, k)\nr = Sqrt (e)\ni = Reciprocal (r)\nj = Mul (i, g)\nh = Mul (d, j)\ny = Add (h, o)",
+        (13,),
+        X4,
+        {"t": np.float32(2), "g": random(6, 1, 1), "o": random(1, 6, 1, 1), **_TINY},
+        ["Norm"],
+    ),
+    (
+        "norm by mean squares",
+        "s = ReduceSum <keepdims=0> (x, a)\nm = Mul (s, n)\nw = Mul (x, x)\nu = ReduceSum <keepdims=0> (w, a)\n"
+        "p = Div (u, c)\nf = Mul (m, m)\nv = Sub (p, f)\nl = Relu (v)\nb = Reshape (l, z)\ne = Add (b, k)\n"
+        "i = Pow (e, h)\nj = Reshape (m, z)\nd = Sub (x, j)\ny = Mul (d, i)",
+        (13,),
+        X3,
+        {
+            "a": ints(1),
+            "n": np.float32(1 / 6),
+            "c": np.float32(6),
+            "z": ints(2, 1, 9),
+            "h": np.float32(-0.5),
+            **_TINY,
+        },
+        ["Norm"],
+    ),
+    (
+        "rms norm written out",
+        "q = Pow (x, t)\nv = ReduceMean <axes=[-1]> (q)\ne = Add (v, k)\nr = Sqrt (e)\nz = Div (x, r)\ny = Mul (g, z)",
+        (13,),
+        X3,
+        {"t": np.float32(2), "g": random(9), **_TINY},
+        ["Norm"],
+    ),
+    (
+        "instance norm written out",
+        "m = ReduceMean <axes=[2,3]> (x)\nd = Sub (x, m)\nq = Mul (d, d)\nv = ReduceMean <axes=[2,3]> (q)\n"
+        "e = Add (v, k)\nr = Sqrt (e)\nz = Div (d, r)\nh = Mul (z, g)\ny = Add (h, o)",
+        (13,),
+        X4,
+        {"g": random(6, 1, 1), "o": random(6, 1, 1), **_TINY},
+        ["Norm"],
+    ),
+    (
+        "quotient that is no norm",
+        "m = ReduceMean <axes=[1]> (x)\nd = Sub (x, m)\nq = Mul (d, d)\nv = ReduceMean <axes=[2]> (q)\n"
+        "e = Add (v, k)\nr = Sqrt (e)\ny = Div (d, r)",
+        (13,),
+        X3,
+        _TINY,
+        ["AveragePool", "Sum", "Mul", "AveragePool", "Activation", "Activation", "Div"],
+    ),
+]
+
+_Y3 = {"x": (2, 6, 9), "z": (9, 4)}
+PRODUCTS: list[Case] = [
+    ("matmul of two", "y = MatMul (x, z)", (7, 13), {"x": (2, 3, 6, 9), "z": (3, 9, 4)}, {}, ["MatMul"]),
+    (
+        "matmul turned",
+        "t = Transpose <perm=[0,2,1]> (z)\ny = MatMul (x, t)",
+        (13,),
+        {"x": (2, 6, 9), "z": (2, 4, 9)},
+        {},
+        ["MatMul"],
+    ),
+    (
+        "matmul of heads",
+        "t = Transpose <perm=[0,2,3,1]> (z)\ny = MatMul (x, t)",
+        (13,),
+        {"x": (2, 3, 5, 4), "z": (2, 6, 3, 4)},
+        {},
+        ["MatMul"],
+    ),
+    ("matmul of vectors", "y = MatMul (x, z)", (13,), {"x": (9,), "z": (9,)}, {}, ["MatMul"]),
+    ("matmul by a vector", "y = MatMul (x, z)", (13,), {"x": (2, 6, 9), "z": (9,)}, {}, ["MatMul"]),
+    (
+        "gemm of two",
+        "y = Gemm <alpha=0.5, transA=1, transB=1> (x, z, c)",
+        (11, 13),
+        {"x": (9, 3), "z": (4, 9)},
+        {"c": random(4)},
+        ["MatMul", "Sum"],
+    ),
+    ("gemm of two alone", "y = Gemm (x, z)", (13,), {"x": (3, 9), "z": (9, 4)}, {}, ["MatMul"]),
+    (
+        "einsum of two",
+        'y = Einsum <equation="bqhd,bkhd->bhqk"> (x, z)',
+        (13,),
+        {"x": (2, 5, 3, 4), "z": (2, 6, 3, 4)},
+        {},
+        ["MatMul"],
+    ),
+    ("einsum outer", 'y = Einsum <equation="ab,ac->cab"> (x, z)', (13,), {"x": (3, 4), "z": (3, 5)}, {}, ["MatMul"]),
+    *(
+        (f"choice {name}", f"c = {name} (x, z)\ny = Where (c, z, x)", (9, 16), {**X3, "z": (6, 1)}, {}, ["Select"])
+        for name in ("Less", "Greater")
+    ),
+    ("choice equal", "c = Equal (x, z)\ny = Where (c, z, x)", (11, 13), {**X3, "z": (6, 1)}, {}, ["Select"]),
+    (
+        "choice negated",
+        "c = GreaterOrEqual (x, k)\nn = Not (c)\ny = Where (n, k, x)",
+        (12, 16),
+        X3,
+        {"k": np.float32(0.1)},
+        ["Select"],
+    ),
+    (
+        "comparison as numbers",
+        "c = LessOrEqual (x, z)\ny = Cast <to=1> (c)",
+        (12, 16),
+        {**X3, "z": (9,)},
+        {},
+        ["Select"],
+    ),
+]
+
+_HEADS: dict[str, Any] = {"w": random(8, 24), "b": random(24)}
+_FULL = ["Dense", "Sum"] * 3
+LAYERS: list[Case] = [
+    (
+        "LRN",
+        "y = LRN <size=3, alpha=0.3, beta=0.75, bias=2.0> (x)",
+        (7, 13),
+        X4,
+        {},
+        ["Mul", "Conv", "Activation", "Activation", "Mul"],
+    ),
+    (
+        "L2 pool",
+        "y = LpPool <kernel_shape=[3,2], pads=[1,0,0,1]> (x)",
+        (7, 22),
+        X4,
+        {},
+        ["Mul", "AveragePool", "Activation", "Activation"],
+    ),
+    ("L1 pool", "y = LpPool <kernel_shape=[3], p=1> (x)", (13,), X3, {}, ["Activation", "AveragePool", "Activation"]),
+    ("global L2 pool", "y = GlobalLpPool (x)", (13,), X4, {}, ["Mul", "AveragePool", "Activation"]),
+    (
+        "log softmax",
+        "y = LogSoftmax <axis=-1> (x)",
+        (11, 13),
+        X3,
+        {},
+        ["MaxPool", "Sum", "Activation", "AveragePool", "Activation", "Sum"],
+    ),
+    (
+        "softmax written out",
+        "m = ReduceMax <axes=[1], keepdims=0> (x)\nr = Reshape (m, s)\nd = Sub (x, r)\ne = Exp (d)\n"
+        "t = ReduceSum (e, a)\ny = Div (e, t)",
+        (13,),
+        X3,
+        {"s": ints(2, 1, 9), "a": ints(1)},
+        ["Softmax"],
+    ),
+    ("softmax by itself", "e = Exp (x)\nt = ReduceSum <axes=[2]> (e)\ny = Div (e, t)", (11,), X3, {}, ["Softmax"]),
+    (
+        "skip norm",
+        "y = com.microsoft.SkipLayerNormalization <epsilon=0.01> (x, z, g, o, b)",
+        (13,),
+        {**X3, "z": (2, 6, 9)},
+        {**_NINE, "b": random(9)},
+        ["Sum", "Sum", "Norm"],
+    ),
+    (
+        "skip norm with its sum",
+        "h, , , s = com.microsoft.SkipLayerNormalization (x, z, g)\ny = Add (h, s)",
+        (13,),
+        {**X3, "z": (2, 6, 9)},
+        {"g": random(9)},
+        ["Sum", "Norm", "Sum"],
+    ),
+    (
+        "skip simplified norm",
+        "y = com.microsoft.SkipSimplifiedLayerNormalization (x, z, g)",
+        (13,),
+        {**X3, "z": (2, 6, 9)},
+        {"g": random(9)},
+        ["Sum", "Norm"],
+    ),
+    ("simplified norm", "y = SimplifiedLayerNormalization <axis=-1> (x, g)", (13,), X3, {"g": random(9)}, ["Norm"]),
+    (
+        "attention",
+        "y = com.microsoft.Attention <num_heads=2> (x, w, b)",
+        (13,),
+        {"x": (2, 5, 8)},
+        _HEADS,
+        [*_FULL, "MatMul", "Activation", "Softmax", "MatMul"],
+    ),
+    (
+        "causal attention with a past",
+        "h, p = com.microsoft.Attention <num_heads=2, unidirectional=1> (x, w, b, m, z)\n"
+        "q = Identity (p)\nk = Flatten (q)\nf = Flatten <axis=0> (h)\n"
+        "s = ReduceSum <axes=[1]> (k)\nt = ReduceSum <axes=[0]> (s)\n"
+        "y = Add (f, t)",
+        (11,),
+        {"x": (1, 5, 8), "z": (2, 1, 2, 3, 4)},
+        {**_HEADS, "m": np.array([[0, 1, 1, 1, 1, 1, 1, 1]], np.int32)},
+        [
+            "Dense",
+            "Sum",
+            "Dense",
+            "Sum",
+            "Dense",
+            "Sum",
+            "Slice",
+            "Concat",
+            "Slice",
+            "Concat",
+            "Concat",
+            "MatMul",
+            "Activation",
+            "Sum",
+            "Softmax",
+            "MatMul",
+            "AveragePool",
+            "AveragePool",
+            "Sum",
+        ],
+    ),
+]
+
+CASES = [*NORMS, *PRODUCTS, *LAYERS, *REWRITTEN, *FUNCTIONS, *PLACES, *UPSCALING]

@@ -24,7 +24,6 @@ from nnac.calibration import (
     METHODS,
     Range,
     _edges,
-    _Extremes,
     _Histogram,
     _mse_range,
     _percentile_range,
@@ -286,7 +285,7 @@ def test_memory_does_not_grow_with_the_samples() -> None:
     for _ in range(200):
         many.add(draw.standard_normal((10, 10), np.float32))
     assert few.counts.nbytes == many.counts.nbytes == 8 * BINS and few.counts.dtype == np.int64
-    assert many.counts.sum() == 20_000 and _Extremes.__slots__ == ("high", "low")
+    assert many.counts.sum() == 20_000 and many.squares.size <= 4096
     assert not hasattr(many, "__dict__")
 
 
@@ -637,3 +636,14 @@ def test_files_calibrate_a_model(tmp_path: Path) -> None:
     samples = load_samples(tmp_path, SHAPES)
     ranges = calibrate(two_input_model(), samples, ["x", "h", "y"])
     assert ranges["x"] == Range.of(*(float(np.float32(f(arrays["x"]))) for f in (np.min, np.max)))
+
+
+def test_power_of_the_median_entry() -> None:
+    """The mean square over the samples, of the entry in the middle; what is always zero does not count."""
+    samples = [{"x": np.array([[0, 1, 2, 30, 0]], np.float32) * sign} for sign in (1, -1, 1)]
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> main (float[1, 5] x) => (float[1, 5] y) { y = Relu (x) }'
+    )
+    found = calibrate(model, samples, ["x", "y"])
+    assert found["x"].power == 4.0
+    assert found["y"].power == pytest.approx(4.0 * 2 / 3)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import nnac
 from nnac import reference, stages
 from nnac.calibration import Range
 from nnac.emulator import Emulator
@@ -26,6 +27,7 @@ from nnac.program import KnownAnswer
 from nnac.targets import load_target
 from nnac.types import Quant, TensorType
 from tests.graphs import graph_of, random_inputs, with_memory
+from tests.test_compiler import net
 
 NNA8 = load_target("nna8")
 
@@ -309,3 +311,20 @@ def test_an_array_without_16_bits_is_refused() -> None:
     assert legalize(graph, NNA8).nodes == graph.nodes
     with pytest.raises(TargetError, match=r"'nna8'.*mac\.int16 = 0.*1 of 1 layers.*'node'"):
         legalize(graph, machine)
+
+
+def test_auto_widens_what_int8_keeps_too_little_of() -> None:
+    """Features of one loud and many quiet entries become int16; a tensor of even power, and what shares it, stays."""
+    model = net("h = MatMul (x, w)\ny = Relu (h)", {"x": (1, 8)}, w=(8, 6))
+    rng = np.random.default_rng(0)
+    even = [{"x": x} for x in rng.uniform(-1, 1, (64, 1, 8)).astype(np.float32)]
+    uneven = [{"x": sample["x"] * np.where(np.arange(8) == 0, 100, 1)} for sample in even]
+    for samples, dtype in ((even, "int8"), (uneven, "int16")):
+        program = nnac.compile(model, "nna8", samples, activations="auto", check=True).program
+        assert program.tensor("x").type.dtype == dtype
+
+
+def test_unknown_widths_are_refused() -> None:
+    model = net("y = Relu (x)", {"x": (1, 8)})
+    with pytest.raises(ModelError, match="allowed: int8, int16, auto, or names of tensors"):
+        nnac.compile(model, "nna8", [{"x": np.ones((1, 8), np.float32)}], activations="int4")

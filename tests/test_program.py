@@ -347,7 +347,7 @@ def test_header_length_lies(length: int) -> None:
 
 
 INNER: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "newer version": (lambda h: h.update(format=FORMAT + 1), "format version 3"),
+    "newer version": (lambda h: h.update(format=FORMAT + 1), f"format version {FORMAT + 1}"),
     "no version": (lambda h: h.pop("format"), "KeyError"),
     "version of another type": (lambda h: h.update(format="1"), "format version '1'"),
     "count too low": (lambda h: h.update(instruction_count=1), "expected 1 instructions, found more"),
@@ -371,7 +371,7 @@ INNER: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "scale is no number": (lambda h: h["tensors"][0].update(quant=[float("nan"), 0]), "scale nan"),
     "zero point too large": (lambda h: h["tensors"][0].update(quant=[1.0, 128]), "zero point 128"),
     "lower bound is no number": (lambda h: h.update(lower_bound=float("nan")), "damaged header"),
-    "layer with more entries": (lambda h: h["layers"][0].update(more=1), "layer record"),
+    "layer with more entries": (lambda h: h["layers"][0].update(extra=1), "layer record"),
     "layer with fewer entries": (lambda h: h["layers"][0].pop("macs"), "layer record"),
     "a file that is no object": (lambda h: h.clear(), "KeyError"),
 }

@@ -185,7 +185,7 @@ def _wiring_problems(model: onnx.ModelProto) -> Iterator[str]:
     yield from _twice("graph output", [i.name for i in graph.output])
     known = {"", *ready}
     for node in graph.node:
-        for name in (*node.input, *_captured(node)):
+        for name in (*node.input, *captured(node)):
             if name not in known and name in made:
                 yield (
                     f"{label(node)} reads {name!r} before {label(made[name])} makes it: "
@@ -202,7 +202,7 @@ def _wiring_problems(model: onnx.ModelProto) -> Iterator[str]:
         yield "the graph has no outputs"
 
 
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
+def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the outer names that the subgraphs of a node read (an over-estimate of what they define is left out)."""
     inside = [each for graph in subgraphs(node) for each in walk(graph.node)]
     held = [*subgraphs(node), *(graph for each in inside for graph in subgraphs(each))]

@@ -6,75 +6,19 @@ one table again by the compiler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod, sqrt
-from typing import Any
+from collections.abc import Mapping
+from math import sqrt
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from nnac.frontend import decompose_layers
+from nnac.frontend.rewriter import Rewrite, Rewriter, Shape, attributes, drop_unread, names_read
+from nnac.frontend.unroll import STEPS
 from nnac.types import Array
 
-Shape = tuple[int, ...]
 AXES_ARE_CONSTANTS = "axes are constants"
-AXES_ARE_INPUTS = 18
-"""Opset since which ReduceMean and ReduceMax take their axes as an input."""
-
-
-@dataclass(slots=True)
-class _Rewriter:
-    """The main graph while single nodes of it are replaced; new tensors are named after the node's first output."""
-
-    opset: int
-    shapes: Mapping[str, Shape]
-    constants: Mapping[str, Array]
-    taken: set[str]
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    stored: list[onnx.TensorProto] = field(default_factory=list)
-    stem: str = ""
-
-    def add(self, op_type: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node and return its output."""
-        name = self.fresh(op_type.lower())
-        self.nodes.append(helper.make_node(op_type, inputs, [name], name, **attributes))
-        return name
-
-    def constant(self, array: Any, dtype: str = "float32") -> str:
-        """Return the name of a new constant."""
-        name = self.fresh("constant")
-        self.stored.append(numpy_helper.from_array(np.asarray(array, dtype), name))
-        return name
-
-    def reduce(self, op_type: str, x: str, axes: Sequence[int], keepdims: int) -> str:
-        """Add a reduction over some axes."""
-        if self.opset >= AXES_ARE_INPUTS:
-            return self.add(op_type, x, self.constant(axes, "int64"), keepdims=keepdims)
-        return self.add(op_type, x, axes=list(axes), keepdims=keepdims)
-
-    def fresh(self, label: str) -> str:
-        name, count = f"{self.stem}.{label}", 1
-        while name in self.taken:
-            count += 1
-            name = f"{self.stem}.{label}.{count}"
-        self.taken.add(name)
-        return name
-
-
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """How one operator is rewritten.
-
-    Attributes:
-        apply: adds the parts, the last of which computes the output, and tells its name; None leaves the node alone.
-        parts: the operators that it becomes.
-        sentence: what a use must be so that it can be rewritten; empty if that is always possible.
-    """
-
-    apply: Callable[[_Rewriter, onnx.NodeProto], str | None]
-    parts: tuple[str, ...]
-    sentence: str = ""
 
 
 def decompose(model: onnx.ModelProto) -> bool:
@@ -84,7 +28,7 @@ def decompose(model: onnx.ModelProto) -> bool:
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    rewriter = _Rewriter(_opset(model), _shapes(graph, constants), constants, _names(graph))
+    rewriter = Rewriter(_opset(model), _shapes(graph, constants), constants, _names(graph), names_read(graph))
     changed = False
     for node in graph.node:
         changed |= _rewrite(rewriter, node)
@@ -93,13 +37,14 @@ def decompose(model: onnx.ModelProto) -> bool:
         del graph.node[:]
         graph.node.extend(kept)
         graph.initializer.extend(rewriter.stored)
+        drop_unread(graph)
     return changed
 
 
-def _rewrite(r: _Rewriter, node: onnx.NodeProto) -> bool:
+def _rewrite(r: Rewriter, node: onnx.NodeProto) -> bool:
     """Add a node, or its parts with the last one under its names; tell whether it was rewritten."""
     rule = REWRITES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
-    start, r.stem = len(r.nodes), node.output[0]
+    start, r.stem = len(r.nodes), next(filter(None, node.output), node.name)
     result = rule.apply(r, node) if rule is not None and all(name in r.shapes for name in node.input if name) else None
     if result is None:
         del r.nodes[start:]
@@ -130,96 +75,61 @@ def _names(graph: onnx.GraphProto) -> set[str]:
     return values | {each.name for each in (*graph.input, *graph.initializer)}
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
 # -- arithmetic ----------------------------------------------------------------------------------------------------
 
 
-def _div(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """x / y = x * (1 / y) for a computed y."""
-    if node.input[1] in r.constants:
+def _div(r: Rewriter, node: onnx.NodeProto) -> str | None:
+    """c / y = c * (1 / y) for one constant number and a computed y, which is a function of y."""
+    if node.input[1] in r.constants or r.constants.get(node.input[0], np.zeros(2)).size != 1:
         return None
     return r.add("Mul", node.input[0], r.add("Reciprocal", node.input[1]))
 
 
-def _mean(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _mean(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """The mean of n tensors is their sum times 1 / n."""
     return r.add("Mul", r.add("Sum", *node.input), r.constant(1 / len(node.input)))
 
 
-def _extreme(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """Max and Min: a constant number is a limit of Clip; tensors are stacked and pooled."""
-    least = node.op_type == "Min"
-    numbers = [name for name in node.input if name in r.constants and r.constants[name].size == 1]
-    tensors = [name for name in node.input if name not in numbers]
-    if all(name in r.constants for name in tensors):
-        return None
-    shape = np.broadcast_shapes(*(r.shapes[name] for name in node.input))
-    x = tensors[0] if len(tensors) == 1 else _stacked(r, tensors, shape, least)
-    if numbers:
-        x = _clip(r, x, (min if least else max)(float(r.constants[name].reshape(-1)[0]) for name in numbers), least)
-    if len(tensors) == 1 and r.shapes[tensors[0]] != shape:
-        x = r.add("Reshape", x, r.constant(shape, "int64"))
-    return x if x != tensors[0] else r.add("Identity", x)
-
-
-def _clip(r: _Rewriter, x: str, limit: float, least: bool) -> str:
-    if r.opset < 11:
-        return r.add("Clip", x, **{"max" if least else "min": limit})
-    return r.add("Clip", x, *([""] if least else []), r.constant(limit))
-
-
-def _stacked(r: _Rewriter, names: Sequence[str], shape: Shape, least: bool) -> str:
-    """Return the entry-wise maximum (or minimum) of tensors that broadcast to `shape`."""
-    stacked = r.add("Concat", *(_layer(r, name, shape) for name in names), axis=0)
-    if not least:
-        return r.reduce("ReduceMax", stacked, [0], 0)
-    return r.add("Neg", r.reduce("ReduceMax", r.add("Neg", stacked), [0], 0))
-
-
-def _layer(r: _Rewriter, name: str, shape: Shape) -> str:
-    """Return a tensor broadcast to `shape` with an axis of one in front."""
-    if name in r.constants:
-        return r.constant(np.broadcast_to(r.constants[name], shape)[None])
-    full = name if r.shapes[name] == shape else r.add("Expand", name, r.constant(shape, "int64"))
-    return r.add("Reshape", full, r.constant((1, *shape), "int64"))
-
-
-def _where(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """A constant choice between x and y is x * mask + y * (1 - mask)."""
-    if node.input[0] not in r.constants or any(
-        not np.isfinite(r.constants[name]).all() for name in node.input[1:] if name in r.constants
-    ):
-        return None
-    mask = r.constants[node.input[0]].astype(np.float32)
-    parts = (_masked(r, name, each) for name, each in zip(node.input[1:], (mask, 1 - mask), strict=True))
-    return r.add("Add", *parts)
-
-
-def _masked(r: _Rewriter, name: str, mask: Array) -> str:
-    """Return the product of a tensor with zeros and ones."""
-    if name in r.constants:
-        return r.constant(r.constants[name] * mask)
-    return r.add("Mul", name, r.constant(mask))
-
-
-def _trilu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _trilu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """A triangle of a computed tensor is its product with ones and zeros."""
     shift = r.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else np.zeros(1)
     if shift is None or len(shape := r.shapes[node.input[0]]) < 2:
         return None
-    keep = np.triu if _attributes(node).get("upper", 1) else np.tril
+    keep = np.triu if attributes(node).get("upper", 1) else np.tril
     return r.add("Mul", node.input[0], r.constant(keep(np.ones(shape[-2:]), int(shift.reshape(-1)[0]))))
+
+
+# -- recurrent layers ----------------------------------------------------------------------------------------------
+
+_STATE_INPUTS = (5, 6)
+
+
+def _time_first(r: Rewriter, node: onnx.NodeProto) -> str | None:
+    """A recurrent layer with the batch in front (which onnxruntime has not) is one with time in front, transposed."""
+    given = attributes(node)
+    if given.pop("layout", 0) != 1:
+        return None
+    inputs = list(node.input)
+    for index, name in enumerate(node.input):
+        if name and (index == 0 or index in _STATE_INPUTS):
+            held = r.constants.get(name)
+            turned = held is not None and r.constant(held.transpose(1, 0, 2))
+            inputs[index] = turned or r.add("Transpose", name, perm=(1, 0, 2))
+    made = [r.fresh(f"{node.op_type.lower()}{i}") for i in range(len(node.output))]
+    r.nodes.append(helper.make_node(node.op_type, inputs, made, made[0], **given))
+    for name, state in zip(node.output[1:], made[1:], strict=True):
+        if name:
+            r.nodes.append(helper.make_node("Transpose", [state], [name], name, perm=(1, 0, 2)))
+    node.output[0] = node.output[0] or r.fresh("all")
+    return r.add("Transpose", made[0], perm=(2, 0, 1, 3))
 
 
 # -- reductions ----------------------------------------------------------------------------------------------------
 
 
-def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
-    """Sums are means times the number of entries, the least is the largest of the negated."""
-    given, rank = _attributes(node), len(r.shapes[node.input[0]])
+def _reduction(r: Rewriter, node: onnx.NodeProto) -> str | None:
+    """Sums of what is computed first; the least is the largest of the negated."""
+    given, rank = attributes(node), len(r.shapes[node.input[0]])
     held = r.constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
     if len(node.input) > 1 and node.input[1] and held is None:
         return None
@@ -227,7 +137,6 @@ def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     if not axes and given.get("noop_with_empty_axes", 0):
         return r.add("Identity", node.input[0])
     axes, keepdims = axes or list(range(rank)), int(given.get("keepdims", 1))
-    count = prod(r.shapes[node.input[0]][axis] for axis in axes)
     x = node.input[0]
     if node.op_type == "ReduceMin":
         return r.add("Neg", r.reduce("ReduceMax", r.add("Neg", x), axes, keepdims))
@@ -235,14 +144,14 @@ def _reduction(r: _Rewriter, node: onnx.NodeProto) -> str | None:
         x = r.add("Abs", x)
     elif node.op_type in ("ReduceL2", "ReduceSumSquare"):
         x = r.add("Mul", x, x)
-    total = r.add("Mul", r.reduce("ReduceMean", x, axes, keepdims), r.constant(count))
+    total = r.reduce("ReduceSum", x, axes, keepdims)
     return r.add("Sqrt", total) if node.op_type == "ReduceL2" else total
 
 
 # -- functions of other domains ------------------------------------------------------------------------------------
 
 
-def _gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """Gelu and BiasGelu: x * (1 + erf(x / sqrt(2))) / 2."""
     x = r.add("Add", *node.input) if len(node.input) > 1 else node.input[0]
     half = r.add("Mul", x, r.constant(0.5))
@@ -250,7 +159,7 @@ def _gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", half, r.add("Add", grown, r.constant(1.0)))
 
 
-def _fast_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _fast_gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """Gelu by a hyperbolic tangent, perhaps of x + bias."""
     x = r.add("Add", *node.input) if len(node.input) > 1 and node.input[1] else node.input[0]
     cubic = r.add("Mul", r.add("Mul", r.add("Mul", x, x), x), r.constant(0.044715))
@@ -258,29 +167,35 @@ def _fast_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
     return r.add("Mul", r.add("Mul", x, r.constant(0.5)), r.add("Add", r.add("Tanh", inner), r.constant(1.0)))
 
 
-def _quick_gelu(r: _Rewriter, node: onnx.NodeProto) -> str | None:
+def _quick_gelu(r: Rewriter, node: onnx.NodeProto) -> str | None:
     """x * sigmoid(alpha * x)."""
     x = node.input[0]
-    return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(_attributes(node).get("alpha", 1.702))))))
+    return r.add("Mul", x, r.add("Sigmoid", r.add("Mul", x, r.constant(float(attributes(node).get("alpha", 1.702))))))
+
+
+def _loop(r: Rewriter, node: onnx.NodeProto) -> str | None:
+    """A loop that is still one is refused: see `nnac.frontend.scans` and `nnac.frontend.unroll`."""
+    return None
 
 
 _GELU = ("Erf", "Mul", "Add")
+_LOOPS = f"runs forwards along first axes, and its number of steps is fixed and at most {STEPS}"
 
 REWRITES: dict[str, Rewrite] = {
     "Div": Rewrite(_div, ("Mul", "Reciprocal")),
     "Mean": Rewrite(_mean, ("Sum", "Mul")),
-    "Max": Rewrite(_extreme, ("Clip", "ReduceMax")),
-    "Min": Rewrite(_extreme, ("Clip", "Neg", "ReduceMax")),
-    "Where": Rewrite(_where, ("Mul", "Add"), "the condition is a constant, and what is chosen from is finite"),
     "Trilu": Rewrite(_trilu, ("Mul",), "the diagonal is a constant"),
-    "ReduceSum": Rewrite(_reduction, ("ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
+    **{name: Rewrite(_time_first, (name, "Transpose")) for name in ("LSTM", "GRU", "RNN")},
+    "Scan": Rewrite(_loop, ("LSTM",), f"the body is an LSTM cell; or it {_LOOPS}"),
+    "Loop": Rewrite(_loop, ("LSTM",), f"it {_LOOPS}"),
     "ReduceMin": Rewrite(_reduction, ("Neg", "ReduceMax"), AXES_ARE_CONSTANTS),
-    "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceMean", "Mul"), AXES_ARE_CONSTANTS),
-    "ReduceL2": Rewrite(_reduction, ("Mul", "ReduceMean", "Sqrt"), AXES_ARE_CONSTANTS),
-    "ReduceSumSquare": Rewrite(_reduction, ("Mul", "ReduceMean"), AXES_ARE_CONSTANTS),
+    "ReduceL1": Rewrite(_reduction, ("Abs", "ReduceSum"), AXES_ARE_CONSTANTS),
+    "ReduceL2": Rewrite(_reduction, ("Mul", "ReduceSum", "Sqrt"), AXES_ARE_CONSTANTS),
+    "ReduceSumSquare": Rewrite(_reduction, ("Mul", "ReduceSum"), AXES_ARE_CONSTANTS),
     "com.microsoft.Gelu": Rewrite(_gelu, _GELU),
     "com.microsoft.BiasGelu": Rewrite(_gelu, _GELU),
     "com.microsoft.FastGelu": Rewrite(_fast_gelu, ("Tanh", "Mul", "Add")),
     "com.microsoft.QuickGelu": Rewrite(_quick_gelu, ("Sigmoid", "Mul")),
+    **decompose_layers.REWRITES,
 }
 """By the name that messages use: the operator's, with its domain in front unless that is ONNX's own."""

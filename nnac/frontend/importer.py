@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -14,6 +14,8 @@ from nnac.frontend import (
     rows_elementwise,
     rows_index,
     rows_move,
+    rows_norm,
+    rows_pairs,
     rows_quant,
     rows_recurrent,
     rows_upscale,
@@ -21,14 +23,35 @@ from nnac.frontend import (
 )
 from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
+from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, cut, refusals
 from nnac.frontend.pins import settle
+from nnac.frontend.recognise import COMPARED, COMPARING, PATTERNS, recognise
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
-from nnac.graph import Graph
+from nnac.graph import Graph, Origin, Value
+from nnac.ops import Host, Select
+from nnac.ops.host import WHOLE_NUMBERS
+from nnac.types import TensorType
 
-_ROOMS = (rows_window, rows_upscale, rows_dense, rows_elementwise, rows_move, rows_index, rows_quant, rows_recurrent)
+_ROOMS = (
+    rows_window,
+    rows_upscale,
+    rows_dense,
+    rows_elementwise,
+    rows_move,
+    rows_index,
+    rows_quant,
+    rows_recurrent,
+    rows_norm,
+    rows_pairs,
+)
 TABLE: dict[str, Row] = dict(sorted((name, row) for room in _ROOMS for name, row in room.ROWS.items()))
+KNOWN = TABLE | PATTERNS
+"""The same with what `recognise` makes."""
 
+EXPLAINED = (*REWRITES, *COMPARING)
+"""Operators without a row of which there is more to say."""
+HEADLINE = "the model cannot be compiled:"
 _SHOWN = 4
 
 
@@ -38,38 +61,130 @@ def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     for name, rewrite in REWRITES.items():
         made = dict.fromkeys(op.name for part in rewrite.parts for op in TABLE[part].ops)
         rows.setdefault(name, (name, ", ".join(made), (rewrite.sentence,) if rewrite.sentence else ()))
+    rows |= {name: (name, Select.name, (COMPARED,)) for name in COMPARING}
     return [rows[name] for name in sorted(rows)]
 
 
-def import_graph(model: onnx.ModelProto, states: Mapping[str, str] | None = None) -> Graph:
+def import_graph(
+    model: onnx.ModelProto,
+    states: Mapping[str, str] | None = None,
+    host: bool = False,
+    forced: Callable[[Use], bool] | None = None,
+) -> Graph:
     """Return the float graph of a model that `prepare` has returned.
 
     Args:
         model: the prepared model.
         states: graph inputs and the outputs that become them in the next call; found by their names if left out.
+        host: what is not supported becomes host segments (see `nnac.frontend.hosted`).
+        forced: nodes that go to the host though they are supported.
 
     Raises:
-        ModelError: what is not supported, all at once.
+        ModelError: what is not supported (with `host`: on the host neither), all at once.
     """
     tensors = _tensors(model.graph)
-    uses = list(_uses(model, tensors))
-    problems = _interface_problems(model.graph, tensors)
-    inputs = [info.name for info in model.graph.input if info.name in tensors.shapes]
-    builder = Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
-    problems += _unsupported(uses)
-    for use in uses:
-        problems += [f"{use.op_type} {use.name!r}: {text}" for text in _import(builder, use)]
-    raise_all(ModelError, "the model cannot be compiled:", problems)
+    tensors, uses, builder = _start(model)
+    problems = _interface_problems(model.graph, tensors, host)
+    refused = [list(_import(builder, use)) for use in uses]
+    if not host:
+        problems += _unsupported(uses)
+        problems += [_named(use, text) for use, texts in zip(uses, refused, strict=True) for text in texts]
+    raise_all(ModelError, HEADLINE, problems)
+    if any(_reason(use, texts, forced) for use, texts in zip(uses, refused, strict=True)):
+        tensors, builder = _shared(model, forced)
     builder.outputs(info.name for info in model.graph.output)
     builder.draft.states = find_states(model.graph, states)
     graph = settle(builder.draft.freeze())
-    raise_all(ModelError, "the model cannot be compiled:", _open_integers(graph, tensors))
+    raise_all(ModelError, HEADLINE, _open_integers(graph, tensors))
     return graph
+
+
+def _start(model: onnx.ModelProto, apart: Collection[str] = ()) -> tuple[Tensors, list[Use], Builder]:
+    """Return what is known of the tensors, the nodes with patterns joined (not those named `apart`), an empty graph."""
+    tensors = _tensors(model.graph)
+    uses = recognise(list(_uses(model, tensors)), [info.name for info in model.graph.output], apart)
+    inputs = [info.name for info in model.graph.input if info.name in tensors.shapes]
+    builder = Builder(one_line(model.graph.name) or "main", inputs, tensors, [use.name for use in uses])
+    return tensors, uses, builder
+
+
+def _shared(model: onnx.ModelProto, forced: Callable[[Use], bool] | None) -> tuple[Tensors, Builder]:
+    """Return the graph of a model of which the host runs what the NNA cannot; a pattern that it cannot stays apart.
+
+    Raises:
+        ModelError: what neither can run.
+    """
+    apart: set[str] = set()
+    while True:
+        tensors, uses, builder = _start(model, apart)
+        found = [(use, _reason(use, list(_import(builder, use)), forced)) for use in uses]
+        patterns = {use.name for use, text in found if text and use.op_type in PATTERNS}
+        if not patterns:
+            break
+        apart |= patterns
+    place = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
+    reasons = {place[_first(use)]: text for use, text in found if text}
+    raise_all(ModelError, HEADLINE, list(refusals(model, reasons)))
+    tensors, uses, builder = _start(model, apart)  # without what the first attempt has computed
+    if reasons:
+        _divide(builder, uses, cut(model, tensors, reasons), place)
+    else:
+        raise_all(ModelError, HEADLINE, [_named(use, text) for use in uses for text in _import(builder, use)])
+    return tensors, builder
+
+
+def _first(use: Use) -> str:
+    """Return the first output that a node has."""
+    return next(filter(None, use.outputs))
+
+
+def _divide(builder: Builder, uses: Sequence[Use], found: Cut, place: Mapping[str, int]) -> None:
+    """Add a model that is cut: level by level, nodes to the NNA and segments to the host.
+
+    Raises:
+        ModelError: what the operators refuse.
+    """
+    problems: list[str] = []
+    for level in sorted(set(found.levels)):
+        for segment in (each for each in found.segments if each.level == level):
+            problems += _add_segment(builder, segment)
+        if level % 2 == 0:
+            own = [use for use in uses if found.levels[place[_first(use)]] == level]
+            problems += [_named(use, text) for use in own for text in _import(builder, use)]
+    raise_all(ModelError, HEADLINE, problems)
+
+
+def _add_segment(builder: Builder, segment: Segment) -> Iterator[str]:
+    """Add a host segment to the graph, or yield why that is not possible; integers at its border are pinned."""
+    op, known = Host(segment.model), builder.tensors
+    made = [Value(name, TensorType(known.shapes[name]), Origin(name)) for name in segment.outputs]
+    inputs = [builder.value(name) for name in segment.inputs]
+    yield from op.problems([builder.draft.values[name].shape for name in inputs])
+    builder.draft.add_node(segment.name, op, inputs, *made)
+    for onnx_name, name in zip((*segment.inputs, *segment.outputs), (*inputs, *segment.outputs), strict=True):
+        if known.dtypes[onnx_name] in WHOLE:
+            builder.pin(name, WHOLE_NUMBERS)
+
+
+def _reason(use: Use, refused: Sequence[str], forced: Callable[[Use], bool] | None) -> str:
+    """Return why a node cannot stay on the NNA, "" if it can."""
+    if use.op_type not in KNOWN:
+        return _absent(use.op_type)
+    if refused:
+        return "; ".join(refused)
+    if not _readable(use):
+        name = next(name for name in use.inputs if name and not _is_readable(use, name))
+        return f"reads {name!r}, which is {use.tensors.dtypes.get(name, 'of no fixed shape')}"
+    return "as asked for" if forced is not None and forced(use) else ""
+
+
+def _named(use: Use, text: str) -> str:
+    return f"{use.op_type} {use.name!r}: {text}"
 
 
 def _import(builder: Builder, use: Use) -> Iterator[str]:
     """Add one node to the graph, or yield why that is not possible."""
-    row = TABLE.get(use.op_type)
+    row = KNOWN.get(use.op_type)
     if row is not None and _readable(use):
         problems: list[str] = []
         try:
@@ -98,21 +213,30 @@ def _integer_problems(use: Use) -> Iterator[str]:
 
 def _unsupported(uses: Sequence[Use]) -> Iterator[str]:
     """Yield one line per operator that has no row, with the nodes that need it."""
-    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in TABLE):
+    for op_type in dict.fromkeys(use.op_type for use in uses if use.op_type not in KNOWN):
         names = [use.name for use in uses if use.op_type == op_type]
         shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
-        if op_type in REWRITES:
-            yield f"{op_type} {shown}: {REWRITES[op_type].sentence or 'the shapes of all inputs are known'}"
-            continue
-        near = get_close_matches(op_type, TABLE, 3, 0.5)
-        hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
-        yield f"{op_type} {shown}: the operator is not supported{hint} (`nnac ops` lists all)"
+        yield f"{op_type} {shown}: {_absent(op_type)}{'' if op_type in EXPLAINED else ' (`nnac ops` lists all)'}"
+
+
+def _absent(op_type: str) -> str:
+    """Return what is to be said of an operator that has no row."""
+    if op_type in REWRITES:
+        return REWRITES[op_type].sentence or "the shapes of all inputs are known"
+    if op_type in COMPARING:
+        return COMPARED
+    near = get_close_matches(op_type, TABLE, 3, 0.5)
+    hint = f"; supported with a similar name: {', '.join(near)}" if near else ""
+    return f"the operator is not supported{hint}"
 
 
 def _readable(use: Use) -> bool:
     """Tell whether all inputs have a fixed shape and, if computed, a legal type; if not, that is reported elsewhere."""
-    constants, dtypes = use.tensors.constants, use.tensors.dtypes
-    return all(name in constants or dtypes.get(name) in _dtypes(use) for name in use.inputs if name)
+    return all(_is_readable(use, name) for name in use.inputs if name)
+
+
+def _is_readable(use: Use, name: str) -> bool:
+    return name in use.tensors.constants or use.tensors.dtypes.get(name) in _dtypes(use)
 
 
 def _dtypes(use: Use) -> tuple[str, ...]:
@@ -151,9 +275,9 @@ def _type_problems(use: Use) -> Iterator[str]:
         yield "all inputs are constants, and this operator is not computed before run time"
 
 
-def _interface_problems(graph: onnx.GraphProto, tensors: Tensors) -> list[str]:
-    """Return what is wrong with the inputs and outputs of the whole graph."""
-    allowed = ("float32", *rows_quant.ACTIVATIONS)
+def _interface_problems(graph: onnx.GraphProto, tensors: Tensors, host: bool) -> list[str]:
+    """Return what is wrong with the inputs and outputs of the whole graph; the host can cast other numbers."""
+    allowed = (*REAL, *WHOLE) if host else ("float32", *rows_quant.ACTIVATIONS)
     problems = [
         f"graph input {info.name!r} is {tensors.dtypes.get(info.name, 'no tensor')}; supported: {', '.join(allowed)}"
         for info in graph.input
@@ -161,6 +285,8 @@ def _interface_problems(graph: onnx.GraphProto, tensors: Tensors) -> list[str]:
     ]
     inputs = {info.name for info in graph.input}
     for info in graph.output:
+        if host and tensors.dtypes.get(info.name) not in allowed:
+            problems.append(f"graph output {info.name!r} is no number of a fixed shape, which it must be")
         if info.name in inputs or info.name in tensors.constants:
             what = "a graph input" if info.name in inputs else "a constant"
             problems.append(f"graph output {info.name!r} is {what}; an output must be computed by a node")
@@ -196,6 +322,11 @@ def _open_integers(graph: Graph, tensors: Tensors) -> list[str]:
     names = {value.origin.name for value in graph.values.values() if value.origin and value.type.quant is None}
     open_ = [name for name in sorted(names) if tensors.dtypes.get(name) in rows_quant.ACTIVATIONS]
     return [f"tensor {name!r} is {tensors.dtypes[name]} and nothing gives it a scale" for name in open_]
+
+
+def input_dtypes(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the dtypes of a prepared model's inputs by name."""
+    return {info.name: _dtype(info.type.tensor_type.elem_type) for info in model.graph.input}
 
 
 def _dtype(code: int) -> str:

@@ -11,12 +11,16 @@ from nnac.errors import ModelError, NnacError, one_line
 from nnac.frontend.check import DOMAINS, check_structure, report
 from nnac.frontend.decompose import decompose
 from nnac.frontend.fold import fold
+from nnac.frontend.foreign import infer_foreign
 from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
+from nnac.frontend.masks import add_masks
 from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.qoperator import rewrite_quantized
+from nnac.frontend.scans import restore_layers
 from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
+from nnac.frontend.unroll import unroll
 from nnac.frontend.walk import nodes, stem
 
 OLDEST_IR, NEWEST_IR = 8, 13  # initializers need not be inputs since 4; onnxruntime 1.31 reads up to 13
@@ -88,12 +92,16 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     if fold_quantizers(model) | rewrite_quantized(model):  # whose constants had to be computed first
         model = fold(model, limits)
     forget_inferred(model.graph)
+    add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
+    while restore_layers(model) or unroll(model):
+        forget_inferred(model.graph)
+        model = infer(fold(model, limits), limits)
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
         forget_inferred(model.graph)
         model = infer(model, limits)
-    return model
+    return infer_foreign(model)
 
 
 def _normalize_domains(model: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""Rows that become dense layers: Gemm, MatMul, Einsum, CumSum."""
+"""Rows that become dense layers or products of activations: Gemm, MatMul, Einsum, CumSum."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.rows_quant import layer
 from nnac.frontend.use import Refused, Row, Rule, Shape, Use, normalized, real
-from nnac.ops import Activation, Dense, Sum
+from nnac.frontend.views import Steps
+from nnac.ops import Activation, Dense, MatMul, Sum, Transpose
 from nnac.types import Array
 
 
 def gemm(b: Builder, use: Use) -> None:
     """Import Gemm: C joins the bias if it is a constant per output feature, else it is added behind."""
+    if use.constant(1) is None:
+        return _computed_gemm(b, use)
     weights = real(use.array(1)) * use.get("alpha", 1.0)
     weights = weights if use.get("transB", 0) else weights.T
     x = b.view(use.inputs[0], views.transpose((1, 0)) if use.get("transA", 0) else ())
@@ -28,6 +31,18 @@ def gemm(b: Builder, use: Use) -> None:
         b.put(use, Dense(), _operands(b, use, x, weights, bias))
     else:
         product = b.emit(use, Dense(), _operands(b, use, x, weights, None), f"{use.outputs[0]}.product", None)
+        b.put(use, Sum(), [product, _addend(b, use)])
+
+
+def _computed_gemm(b: Builder, use: Use) -> None:
+    """Import Gemm of two computed matrices."""
+    left = b.view(use.inputs[0], views.transpose((1, 0)) if use.get("transA", 0) else ())
+    op = MatMul(bool(use.get("transB", 0)), float(use.get("alpha", 1.0)))
+    names = [left, b.value(use.inputs[1])]
+    if not use.given(2) or use.get("beta", 1.0) == 0:
+        b.put(use, op, names)
+    else:
+        product = b.emit(use, op, names, f"{use.outputs[0]}.product", None)
         b.put(use, Sum(), [product, _addend(b, use)])
 
 
@@ -72,11 +87,34 @@ def _operands(b: Builder, use: Use, x: str, weights: Array, bias: Array | None, 
 
 
 def matmul(b: Builder, use: Use) -> None:
-    """Import MatMul with one constant matrix."""
+    """Import MatMul: a dense layer where one matrix is a constant."""
     if use.constant(1) is not None:
         _right(b, use)
-    else:
+    elif use.constant(0) is not None:
         _left(b, use)
+    else:
+        _computed(b, use)
+
+
+def _computed(b: Builder, use: Use) -> None:
+    """Import a product of two computed tensors; a vector is a row on the left, a column on the right."""
+    left, right = use.shape(0), use.shape(1)
+    rows: Shape = left if len(left) > 1 else (1, *left)
+    columns: Shape = right if len(right) > 1 else (*right, 1)
+    source, turned = _right_matrix(b, use.inputs[1], views.reshape(right, columns))
+    lead = tuple(int(side) for side in np.broadcast_shapes(rows[:-2], columns[:-2]))
+    full: Shape = (*lead, rows[-2], columns[-1])
+    names = [b.view(use.inputs[0], views.reshape(left, rows)), source]
+    b.put(use, MatMul(turned), names, views.reshape(use.out(), full))
+
+
+def _right_matrix(b: Builder, name: str, steps: Steps) -> tuple[str, bool]:
+    """Return the right operand, and whether it lies turned: behind a transpose that is easier without its last swap."""
+    made = None if steps else next((node for node in b.draft.nodes.values() if node.output == name), None)
+    if made is None or not isinstance(made.op, Transpose) or made.op.perm[-2] != len(made.op.perm) - 1:
+        return b.view(name, steps), False
+    *lead, last, inner = made.op.perm
+    return b.view(made.inputs[0], views.transpose((*lead, inner, last))), True
 
 
 def _matrix(use: Use, index: int, column: bool) -> Array:
@@ -111,8 +149,10 @@ def _left(b: Builder, use: Use) -> None:
 
 
 def einsum(b: Builder, use: Use) -> None:
-    """Import Einsum of a tensor with a constant, where it is a product of matrices."""
+    """Import Einsum of two tensors, where it is a product of matrices."""
     terms, out = _equation(use)
+    if not _one_constant(use):
+        return _computed_einsum(b, use, terms, out)
     side = 0 if use.constant(1) is not None else 1
     x, w = terms[side], terms[1 - side]
     inner = [label for label in x if label in w]
@@ -126,6 +166,26 @@ def einsum(b: Builder, use: Use) -> None:
     weights = real(use.array(1 - side)).transpose([w.index(label) for label in new + inner]).reshape(count, depth)
     steps = (*views.transpose(tuple(out.index(label) for label in kept + new)), ("reshape", (*lead, count)))
     b.put(use, Dense(), _operands(b, use, source, weights, None, 1 - side), steps)
+
+
+def _computed_einsum(b: Builder, use: Use, terms: list[list[str]], out: list[str]) -> None:
+    """Import Einsum of two computed tensors: labels in both and in the result count matrices."""
+    x, w = terms
+    sizes = dict(zip(x + w, (*use.shape(0), *use.shape(1)), strict=True))
+    lead = [label for label in out if label in x and label in w]
+    inner = [label for label in x if label in w and label not in out]
+    rows, columns = ([label for label in term if label not in lead + inner] for term in terms)
+    if sorted(lead + rows + columns) != sorted(out) or any(len(set(term)) < len(term) for term in terms):
+        raise Refused("every label of one operand only is in the result")
+    names = []
+    for index, (term, own) in enumerate(((x, rows), (w, columns))):
+        order = lead + own + inner
+        sides = (*(sizes[i] for i in lead), prod(sizes[i] for i in own), prod(sizes[i] for i in inner))
+        turned = views.transpose(tuple(term.index(label) for label in order))
+        names.append(b.view(use.inputs[index], (*turned, ("reshape", sides))))
+    sides = (*(sizes[i] for i in lead), prod(sizes[i] for i in rows), prod(sizes[i] for i in columns))
+    steps = (*views.transpose(tuple(out.index(label) for label in lead + rows + columns)), ("reshape", sides))
+    b.put(use, MatMul(turned=True), names, steps)
 
 
 def _equation(use: Use) -> tuple[list[list[str]], list[str]]:
@@ -173,30 +233,28 @@ def _single_matrix(use: Use) -> bool:
 ROWS = {
     "Gemm": Row(
         gemm,
-        (Dense, Sum),
+        (Dense, MatMul, Sum),
         ("alpha", "beta", "transA", "transB"),
         (
             Rule(
-                lambda u: len(u.inputs) >= 2 and u.constant(1) is not None and u.constant(0) is None,
-                "B is a constant and A is computed",
+                lambda u: len(u.inputs) >= 2 and u.constant(0) is None,
+                "A is computed",
             ),
             Rule(lambda u: len(u.shape()) == 2, "A is a matrix"),
         ),
     ),
     "MatMul": Row(
         matmul,
-        (Dense,),
+        (Dense, MatMul),
         (),
-        (
-            Rule(_one_constant, "one of the matrices is a constant (a product of two computed ones is not supported)"),
-            Rule(_single_matrix, "the constant is one matrix, not a batch of them"),
-        ),
+        (Rule(_single_matrix, "a constant is one matrix, not a batch of them"),),
+        MatMul.constraints[3:4],
     ),
     "Einsum": Row(
         einsum,
-        (Dense,),
+        (Dense, MatMul),
         ("equation",),
-        (Rule(lambda u: len(u.inputs) == 2 and _one_constant(u), "one of two operands is a constant"),),
+        (Rule(lambda u: len(u.inputs) == 2, "two operands"),),
     ),
     "CumSum": Row(
         cumsum,

@@ -12,7 +12,7 @@ from nnac.frontend import views
 from nnac.frontend.builder import Builder
 from nnac.frontend.rows_window import depthwise
 from nnac.frontend.use import Refused, Row, Rule, Use, real
-from nnac.ops import Activation, Conv, Mul, Op, Reshape, Softmax, Sum
+from nnac.ops import Activation, Conv, Div, Mul, Op, Reshape, Softmax, Sum
 from nnac.types import Array
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -68,7 +68,10 @@ def mul(b: Builder, use: Use) -> None:
 
 
 def div(b: Builder, use: Use) -> None:
-    """Import Div by a constant as a product with its reciprocal."""
+    """Import Div; by a constant as a product with its reciprocal."""
+    if use.constant(1) is None:
+        b.put(use, Div(), [b.value(name) for name in use.inputs])
+        return
     c = real(use.array(1))
     if c.size == 1 or (per_channel(use, c) and use.shape() == use.out()):
         linear(b, use, Mul(), lambda c: (1.0 / c, np.zeros(())))
@@ -201,11 +204,11 @@ ROWS = {
     "Mul": Row(mul, (Mul, Activation, Conv), (), _PAIR, Mul.constraints),
     "Div": Row(
         div,
-        (Mul, Activation, Conv),
+        (Div, Mul, Activation, Conv),
         (),
         (
             *_PAIR,
-            Rule(lambda u: bool(u.array(1).all()), "a constant divisor has no zero"),
+            Rule(lambda u: u.constant(1) is None or bool(u.array(1).all()), "a constant divisor has no zero"),
         ),
         Mul.constraints,
     ),

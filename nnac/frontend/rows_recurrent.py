@@ -9,7 +9,7 @@ import numpy as np
 
 from nnac.frontend import views
 from nnac.frontend.builder import Builder
-from nnac.frontend.use import Refused, Row, Rule, Shape, Use, real
+from nnac.frontend.use import Refused, Row, Rule, Use, real
 from nnac.ops import Concat, Dense, Gru, Lstm, Recurrent, Rnn, Slice
 from nnac.types import Array
 
@@ -18,9 +18,11 @@ X, W, R, B, LENGTHS, H0, C0, P = range(8)
 Y, LAST, INNER = range(3)
 """Output positions; INNER is of LSTM only."""
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-ALPHA = {"Affine": 1.0, "LeakyRelu": 0.01, "ThresholdedRelu": 1.0, "HardSigmoid": 0.2, "Elu": 1.0}
+ALPHA = {"Affine": 1.0, "LeakyRelu": 0.01, "HardSigmoid": 0.2, "Elu": 1.0}
 """Defaults of the functions' parameters (ONNX, "RNN")."""
 BETA = {"HardSigmoid": 0.5, "Affine": 0.0}
+NO_DEFAULT = ("Affine",)
+"""Functions whose parameters must be given: the default is not one in all engines."""
 KINDS = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
@@ -52,8 +54,8 @@ class _Layer:
     @property
     def sides(self) -> tuple[int, int, int]:
         """Time, batch, hidden."""
-        shape, hidden = self.use.shape(X), self.use.shape(R)[2]
-        return (shape[1], shape[0], hidden) if self.use.get("layout", 0) else (shape[0], shape[1], hidden)
+        time, batch, _ = self.use.shape(X)
+        return time, batch, self.use.shape(R)[2]
 
     def constant(self, index: int) -> Array:
         """Return this direction's part of a constant input, float64."""
@@ -126,6 +128,8 @@ def _functions(use: Use, defaults: Sequence[str], count: int) -> list[tuple[str,
         if kind is None:
             raise Refused(f"the activations are among {', '.join(sorted(KINDS.values()))}")
         canonical = next((k for k in ALPHA if k.lower() == name.lower()), "")
+        if canonical in NO_DEFAULT and not (alphas and betas):
+            raise Refused(f"{canonical} comes with its activation_alpha and activation_beta")
         params = [alphas.pop(0) if alphas else ALPHA[canonical]] if canonical else []
         params += [betas.pop(0) if betas else BETA[canonical]] if canonical in BETA else []
         found.append(" ".join([kind, *(repr(float(p)) for p in params)]))
@@ -144,8 +148,7 @@ def _import(
     directions = DIRECTIONS[use.get("direction", "forward")]
     functions = _functions(use, defaults, len(directions))
     made = [_layer(b, _Layer(use, i, r, functions[i]), states, build) for i, r in enumerate(directions)]
-    turned = bool(use.get("layout", 0))
-    for output, axis in ((Y, 2 if turned else 1), (LAST, 1 if turned else 0), (INNER, 1 if turned else 0)):
+    for output, axis in ((Y, 1), (LAST, 0), (INNER, 0)):
         if output < len(use.outputs) and use.outputs[output]:
             _gather(b, use, output, [parts[output] for parts in made], axis)
 
@@ -156,9 +159,10 @@ def _layer(
     """Add one direction; return its hidden values (T, B, H), the last of them and the last inner state (B, H)."""
     use, (time, batch, hidden) = layer.use, layer.sides
     op, bias, inner_bias = build(layer)
-    x = b.view(use.inputs[X], views.transpose((1, 0, 2)) if use.get("layout", 0) else (), "time")
-    dense = [x, b.constant(f"{layer.stem}.W", layer.constant(W)), b.constant(f"{layer.stem}.bias", bias)]
-    gates = b.emit(use, Dense(), dense, f"{layer.stem}.gates", None, node=f"{layer.stem} (input gates)")
+    dense = b.constant(f"{layer.stem}.W", layer.constant(W)), b.constant(f"{layer.stem}.bias", bias)
+    gates = b.emit(
+        use, Dense(), [b.value(use.inputs[X]), *dense], f"{layer.stem}.gates", None, node=f"{layer.stem} (input gates)"
+    )
     inputs = [gates, *(_state(b, layer, index) for index in states)]
     inputs += [b.constant(f"{layer.stem}.R", layer.constant(R)), b.constant(f"{layer.stem}.inner", inner_bias)]
     y, *more = b.emit_all(op, inputs, (f"{layer.stem}.hidden", f"{layer.stem}.state"), layer.stem)
@@ -177,26 +181,21 @@ def _state(b: Builder, layer: _Layer, index: int) -> str:
     use, (_, batch, hidden) = layer.use, layer.sides
     if not use.given(index):
         return b.constant(f"{use.name}.zeros", np.zeros((batch, hidden)))
-    turned, count = bool(use.get("layout", 0)), use.shape(W)[0]
     if (array := use.constant(index)) is not None:
-        part = real(array)[:, layer.index] if turned else real(array)[layer.index]
-        return b.constant(f"{layer.stem}.initial{index}", part)
-    name, shape = b.value(use.inputs[index]), use.shape(index)
-    if count > 1:
-        at: Shape = (0, layer.index, 0) if turned else (layer.index, 0, 0)
-        sizes = tuple(1 if i == (1 if turned else 0) else side for i, side in enumerate(shape))
-        name, shape = b.emit(use, Slice(at, (1, 1, 1), sizes), [name], f"{layer.stem}.initial", None), sizes
-    return b.view(name, views.reshape(shape, (batch, hidden)))
+        return b.constant(f"{layer.stem}.initial{index}", real(array)[layer.index])
+    name, one = b.value(use.inputs[index]), (1, batch, hidden)
+    if use.shape(W)[0] > 1:
+        name = b.emit(use, Slice((layer.index, 0, 0), (1, 1, 1), one), [name], f"{layer.stem}.initial", None)
+    return b.view(name, views.reshape(one, (batch, hidden)))
 
 
 def _gather(b: Builder, use: Use, output: int, parts: Sequence[str], axis: int) -> None:
     """Add an ONNX output made of one part per direction: a new axis, along which they are put together."""
     out = use.out(output)
-    turn = views.transpose((1, 0, 2)) if output == Y and axis == 2 else ()  # to (batch, time, hidden)
     single = ("reshape", tuple(1 if i == axis else side for i, side in enumerate(out)))
     if len(parts) == 1:
-        return b.deliver(parts[0], use, output, (*turn, single))
-    b.put(use, Concat(axis), [b.view(part, (*turn, single)) for part in parts], output=output)
+        return b.deliver(parts[0], use, output, (single,))
+    b.put(use, Concat(axis), [b.view(part, (single,)) for part in parts], output=output)
 
 
 def _weights(use: Use) -> bool:
@@ -204,7 +203,7 @@ def _weights(use: Use) -> bool:
 
 
 def _lengths(use: Use) -> bool:
-    lengths, steps = use.constant(LENGTHS), use.shape(X)[1 if use.get("layout", 0) else 0]
+    lengths, steps = use.constant(LENGTHS), use.shape(X)[0]
     return not use.given(LENGTHS) or (lengths is not None and bool((lengths == steps).all()))
 
 
@@ -216,7 +215,7 @@ _RULES = (
     Rule(
         lambda u: u.get("hidden_size", u.shape(R)[2]) == u.shape(R)[2], "hidden_size is that of the recurrent weights"
     ),
-    Rule(lambda u: u.get("layout", 0) in (0, 1), "the layout is 0 or 1"),
+    Rule(lambda u: u.get("layout", 0) == 0, "the layout is 0 or 1"),
 )
 _ATTRIBUTES = ("activations", "activation_alpha", "activation_beta", "clip", "direction", "hidden_size", "layout")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import cast
 
@@ -165,8 +164,8 @@ def _put_pool(b: Builder, use: Use, op: MaxPool | AveragePool) -> None:
     b.put(use, op, [source], views.channels_last(use.out()), suffix="nhwc")
 
 
-def reduce(b: Builder, use: Use, pool: type[AveragePool] | type[MaxPool]) -> None:
-    """Import ReduceMean or ReduceMax as a pool over a view that has the reduced axes as H."""
+def reduce(b: Builder, use: Use) -> None:
+    """Import ReduceMean, ReduceSum or ReduceMax as a pool over a view that has the reduced axes as H."""
     axes = _axes(use)
     if not axes:
         b.put(use, Reshape(use.shape()), [b.value(use.inputs[0])])
@@ -180,7 +179,10 @@ def reduce(b: Builder, use: Use, pool: type[AveragePool] | type[MaxPool]) -> Non
     pooled = views.reshape(use.out(), out)
     if len(shape) == 4 and axes == (2, 3) and len(use.out()) == 4:
         pooled = views.channels_last(use.out())
-    b.put(use, pool(kernel), [b.view(use.inputs[0], steps, "nhwc")], pooled, suffix="nhwc")
+    op: MaxPool | AveragePool = MaxPool(kernel)
+    if use.op_type != "ReduceMax":
+        op = AveragePool(kernel, factor=float(prod(kernel)) if use.op_type == "ReduceSum" else 1.0)
+    b.put(use, op, [b.view(use.inputs[0], steps, "nhwc")], pooled, suffix="nhwc")
 
 
 def _axes(use: Use) -> Shape:
@@ -254,6 +256,7 @@ ROWS = {
     ),
     "GlobalMaxPool": Row(global_max_pool, (MaxPool,), (), (SPATIAL,)),
     "GlobalAveragePool": Row(global_average_pool, (AveragePool,), (), (SPATIAL,)),
-    "ReduceMean": Row(partial(reduce, pool=AveragePool), (AveragePool,), *_REDUCTION),
-    "ReduceMax": Row(partial(reduce, pool=MaxPool), (MaxPool,), *_REDUCTION),
+    "ReduceMean": Row(reduce, (AveragePool,), *_REDUCTION),
+    "ReduceSum": Row(reduce, (AveragePool,), *_REDUCTION),
+    "ReduceMax": Row(reduce, (MaxPool,), *_REDUCTION),
 }

@@ -127,6 +127,39 @@ def _inference_problems(text: str) -> list[str]:
     return [f"{op_type} {name!r}: {one_line(sentence)}" for op_type, name, sentence in clean] or [one_line(text)]
 
 
+def _fill(graph: onnx.GraphProto) -> bool:
+    """Give outputs the shape that the inference has missed, where `_missed` knows it; tell whether one had none."""
+    known = {info.name: _dims(info) for info in (*graph.input, *graph.value_info, *graph.output)}
+    known |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    infos, filled = {info.name: info for info in (*graph.value_info, *graph.output)}, False
+    for node in graph.node:
+        dims = _missed(node, known)
+        for name in node.output[::2] if dims is not None else ():  # an embedding's third is the sum before its norm
+            if name and dims is not None and known.get(name) is None:
+                info = infos.get(name) or graph.value_info.add(name=name)
+                info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+                _set_shape(info, tuple(dims))
+                known[name], filled = dims, True
+    return filled
+
+
+def _dims(info: onnx.ValueInfoProto) -> list[int] | None:
+    """Return the fixed shape of a value, or None."""
+    tensor = info.type.tensor_type
+    dims = [dim.dim_value for dim in tensor.shape.dim]
+    return dims if tensor.HasField("shape") and all(dim > 0 for dim in dims) else None
+
+
+def _missed(node: onnx.NodeProto, known: Mapping[str, list[int] | None]) -> list[int] | None:
+    """Return the shape of a node's first and third output, of operators that onnx 1.23 does not know it of."""
+    shapes = [known.get(name) for name in node.input]
+    if node.op_type == "GroupNormalization":
+        return shapes[0]
+    if node.op_type == "EmbedLayerNormalization" and shapes[0] and len(shapes) > 2 and shapes[2]:
+        return [*shapes[0], shapes[2][-1]]
+    return None
+
+
 def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """Return the model with the shape of every value that ONNX's inference knows.
 
@@ -135,6 +168,8 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        while _fill(model.graph):
+            model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         found = _inference_problems(str(error))
         raise ModelError("\n  - ".join(["the shapes do not fit together:", *found])) from error

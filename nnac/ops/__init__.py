@@ -3,8 +3,12 @@
 from nnac.ops.activation import Activation
 from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
 from nnac.ops.conv import Conv, Dense
-from nnac.ops.elementwise import Mul, Sum
+from nnac.ops.elementwise import Magnitude, Mul, Sum
+from nnac.ops.host import Host
+from nnac.ops.matmul import MatMul
 from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
+from nnac.ops.norm import Norm
+from nnac.ops.pairs import Div, Extreme, Select
 from nnac.ops.pool import AveragePool, MaxPool
 from nnac.ops.recurrent import Gru, Lstm, Recurrent, Rnn
 from nnac.ops.softmax import Softmax
@@ -17,6 +21,7 @@ REGISTRY: tuple[type[Op], ...] = (
     AveragePool,
     Sum,
     Mul,
+    Magnitude,
     Activation,
     Softmax,
     Reshape,
@@ -29,10 +34,19 @@ REGISTRY: tuple[type[Op], ...] = (
     Rnn,
     Take,
     Insert,
+    Host,
+    MatMul,
+    Norm,
+    Div,
+    Extreme,
+    Select,
 )
+UNSTRIPED = (Move, Host)
+"""Operators that work from home to home on whole tensors."""
 
 __all__ = [
     "REGISTRY",
+    "UNSTRIPED",
     "Activation",
     "AveragePool",
     "Block",
@@ -40,18 +54,25 @@ __all__ = [
     "Concat",
     "Conv",
     "Dense",
+    "Div",
+    "Extreme",
     "Gru",
+    "Host",
     "Insert",
     "Lstm",
+    "Magnitude",
+    "MatMul",
     "MaxPool",
     "Move",
     "Mul",
+    "Norm",
     "Op",
     "Pad",
     "Recurrent",
     "Reshape",
     "Rnn",
     "Sample",
+    "Select",
     "Slab",
     "Slice",
     "Softmax",

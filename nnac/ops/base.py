@@ -166,6 +166,11 @@ def bind(graph: Graph, node: Node, law: Arithmetic) -> Bound:
     return Bound(graph.types(node.inputs), output, constants, law, tuple(more))
 
 
+def layer_constants(node: Node) -> tuple[str, ...]:
+    """Return the names of a layer's weights (O, ...), bias (O,) and, once the weights are integers, scales (O,)."""
+    return node.inputs[node.op.operands :] if node.op.weighted else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A random legal use of an operator: what the registry-driven tests run."""
@@ -191,6 +196,8 @@ class Op(ABC):
     """How many leading inputs are tensors in the scratchpad (None: all); the rest travels through the weight buffer."""
     parts: ClassVar[tuple[str, ...]] = ("",)
     """Labels of what reports list apart from each other."""
+    weighted: ClassVar[bool] = False
+    """Whether weights, bias and, once the weights are integers, their scales stand behind the operands."""
 
     @abstractmethod
     def infer(self, shapes: Sequence[Shape]) -> Shape:
@@ -258,6 +265,10 @@ class Op(ABC):
         """Return the constants in blocks of at most `limit` bytes, cut at `granule` channels if possible."""
         return []
 
+    def kept(self, bound: Bound) -> int:
+        """Return the bytes of blocks without weights that stay in the weight buffer while others pass."""
+        return 0
+
     def scratch(self, bound: Bound) -> int:
         """Return the bytes of scratchpad that a stripe needs as working memory."""
         return 0
@@ -311,18 +322,18 @@ def random_pair(rng: np.random.Generator, low: int, high: int) -> tuple[int, int
     return int(first), int(second)
 
 
-def random_quant(rng: np.random.Generator, spread: float = 1.0) -> Quant:
+def random_quant(rng: np.random.Generator, spread: float = 1.0, bits: int | None = None) -> Quant:
     """Return a random quantization, one in three of 16 bits; zero points at both ends of int8 come often."""
     scale = spread * 2.0 ** rng.uniform(-6, 0)
-    if rng.random() < 1 / 3:
+    if bits == 16 or (bits is None and rng.random() < 1 / 3):
         return Quant(float(np.float32(scale / 256)), bits=16)
     zero = int(rng.choice([-128, 127, 0, int(rng.integers(-128, 128))]))
     return Quant(float(np.float32(scale)), zero)
 
 
-def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0) -> TensorType:
+def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0, bits: int | None = None) -> TensorType:
     """Return an activation of a random quantization."""
-    return activation(shape, random_quant(rng, spread))
+    return activation(shape, random_quant(rng, spread, bits))
 
 
 def activation(shape: Shape, quant: Quant) -> TensorType:

@@ -73,6 +73,7 @@ class Conv(Op):
     name: ClassVar[str] = "Conv"
     layout: ClassVar[str] = "NHWC"
     operands: ClassVar[int | None] = 1
+    weighted: ClassVar[bool] = True
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(lambda op, s: len(s[0]) == 4 and len(s[1]) == 4, "the input is 1-D or 2-D (rank 3 or 4 in ONNX)"),
         Constraint(
@@ -207,6 +208,7 @@ class Dense(Op):
     name: ClassVar[str] = "Dense"
     layout: ClassVar[str] = "features last"
     operands: ClassVar[int | None] = 1
+    weighted: ClassVar[bool] = True
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(
             lambda op, s: len(s[0]) >= 1 and len(s[1]) == 2 and s[0][-1] == s[1][1],

@@ -1,4 +1,4 @@
-"""Sums and products of tensors: exact wide integers, one rounding at the end."""
+"""Sums, products and magnitudes of tensors: exact wide integers, one rounding at the end."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnac import float32, isa
-from nnac.numerics import encode_ratio, encode_ratios
+from nnac.graph import Node
+from nnac.numerics import ROOT_FRACTION, encode_ratio, encode_ratios
 from nnac.ops import exact, single
-from nnac.ops.base import UNBOUNDED, Bound, Constraint, Op, Rows, Sample, Shape, Step, clamp_limits, random_type
+from nnac.ops.base import (
+    UNBOUNDED,
+    Bound,
+    Constraint,
+    Op,
+    Rows,
+    Sample,
+    Shape,
+    Step,
+    activation,
+    clamp_limits,
+    random_type,
+)
 from nnac.types import Array, TensorType
 
 MAX_OPERANDS = 16
+OFFSET_MAX = (1 << 32) - 1
 Loops = list[tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Elementwise(Op):
+class Elementwise(Op):
     """Operands that broadcast by numpy's rule; a row spans the axes behind the last one that all operands agree on."""
 
     clamp: tuple[float, float] = UNBOUNDED
@@ -81,7 +95,8 @@ class _Elementwise(Op):
         }
 
     @classmethod
-    def _random(cls, rng: np.random.Generator, count: int) -> tuple[TensorType, ...]:
+    def _random(cls, rng: np.random.Generator, count: int, bits: Sequence[int | None] = ()) -> tuple[TensorType, ...]:
+        """Return operands that broadcast, the first ones with so many bits if not None."""
         shape = tuple(int(v) for v in rng.integers(1, 6, int(rng.integers(1, 5))))
         shapes = [shape]
         for _ in range(count - 1):
@@ -89,11 +104,12 @@ class _Elementwise(Op):
             keep = rng.random(len(shape)) < 0.7
             shapes.append(tuple(s if k else 1 for s, k in zip(shape, keep, strict=True))[start:])
         order = rng.permutation(count)
-        return tuple(random_type(rng, shapes[int(i)]) for i in order)
+        wanted = (*bits, *(None,) * (count - len(bits)))
+        return tuple(random_type(rng, shapes[int(i)], bits=n) for i, n in zip(order, wanted, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
-class Sum(_Elementwise):
+class Sum(Elementwise):
     """Sum of operands with a sign each (Add, Sub, Sum); of one operand, its requantization.
 
     Attributes:
@@ -143,12 +159,12 @@ class Sum(_Elementwise):
 
 
 @dataclass(frozen=True, slots=True)
-class Mul(_Elementwise):
+class Mul(Elementwise):
     """Product of two operands."""
 
     name: ClassVar[str] = "Mul"
     constraints: ClassVar[tuple[Constraint, ...]] = (
-        *_Elementwise.constraints[1:],
+        *Elementwise.constraints[1:],
         Constraint(lambda op, s: len(s) == 2, "two operands"),
     )
 
@@ -175,6 +191,53 @@ class Mul(_Elementwise):
     def sample(cls, rng: np.random.Generator) -> Sample:
         types, op = cls._random(rng, 2), cls()
         return Sample(op, types, random_type(rng, op.infer([t.shape for t in types])), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude(Elementwise):
+    """The root of a sum of squares and a constant; operands share their quantization.
+
+    Attributes:
+        offset: real number that is added to the squares.
+    """
+
+    offset: float = 0.0
+
+    name: ClassVar[str] = "Magnitude"
+    constraints: ClassVar[tuple[Constraint, ...]] = (
+        *Elementwise.constraints,
+        Constraint(lambda op, s: op.offset >= 0, "what is added to the squares is not negative"),
+    )
+
+    def ties(self, node: Node) -> tuple[tuple[str, str], ...]:
+        return tuple((node.inputs[0], name) for name in node.inputs[1:])
+
+    def _parameters(self, bound: Bound) -> dict[str, Any]:
+        scale = bound.input_quant(0).scale
+        ratio = scale / bound.quant.scale / (1 << ROOT_FRACTION)
+        multiplier, shift = encode_ratio(ratio, bound.law.power_of_two_scales)
+        return {"offset": min(round(self.offset / scale**2), OFFSET_MAX), "multiplier": multiplier, "shift": shift}
+
+    def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
+        given, quant = self._parameters(bound), bound.quant
+        squares = np.full(bound.output.shape, given["offset"], np.int64)
+        for i, x in enumerate(inputs):
+            squares += (x.astype(np.int64) - bound.input_quant(i).zero_point) ** 2
+        limits = clamp_limits(self.clamp, quant)
+        scaling = given["multiplier"], given["shift"], quant.zero_point
+        return bound.result(exact.magnitude(squares, *scaling, bound.law.mode, *limits))
+
+    def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
+        yield isa.Magnitude(**self.nest(bound, step), **self._parameters(bound))
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> Sample:
+        types = cls._random(rng, int(rng.integers(1, 5)))
+        quant = types[0].quant
+        assert quant is not None
+        shared = tuple(activation(t.shape, quant) for t in types)
+        op = cls(offset=float(rng.choice([0.0, 1e-12, 0.5, 1e9])))
+        return Sample(op, shared, random_type(rng, op.infer([t.shape for t in types])), {})
 
 
 def broadcasts(shapes: Sequence[Shape]) -> bool:

@@ -1,4 +1,4 @@
-"""The law of `nnac.numerics` over numpy arrays of int64, for the operators' integer references.
+"""The law of `nnac.numerics` and `nnac.norms` over numpy arrays of int64, for the operators' integer references.
 
 Same names, same order of arguments, same bits; every result is int64. Arguments broadcast. Nothing is approximated:
 within the stated bounds no intermediate leaves int64. Outside them numpy would wrap in silence, so keep to them: an
@@ -9,6 +9,7 @@ points and limits of int16 size.
 import numpy as np
 import numpy.typing as npt
 
+from nnac.norms import ROOT_BITS
 from nnac.numerics import (
     GATE_BITS,
     INT8_HIGH,
@@ -18,6 +19,8 @@ from nnac.numerics import (
     INT32_HIGH,
     INT32_LOW,
     INTERPOLATION_SHIFT,
+    MULTIPLIER_BITS,
+    ROOT_FRACTION,
     SHIFT_MAX,
     SOFTMAX_ENTRIES,
     UNIT_BITS,
@@ -111,6 +114,23 @@ def requantize_wide(
     """
     scaled = _one_step(_int64(acc), _int64(multiplier), _checked_shift(shift), rounding)
     return saturate(scaled + zero_point, low, high)
+
+
+def magnitude(
+    squares: Integers,
+    multiplier: Integers,
+    shift: Integers,
+    zero_point: Integers,
+    rounding: Rounding,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+) -> Int64:
+    """`numerics.magnitude` of sums of squares. Bounds: 0 <= squares < 2**35."""
+    total = _int64(squares) << 2 * ROOT_FRACTION
+    root = np.sqrt(total.astype(np.float64)).astype(np.int64)  # off by one at most
+    root -= root * root > total
+    root += (root + 1) ** 2 <= total
+    return requantize(root, multiplier, shift, zero_point, rounding, low, high)
 
 
 def _one_step(acc: Int64, multiplier: Int64, shift: Int64, rounding: Rounding) -> Int64:
@@ -318,6 +338,71 @@ def gru_cell(
     n = interpolate(candidate, functions[1], rounding)
     total = ((1 << UNIT_BITS) - z) * n + z * _int64(state)
     return saturate(round_shift(total, UNIT_BITS, rounding), INT16_LOW, INT16_HIGH)
+
+
+def quotient(
+    numerator: Integers,
+    divisor: Integers,
+    multiplier: int,
+    shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+) -> Int64:
+    """Exact quotients, rounded once; see `norms.quotient`. Bounds: |numerator|, |divisor| <= 2**16."""
+    above, below = _int64(numerator), _int64(divisor)
+    signed, positive = above * multiplier * np.where(below < 0, -1, 1), np.where(below == 0, 1, np.abs(below))
+    rounded = saturate(round_divide(signed, positive, rounding, shift) + zero_point, low, high)
+    ends = np.where(above > 0, high, np.where(above < 0, low, saturate(zero_point, low, high)))
+    return np.where(below == 0, ends, rounded)
+
+
+def inverse_root(value: Integers) -> tuple[Int64, Int64]:
+    """(root, lift) of values in 1 .. 2**62 - 1; see `norms.inverse_root`."""
+    value = _int64(value)
+    lift = np.zeros_like(value)
+    for step in (16, 8, 4, 2, 1):
+        fits = (value << 2 * lift) >> (62 - 2 * step) == 0
+        lift = np.where(fits, lift + step, lift)
+    square = value << 2 * lift
+    root = np.sqrt(square.astype(np.float64)).astype(np.int64)  # off by one at most
+    root -= root * root > square
+    root += (root + 1) * (root + 1) <= square
+    return (np.int64(1) << ROOT_BITS) // root, lift
+
+
+def normalize(
+    x: Integers,
+    zero: int,
+    centered: bool,
+    epsilon: int,
+    gains: Integers,
+    gain_shift: int,
+    offsets: Integers,
+    offset_shift: int,
+    zero_point: int,
+    rounding: Rounding,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+) -> Int64:
+    """Groups along the last axis normalised; gains and offsets broadcast to x; see `norms.normalize`.
+
+    The product of three is formed in two parts of 31 bits; a last bit stands for all that was cut off.
+    """
+    values = _int64(x) - zero
+    count = values.shape[-1]
+    total = values.sum(axis=-1, keepdims=True) * centered
+    root, lift = inverse_root(count * (values * values).sum(axis=-1, keepdims=True) - total * total + epsilon)
+    product = _int64(gains) * (count * values - total)
+    part = (np.int64(1) << MULTIPLIER_BITS) - 1
+    under = (product & part) * root
+    above = (product >> MULTIPLIER_BITS) * root + (under >> MULTIPLIER_BITS)
+    shift = ROOT_BITS - MULTIPLIER_BITS + gain_shift - lift - offset_shift
+    floor = above >> shift
+    cut = ((under & part) != 0) | (floor << shift != above)
+    doubled = 2 * (floor + _int64(offsets)) + cut
+    return saturate(round_shift(doubled, offset_shift + 1, rounding) + zero_point, low, high)
 
 
 def _int64(value: npt.ArrayLike) -> Int64:

@@ -164,14 +164,16 @@ class MaxPool(_Pool):
 
 @dataclass(frozen=True, slots=True)
 class AveragePool(_Pool):
-    """Mean of each window, as an exact quotient rounded once.
+    """Mean of each window (or a multiple of it: the sum), as an exact quotient rounded once.
 
     Attributes:
         counted: the part of `pads` that counts as zeros in the divisor: nothing, or all of it but what ceil mode added
             below and to the right.
+        factor: positive; what the mean is multiplied with.
     """
 
     counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+    factor: float = 1.0
 
     name: ClassVar[str] = "AveragePool"
     constraints: ClassVar[tuple[Constraint, ...]] = (
@@ -184,7 +186,7 @@ class AveragePool(_Pool):
         if bound.single:
             return float32.ratio((quant.scale,), bound.quant.scale)
         bits = average_bits(self.kernel[0] * self.kernel[1], quant.bits)
-        return encode_ratio(quant.scale / bound.quant.scale, bound.law.power_of_two_scales, bits)
+        return encode_ratio(self.factor * quant.scale / bound.quant.scale, bound.law.power_of_two_scales, bits)
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         x = inputs[0].astype(np.int64) - bound.input_quant(0).zero_point
@@ -220,7 +222,8 @@ class AveragePool(_Pool):
     def sample(cls, rng: np.random.Generator) -> Sample:
         op, x = _random(cls, rng, dilate=False)
         if rng.random() < 0.5:
-            op = cls(op.kernel, op.strides, op.pads, op.dilations, op.clamp, op.pads)
+            factor = float(rng.choice([1.0, op.kernel[0] * op.kernel[1]]))
+            op = cls(op.kernel, op.strides, op.pads, op.dilations, op.clamp, op.pads, factor)
         return Sample(op, (x,), random_type(rng, op.infer([x.shape])), {})
 
 

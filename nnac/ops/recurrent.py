@@ -39,6 +39,7 @@ from nnac.ops.base import (
     Turn,
     Work,
     activation,
+    aligned,
     random_quant,
 )
 from nnac.ops.conv import Dense, channel_blocks
@@ -100,6 +101,7 @@ class Recurrent(Op):
 
     layout: ClassVar[str] = "time, batch, gates"
     gates: ClassVar[int] = 1
+    weighted: ClassVar[bool] = True
     inner: ClassVar[bool] = True
     """Whether there is an inner state beside the hidden values: the last operand, and the second output."""
     parts: ClassVar[tuple[str, ...]] = ("recurrent gates", "cell")
@@ -132,6 +134,10 @@ class Recurrent(Op):
 
     def pins(self, node: Node) -> dict[str, Quant]:
         return {node.inputs[0]: GATES}
+
+    def reach(self, node: Node) -> dict[str, float]:
+        """Return the largest magnitudes of values of `node` beyond which integers would not stand for the float net."""
+        return {}
 
     def hidden_ties(self, node: Node) -> tuple[tuple[str, str], ...]:
         """Return the pair of initial and resulting hidden values, where they share a quantization."""
@@ -174,11 +180,14 @@ class Recurrent(Op):
         """Return the constants of the cell's update."""
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
-        """Return, per matrix, its channels in blocks, and then the constants of the update (once per step)."""
-        table, found = Block(0, 1, self.table(bound), np.zeros(0, np.int8)), []
+        """Return the constants of the update, and then, per matrix, its channels in blocks."""
+        found = [Block(0, 1, self.table(bound), np.zeros(0, np.int8))]
         for matrix in self.matrices(bound):
-            found += [*channel_blocks(matrix.bound, limit, granule, 1), table]
+            found += channel_blocks(matrix.bound, limit, granule, 1)
         return found
+
+    def kept(self, bound: Bound) -> int:
+        return aligned(len(self.table(bound)))
 
     def limit(self) -> int:
         """Return the magnitude that pre-activations are clipped to, in Q3.12."""
@@ -197,20 +206,18 @@ class Recurrent(Op):
         stripe = _Stripe(self.gates, bound, step, steps[0] == whole[0])
         yield from self.begin(bound, stripe)
         matrices = self.matrices(bound)
+        cut = [index for index, block in enumerate(blocks) if block.lo == 0]
         for number, time in enumerate(steps):
-            index = 0
-            for phase, matrix in enumerate(matrices):
+            for phase, (matrix, first, end) in enumerate(zip(matrices, cut[1:], (*cut[2:], len(blocks)), strict=True)):
                 seen = stripe.hidden(number, steps) if phase == 0 else stripe.masked
-                while blocks[index].weights.size:
+                for index in range(first, end):
                     loads, (params, weights) = fetch(index)
                     slabs = (Slab(seen, 0, stripe.batch),), Slab(stripe.parts, 0, stripe.batch)
                     block = Step(*slabs, block=blocks[index], params=params, weights=weights)
                     yield Turn((*loads, *matrix.lower(block, stripe.width)), GATE, number)
-                    index += 1
-                loads, (params, _) = fetch(index)
+                loads, (params, _) = fetch(0)
                 update = self.update(bound, stripe, time, stripe.first and number == 0, params, phase)
                 yield Turn((*loads, *update), CELL, number)
-                index += 1
         if steps[-1] != whole[-1]:
             yield Turn((stripe.carry_over(steps[-1]),), CELL)
 
@@ -258,6 +265,20 @@ class Recurrent(Op):
             inner[time] = states[-1]
         order = sorted(hidden)
         return np.stack([hidden[t] for t in order]), np.stack([inner[t] for t in order])
+
+    def seen(self, inputs: Sequence[Reals], hidden: Reals) -> Reals:
+        """Return (groups, T * B, H) hidden values of the float net that equal runs of its weights multiply.
+
+        Args:
+            inputs: all of them.
+            hidden: (T, B, H), as `real` returns them.
+        """
+        times = self.times(0, len(hidden))
+        before = np.empty_like(hidden)
+        before[times[0]] = inputs[1]
+        for earlier, time in pairwise(times):
+            before[time] = hidden[earlier]
+        return before.reshape(1, -1, hidden.shape[-1])
 
     def clipped(self, x: Reals) -> Reals:
         """Return real pre-activations as the net clips them."""
@@ -516,6 +537,9 @@ class Gru(Recurrent):
     def pins(self, node: Node) -> dict[str, Quant]:
         return {node.inputs[0]: GATES, node.inputs[1]: UNIT, node.more[0]: UNIT}
 
+    def reach(self, node: Node) -> dict[str, float]:
+        return {node.inputs[1]: 1.0, node.more[0]: 1.0}
+
     def cuts(self, hidden: int) -> tuple[int, ...]:
         return (0, 2 * hidden, 3 * hidden) if self.reset_first else (0, 3 * hidden)
 
@@ -586,6 +610,15 @@ class Gru(Recurrent):
         state = (1 - z) * g(self.clipped(x_h + part)) + z * state
         return state, [state]
 
+    def seen(self, inputs: Sequence[Reals], hidden: Reals) -> Reals:
+        before = Recurrent.seen(self, inputs, hidden)
+        if not self.reset_first:
+            return before
+        gates, _, weight, bias = (np.asarray(i, np.float64) for i in inputs)
+        x_r, w_r, b_r = np.split(gates, 3, -1)[1], np.split(weight, 3)[1], np.split(bias, 3)[1]
+        reset = _real(self.functions[0], self.clipped(x_r.reshape(before.shape) + before @ w_r.T + b_r))
+        return np.concatenate([before, before, reset * before])
+
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         options = bool(rng.random() < 0.3), float(rng.choice([0.0, 1.5])), ("sigmoid", "tanh"), bool(rng.random() < 0.5)
@@ -612,6 +645,9 @@ class Rnn(Recurrent):
 
     def ties(self, node: Node) -> tuple[tuple[str, str], ...]:
         return ((node.inputs[1], node.output),)
+
+    def reach(self, node: Node) -> dict[str, float]:
+        return {} if _is_bounded([self.function]) else {node.output: INT16_HIGH * GATES.scale}
 
     def _activation(self, bound: Bound) -> tuple[Activation, Bound]:
         """Return the function as an operator, and its place behind the sum of both parts."""
