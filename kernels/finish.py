@@ -1,4 +1,4 @@
-"""Finished sums to int8 or int16, sixteen channels at a time: narrowing and requantization as `nnac.numerics` defines them.
+"""Finished sums to int8 or int16, sixteen channels at a time: narrowing and requantization as in `nnac.numerics`.
 
 The vectors are LLVM's portable ones: one form serves all processors. The formulas are those of
 `nnac.kernels.requantize`; what depends on the channel alone is made once per block of rows.

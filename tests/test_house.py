@@ -32,6 +32,7 @@ FLOORS = (
         "nnac.weightplan",
         "nnac.innerstates",
         "nnac.replay",
+        "nnac.meanings",
     ),
     ("nnac.moments",),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),

@@ -3,8 +3,8 @@
 ``python -m tests.benchmarks.models [NAME ...] [--seconds 6] [--threads 1] [--json models.json]``. A ratio is
 onnxruntime's time over ours: above 1 we are faster; of its int8 forms the faster one counts. Medians; with one thread
 the processor's time of that thread counts, which others on the machine disturb less than the time on the wall.
-NNAC_ASSETS names the folder with `models`. Ours is one call of the emulator, inputs written and outputs read; its outputs are compared
-with those of an exact run, instruction by instruction.
+NNAC_ASSETS names the folder with `models`. Ours is one call of the emulator, inputs written and outputs read; it is
+compared with an exact run, instruction by instruction.
 """
 
 from __future__ import annotations
