@@ -83,14 +83,18 @@ def _words(value: Any) -> tuple[int, ...]:
 
 
 @functools.cache
-@global_compiler_lock
 def _entry(compiled: Any, count: int) -> int:
     """Return the address of a function of the address of a block: a status, and behind it the kernel's words.
 
     numba's functions take the places of their result and of an error first, and return a status other than 0 where they
     failed, which goes to the block.
     """
-    overload = compiled.overloads[compiled.signatures[0]]
+    with global_compiler_lock:
+        return _compiled_entry(compiled.overloads[compiled.signatures[0]], count)
+
+
+def _compiled_entry(overload: Any, count: int) -> int:
+    """Return the address of what `_entry` describes."""
     native = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
     library = cpu_target.target_context.codegen().create_library("entry")
     module = library.create_ir_module("entry")

@@ -142,7 +142,8 @@ class Meanings:
         count = isa.volume(shape) * np.dtype(dtype).itemsize
         if name not in self._rooms or self._rooms[name].size < count:
             self._rooms[name] = room(max(count, 2 * self._rooms[name].size if name in self._rooms else 0))
-        return self._rooms[name][:count].view(dtype).reshape(shape)
+        found: Array = self._rooms[name][:count].view(dtype).reshape(shape)
+        return found
 
     def _operand(self, x: Array, name: str, wide: bool) -> tuple[Array, tuple[Call, ...]]:
         """Return an operand as the kernels of one width take it, and the calls that make it so."""
@@ -501,7 +502,7 @@ class Meanings:
         return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
 
 
-def _window(i: isa.Conv | isa.Pool) -> tuple[int, ...]:
+def _window(i: isa.Conv | isa.Pool) -> tuple[int, int, int, int, int, int]:
     """Return stride, dilation and padding before, each down, then right."""
     return i.stride_h, i.stride_w, i.dilation_h, i.dilation_w, i.pad_top, i.pad_left
 

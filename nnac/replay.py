@@ -56,7 +56,7 @@ class Contents:
 
 def continues(last: Conv, conv: Conv) -> bool:
     """Tell that a convolution makes the channels next to those of another one, all else being the same."""
-    moved = {
+    moved: dict[str, Any] = {
         "target": last.target + last.out_c * last.out_bits // 8,
         "channel": last.channel + last.out_c,
         "out_c": conv.out_c,

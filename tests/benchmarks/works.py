@@ -105,7 +105,7 @@ class _Net:
         weights = self.random((units, depth, side, side), depth * side * side)
         bias = self.constant(self.rng.normal(0, 0.1, units).astype(np.float32))
         y = self.add("Conv", [x, weights, bias], strides=[stride] * 2, pads=[pad] * 4, group=groups)
-        limits = [self.constant(np.float32(0)), self.constant(np.float32(6))] if act else []
+        limits = [self.constant(np.array(limit, np.float32)) for limit in (0, 6)] if act else []
         return self.add("Clip", [y, *limits]) if act else y
 
     def model(self, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -113,7 +113,7 @@ class _Net:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in side.items()]
             for side in (inputs, outputs)
         ]
-        graph = helper.make_graph(self.nodes, "generated", *values, self.weights)
+        graph = helper.make_graph(self.nodes, "generated", values[0], values[1], self.weights)
         opset = helper.make_opsetid("", OPSET)
         return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
 
