@@ -13,6 +13,8 @@ import functools
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +34,18 @@ def cache_folder() -> Path:
 def is_cold(module: str = "") -> bool:
     """Whether no kernel (of one module) is compiled yet, so that its first import will take seconds."""
     return next(cache_folder().rglob(f"{module}*.nbi"), None) is None
+
+
+def compile_all() -> Iterator[str]:
+    """Compiles all kernels that this machine uses, or loads them; yields the name of each module before."""
+    for name in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
+        yield name
+        import_module(f"nnac.kernels.{name}")
+    from nnac.kernels import codes, machine
+
+    yield "loops"
+    for function in (machine.tile, machine.own_tile, machine.finish, codes.narrow_tile):
+        function()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The cell updates of LSTM and GRU on int16, unit by unit, as `nnac.numerics` defines them.
+"""The cell updates of LSTM and GRU on int16, as `nnac.numerics` defines them.
 
 No intermediate leaves int64: with |values| up to 2**15, a peephole's sum stays under 2**(17 + 30), a new cell's under
 2**(31 + 15) + 2**30, and what is rescaled is at most 2**30 times a multiplier under 2**31. A state may be updated in
@@ -9,8 +9,8 @@ width; `low` and `high` bound them.
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int16, Integer, inner, kernel, sink, source
-from nnac.kernels.requantize import interpolate, round_shift, saturate
+from nnac.kernels.jit import INT, Int16, Int32, Integer, inner, kernel, sink, source
+from nnac.kernels.requantize import HALF_EVEN, HALF_UP, ONNX, interpolate, round_shift, saturate
 
 _SOURCE, _SINK = source(types.int16, 2), sink(types.int16, 2, "C")
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
@@ -34,7 +34,40 @@ def _rescale(
     return saturate(round_shift(value * multiplier, shift, rounding) + zero, low, high)
 
 
-@kernel(*[_SOURCE] * 5, *[_SINK] * 2, *[INT] * 10)
+@inner
+def _sums(x: Int16, r: Int16, limit: int, out: Int32) -> None:
+    """`numerics.gate` of each unit without more."""
+    low, high = np.int32(-limit), np.int32(limit)
+    for n in range(out.size):
+        out[n] = min(max(np.int32(np.int32(x[n]) + np.int32(r[n])), low), high)
+
+
+@inner
+def _peep(
+    x: Int16, r: Int16, limit: int, weights: Int16, row: int, cell: Int16, shift: int, rounding: int, out: Int32
+) -> None:
+    """A gate of an LSTM; without peepholes, `weights` has no columns."""
+    if not weights.shape[1]:
+        _sums(x, r, limit, out)
+    else:
+        for n in range(out.size):
+            out[n] = _gate(x[n], r[n], limit, rounding, weights[row, n], cell[n], shift)
+
+
+@inner
+def _through(values: Int32, table: Int16, rounding: int) -> None:
+    """`numerics.interpolate` of each int16 value, in place; between two int16 knots nothing saturates."""
+    even, away = np.int32(rounding % ONNX == HALF_EVEN), np.int32(rounding % ONNX > HALF_UP)
+    for n in range(values.size):
+        offset = np.int32(values[n] + 32768)
+        index, fraction = np.uint32(offset >> 7), np.int32(offset & 127)
+        left, right = np.int32(table[index]), np.int32(table[index + np.uint32(1)])
+        blend = np.int32((left << 7) + (right - left) * fraction)
+        falls = np.int32((even & ~(blend >> 7)) | (away & (blend >> 31))) & np.int32(1)
+        values[n] = np.int32(blend + 64 - falls) >> 7
+
+
+@kernel(*[_SOURCE] * 5, *[_SINK] * 2, sink(types.int32, 2, "C"), *[INT] * 10)
 def lstm_cell(
     x: Int16,
     r: Int16,
@@ -43,6 +76,7 @@ def lstm_cell(
     peepholes: Int16,
     cell_out: Int16,
     y: Int16,
+    work: Int32,
     cell_bits: int,
     coupled: int,
     peephole_shift: int,
@@ -61,9 +95,10 @@ def lstm_cell(
         r: the same of the recurrent parts.
         cell: (batch, hidden), steps of 2**-cell_bits.
         functions: (3, 513), tables f, g, h.
-        peepholes: (3, hidden) of i, o, f; zeros without.
+        peepholes: (3, hidden) of i, o, f; (3, 0) without.
         cell_out: as cell; may be the same array.
         y: (batch, hidden), the hidden values.
+        work: (3, hidden), working memory.
         cell_bits: 0..15.
         coupled: 1 where the forget gate is one minus the input gate.
         peephole_shift: 0..30.
@@ -76,26 +111,28 @@ def lstm_cell(
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
     lift, hidden, k = max(0, 12 - cell_bits), cell.shape[1], peephole_shift
+    entry, kept, candidate = work[0], work[1], work[2]
     for b in range(cell.shape[0]):
+        old, new, h = cell[b], cell_out[b], hidden
+        _peep(x[b, :h], r[b, :h], limit, peepholes, 0, old, k, rounding, entry)
+        _through(entry, functions[0], rounding)
+        _peep(x[b, 2 * h : 3 * h], r[b, 2 * h : 3 * h], limit, peepholes, 2, old, k, rounding, kept)
+        _through(kept, functions[0], rounding)
+        _sums(x[b, 3 * h :], r[b, 3 * h :], limit, candidate)
+        _through(candidate, functions[1], rounding)
         for n in range(hidden):
-            o, f, g, old = n + hidden, n + 2 * hidden, n + 3 * hidden, np.int64(cell[b, n])
-            entry = interpolate(
-                _gate(x[b, n], r[b, n], limit, rounding, peepholes[0, n], old, k), functions[0], rounding
-            )
-            if coupled:
-                kept = _ONE - entry
-            else:
-                total = _gate(x[b, f], r[b, f], limit, rounding, peepholes[2, n], old, k)
-                kept = interpolate(total, functions[0], rounding)
-            candidate = interpolate(_gate(x[b, g], r[b, g], limit, rounding, 0, 0, 0), functions[1], rounding)
-            total = ((kept * old) << (15 - cell_bits)) + entry * candidate
-            new = saturate(round_shift(total, 30 - cell_bits, rounding), _LOW, _HIGH)
-            leave = interpolate(
-                _gate(x[b, o], r[b, o], limit, rounding, peepholes[1, n], new, k), functions[0], rounding
-            )
-            shown = interpolate(saturate(new << lift, _LOW, _HIGH), functions[2], rounding)
-            cell_out[b, n] = new
-            y[b, n] = _rescale(leave * shown, multiplier, shift, y_zero, low, high, rounding)
+            stays = _ONE - np.int64(entry[n]) if coupled else np.int64(kept[n])
+            total = ((stays * old[n]) << (15 - cell_bits)) + np.int64(entry[n]) * candidate[n]
+            new[n] = saturate(round_shift(total, 30 - cell_bits, rounding), _LOW, _HIGH)
+        leave, shown = entry, kept
+        _peep(x[b, h : 2 * h], r[b, h : 2 * h], limit, peepholes, 1, new, k, rounding, leave)
+        _through(leave, functions[0], rounding)
+        for n in range(hidden):
+            shown[n] = saturate(np.int64(new[n]) << lift, _LOW, _HIGH)
+        _through(shown, functions[2], rounding)
+        for n in range(hidden):
+            value = np.int64(leave[n]) * shown[n]
+            y[b, n] = _rescale(value, multiplier, shift, y_zero, low, high, rounding)
 
 
 @kernel(*[_SOURCE] * 4, _SINK, *[INT] * 7)

@@ -16,9 +16,10 @@ from numba import types
 
 from nnac.kernels import machine
 from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, microkernel, sink, source
-from nnac.kernels.panels import ALIGNMENT, multiply
+from nnac.kernels.panels import Slabs, multiply
 from nnac.kernels.tile import AVX512
 from nnac.kernels.vectors import (
+    AHEAD,
     BYTE,
     LONG,
     WORD,
@@ -31,6 +32,7 @@ from nnac.kernels.vectors import (
     choose,
     load,
     loop,
+    prefetch,
     routine,
     splat,
     store,
@@ -44,6 +46,8 @@ UInt8 = npt.NDArray[np.uint8]
 WIDTH = 64
 """Channels of a panel: four vectors of sixteen."""
 VECTORS = 4
+BITS = 7
+"""Of a code at most."""
 ROWS = 4
 """Rows of a product at most; more are faster on weights of 8 bits."""
 _BYTES, _WORDS = vector(BYTE, 64), vector(WORD, 16)
@@ -76,7 +80,7 @@ def _emit(
     def routine_of(width: int, count: int) -> None:
         routine(builder, f"codes_{width}_{count}", partial(_tile, width, count), *rest)
 
-    choose(builder, bits, range(1, 8), narrow)
+    choose(builder, bits, range(1, BITS + 1), narrow)
 
 
 def _tile(
@@ -100,6 +104,7 @@ def _tile(
     first = builder.add(panel, LONG(8 * WIDTH))
     with loop(builder, steps) as step:
         here = advance(builder, first, step, 8 * bits * VECTORS)
+        prefetch(builder, builder.add(here, LONG(AHEAD)), 8 * bits * VECTORS)
         weights = [_look_up(builder, bits, tables, code) for code in _codes(builder, bits, here)]
         for i in range(rows):
             patch = AVX512.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))
@@ -147,10 +152,10 @@ def _permute(builder: Builder, values: Value, order: Value) -> Value:
     return call(builder, "llvm.x86.avx512.permvar.qi.512", _BYTES, values, order)
 
 
-narrow_tile = emitted(_emit, 10)
+_narrow_tile = emitted(_emit, 10)
 
 
-def _narrow_tile() -> int:
+def narrow_tile() -> int:
     """The address of the compiled form, or 0 where the processor in use has none."""
     return _compiled().address if machine.processor() == "avx512" and machine.has("avx512vbmi") else 0
 
@@ -159,7 +164,7 @@ def _narrow_tile() -> int:
 def _compiled() -> Any:
     @microkernel
     def tile(arguments: int) -> None:
-        narrow_tile(arguments)
+        _narrow_tile(arguments)
 
     return tile
 
@@ -178,7 +183,7 @@ class Coded:
 
 
 @inner
-def _panel_size(steps: int, bits: int) -> int:
+def panel_size(steps: int, bits: int) -> int:
     """Bytes of a panel: biases and sums, then the codes of 64 channels."""
     return WIDTH * 8 + steps * bits * WIDTH // 2
 
@@ -197,7 +202,7 @@ def _place(n: int, k: int, bits: int) -> tuple[int, int]:
 def _pack(codes: UInt8, table: Int8, bias: Int32, data: Int8, bits: int) -> None:
     """`pack_codes` into zeroed bytes."""
     channels, depth = codes.shape
-    size = _panel_size((depth + 3) // 4, bits)
+    size = panel_size((depth + 3) // 4, bits)
     for n in range(channels):
         panel = data[n // WIDTH * size :]
         head = panel[: 8 * WIDTH].view(np.int32)
@@ -238,13 +243,13 @@ def _multiply(
 ) -> None:
     """`multiply_codes` with room for an expanded panel, which only processors without the narrow form need."""
     steps = (depth + 3) // 4
-    size = _panel_size(steps, bits)
+    size = panel_size(steps, bits)
     rows, pitch = x.shape
     for first in range(0, y.shape[1], WIDTH):
         codes, at = data[first // WIDTH * size :], address(y) + 4 * first
         if narrow == 0:
             _expand(codes, steps, bits, table, panel)
-            multiply(tile, address(x), pitch, rows, depth, panel, (0, WIDTH), zero, at, y.shape[1])
+            multiply(tile, address(x), pitch, rows, depth, address(panel), (0, WIDTH), zero, at, y.shape[1])
             continue
         for row in range(0, rows, ROWS):
             here, there = address(x) + row * pitch, at + row * y.shape[1] * 4
@@ -253,13 +258,11 @@ def _multiply(
             call_address(narrow, (here, pitch, count, address(data) + first // WIDTH * size, steps, bits, *rest))
 
 
-def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32) -> Coded:
+def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, slabs: Slabs | None = None) -> Coded:
     """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases."""
     channels, depth = codes.shape
     size = -(-channels // WIDTH) * (WIDTH * 8 + -(-depth // 4) * bits * WIDTH // 2)
-    raw = np.zeros(size + 2 * ALIGNMENT, np.int8)  # a load may reach behind the last codes
-    first = -raw.ctypes.data % ALIGNMENT
-    coded = Coded(raw[first : first + size + 64], np.tile(table, 128 >> bits), channels, depth, bits)
+    coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
     _pack(codes, coded.table, bias, coded.data, bits)
     return coded
 
@@ -273,6 +276,6 @@ def multiply_codes(x: Int8, coded: Coded, zero: int, y: Int32) -> None:
         zero: zero point of x.
         y: (M, N in whole panels of 64), C-contiguous; all of it is written, what lies behind N with anything.
     """
-    narrow = _narrow_tile()
+    narrow = narrow_tile()
     panel = np.empty(0 if narrow else WIDTH * (8 + 4 * -(-coded.depth // 4)), np.int8)
     _multiply(x, coded.data, coded.table, y, panel, coded.depth, coded.bits, zero, narrow, machine.tile())

@@ -7,21 +7,22 @@ from nnac.kernels.jit import INT, Int8, Int64, kernel, sink, source
 from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
 
 
-@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT)
-def accumulate(acc: Int64, x: Int8, zero: int, multiplier: int) -> None:
+@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
+def accumulate(acc: Int64, x: Int8, zero: int, multiplier: int, more: int) -> None:
     """``acc += (x - zero) * multiplier``, one operand of a wide sum; exact while |acc| stays within 2**62.
 
     Args:
-        acc: any shape of four axes.
+        acc: any shape of four axes; what is in it counts where `more` is 1, not where it is 0.
         x: the same shape, any strides.
         zero: zero point of x.
         multiplier: of x, on the common shift of the sum.
+        more: 0 for the first operand, 1 for the others.
     """
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
                 for n in range(acc.shape[3]):
-                    acc[i, j, k, n] += (x[i, j, k, n] - zero) * multiplier
+                    acc[i, j, k, n] = acc[i, j, k, n] * more + (x[i, j, k, n] - zero) * multiplier
 
 
 @kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 5)
@@ -44,21 +45,23 @@ def requantize_wide(acc: Int64, y: Int8, shift: int, y_zero: int, low: int, high
                     y[i, j, k, n] = saturate(round_shift(acc[i, j, k, n], shift, rounding) + y_zero, low, high)
 
 
-@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT)
-def accumulate_squares(acc: Int64, x: Int8, zero: int) -> None:
-    """``acc += (x - zero)**2``, one operand of a magnitude.
+@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
+def accumulate_squares(acc: Int64, x: Int8, zero: int, more: int, offset: int) -> None:
+    """``acc += (x - zero)**2 + offset``, one operand of a magnitude.
 
     Args:
-        acc: any shape of four axes.
+        acc: any shape of four axes; what is in it counts where `more` is 1, not where it is 0.
         x: the same shape, any strides.
         zero: zero point of x.
+        more: 0 for the first operand, 1 for the others.
+        offset: is added too.
     """
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
                 for n in range(acc.shape[3]):
                     value = np.int64(x[i, j, k, n]) - zero
-                    acc[i, j, k, n] += value * value
+                    acc[i, j, k, n] = acc[i, j, k, n] * more + value * value + offset
 
 
 @kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 6)

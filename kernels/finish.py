@@ -1,4 +1,4 @@
-"""Finished sums to int8, sixteen channels at a time: narrowing and requantization as `nnac.numerics` defines them.
+"""Finished sums to int8 or int16, sixteen channels at a time: narrowing and requantization as in `nnac.numerics`.
 
 The vectors are LLVM's portable ones: one form serves all processors. The formulas are those of
 `nnac.kernels.requantize`; what depends on the channel alone is made once per block of rows.
@@ -10,6 +10,7 @@ from functools import partial
 from nnac.kernels.requantize import FLOAT32, HALF_EVEN, HALF_UP, ONNX, TFLITE
 from nnac.kernels.vectors import (
     BYTE,
+    HALF,
     LONG,
     SINGLE,
     WORD,
@@ -21,6 +22,7 @@ from nnac.kernels.vectors import (
     loop,
     microkernel,
     routine,
+    shuffle,
     splat,
     spread,
     store,
@@ -31,6 +33,7 @@ from nnac.kernels.vectors import (
 LANES = 16
 """Sums, multipliers and shifts are read in whole vectors."""
 _SUMS, _WIDE, _BYTES = vector(WORD, LANES), vector(LONG, LANES), vector(BYTE, LANES)
+_HALVES, _PAIRS = vector(HALF, LANES), vector(LONG, LANES // 2)
 _FLOATS = vector(SINGLE, LANES)
 _WHOLE = 1.5 * 2**23
 """A float32 of this size has no fraction: to add it rounds half to even, to subtract it again leaves the integer."""
@@ -52,6 +55,7 @@ def finish(
     shift: Value,
     y: Value,
     y_pitch: Value,
+    y_bytes: Value,
     zero: Value,
     low: Value,
     high: Value,
@@ -59,7 +63,7 @@ def finish(
     bits: Value,
     wraps: Value,
 ) -> None:
-    """Rows of sums to rows of int8.
+    """Rows of sums to rows of int8 or int16.
 
     Args:
         builder: where the code goes; all others are 64-bit integers.
@@ -69,8 +73,9 @@ def finish(
         channels: of a row.
         multiplier: address of int32, lifted (`requantize.lift`).
         shift: address of int64.
-        y: address of int8 rows.
+        y: address of rows of integers behind each other.
         y_pitch: bytes from one row of y to the next.
+        y_bytes: of an integer of y, 1 or 2.
         zero: zero point of y.
         low: smallest output.
         high: largest output.
@@ -81,14 +86,23 @@ def finish(
     rounding = builder.select(builder.icmp_signed("==", rounding, LONG(ONNX)), LONG(HALF_EVEN), rounding)
     form = builder.zext(builder.icmp_signed("==", rounding, LONG(TFLITE)), LONG)
     form = builder.select(builder.icmp_signed("==", rounding, LONG(FLOAT32)), LONG(2), form)
-    limits = (zero, builder.sub(low, zero), builder.sub(high, zero), rounding, bits, wraps)
+    limits = (y_bytes, zero, builder.sub(low, zero), builder.sub(high, zero), rounding, bits, wraps)
     blocks = builder.udiv(builder.add(channels, LONG(LANES - 1)), LONG(LANES))
     with loop(builder, blocks) as block:
         first = builder.mul(block, LONG(LANES))
         left = builder.sub(channels, first)
         scale = (advance(builder, multiplier, first, 4), advance(builder, shift, first, 8))
-        rest = (advance(builder, sums, first, 4), rows, pitch, left, *scale, builder.add(y, first), y_pitch, *limits)
-        choose(builder, form, range(3), partial(_call, builder, rest))
+        here, there = advance(builder, sums, first, 4), advance(builder, y, first, y_bytes)
+        rest = (here, rows, pitch, left, *scale, there, y_pitch, *limits)
+        choose(builder, _fastest(builder, form, scale[1], bits), range(4), partial(_call, builder, rest))
+
+
+def _fastest(builder: Builder, form: Value, shift: Value, bits: Value) -> Value:
+    """The form for sixteen channels: 3 for one step from whole accumulators by shifts that leave 32 bits."""
+    small = builder.icmp_signed("<", load(builder, shift, _WIDE), splat(_WIDE, 31))
+    none = builder.icmp_unsigned("==", builder.bitcast(small, HALF), HALF(0))
+    plain = builder.and_(builder.icmp_signed("==", form, LONG(0)), builder.icmp_signed("==", bits, LONG(32)))
+    return builder.select(builder.and_(none, plain), LONG(3), form)
 
 
 def _call(builder: Builder, rest: tuple[Value, ...], form: int) -> None:
@@ -106,6 +120,7 @@ def _block(
     shift: Value,
     y: Value,
     y_pitch: Value,
+    y_bytes: Value,
     zero: Value,
     low: Value,
     high: Value,
@@ -114,29 +129,79 @@ def _block(
     wraps: Value,
 ) -> None:
     """All rows of sixteen channels; `low` and `high` are less the zero point."""
-    patterns, shifts = load(builder, multiplier, _SUMS), load(builder, shift, _WIDE)
+    shifts = load(builder, shift, _WIDE)
+    if form == 3:
+        scale = _halves(builder, multiplier, shifts, rounding)
+    else:
+        scale = _whole(builder, form, multiplier, shifts, (rounding, bits, wraps), (low, high))
+    limits = [spread(builder, builder.trunc(limit, WORD), LANES) for limit in (low, high, zero)]
+    whole = builder.icmp_signed(">=", left, LONG(LANES))
+    ending = builder.select(whole, y_bytes, LONG(0))
+    with loop(builder, rows) as row:
+        scaled = scale(builder, load(builder, advance(builder, sums, row, pitch), _SUMS))
+        result = builder.add(_clamp(builder, scaled, limits[0], limits[1]), limits[2])
+        target = advance(builder, y, row, y_pitch)
+        choose(builder, ending, range(3), partial(_store, builder, result, target, left, y_bytes))
+
+
+def _store(builder: Builder, result: Value, target: Value, left: Value, y_bytes: Value, form: int) -> None:
+    """All lanes, as bytes (1) or halves (2), or the first ones only (0)."""
+    if form == 0:
+        store_first(builder, result, target, left, y_bytes)
+    else:
+        store(builder, builder.trunc(result, _BYTES if form == 1 else _HALVES), target)
+
+
+def _whole(
+    builder: Builder,
+    form: int,
+    multiplier: Value,
+    shifts: Value,
+    law: tuple[Value, Value, Value],
+    limits: tuple[Value, Value],
+) -> Scale:
+    """Narrowed sums scaled in 64 bits, and clamped there, so that they fit 32."""
+    rounding, bits, wraps = law
+    patterns = load(builder, multiplier, _SUMS)
     factors = builder.sext(patterns, _WIDE)
     if form == 2:
         scale = _single(builder, builder.bitcast(patterns, _FLOATS))
     else:
         scale = _twice(builder, factors, shifts) if form else _once(builder, factors, shifts, rounding)
     narrow = _narrowing(builder, bits, wraps)
-    lowest, highest = spread(builder, low, LANES), spread(builder, high, LANES)
-    zeros = spread(builder, builder.trunc(zero, BYTE), LANES)
-    whole = builder.zext(builder.icmp_signed(">=", left, LONG(LANES)), LONG)
-    with loop(builder, rows) as row:
-        acc = narrow(builder, load(builder, advance(builder, sums, row, pitch), _SUMS))
-        scaled = _clamp(builder, scale(builder, builder.sext(acc, _WIDE)), lowest, highest)
-        result = builder.add(builder.trunc(scaled, _BYTES), zeros)
-        target = advance(builder, y, row, y_pitch)
-        choose(builder, whole, range(2), partial(_store, builder, result, target, left))
+    low, high = (spread(builder, limit, LANES) for limit in limits)
+
+    def scaled(builder: Builder, acc: Value) -> Value:
+        wide = scale(builder, builder.sext(narrow(builder, acc), _WIDE))
+        return builder.trunc(_clamp(builder, wide, low, high), _SUMS)
+
+    return scaled
 
 
-def _store(builder: Builder, result: Value, target: Value, left: Value, whole: int) -> None:
-    if whole:
-        store(builder, result, target)
-    else:
-        store_first(builder, result, target, left)
+def _halves(builder: Builder, multiplier: Value, shifts: Value, rounding: Value) -> Scale:
+    """`_once` for shifts of 31 and more, even lanes and odd lanes apart: each product comes from the low halves.
+
+    The multipliers are loaded for every row: LLVM takes the instruction for low halves only where it sees them.
+    """
+    lanes = [shuffle(builder, shifts, shifts, list(range(part, LANES, 2))) for part in range(2)]
+    rounds = [_rounding(builder, part, rounding) for part in lanes]
+
+    def scaled(builder: Builder, acc: Value) -> Value:
+        factors = builder.bitcast(load(builder, multiplier, _SUMS), _PAIRS)
+        sums, found = builder.bitcast(acc, _PAIRS), []
+        for part, rounded in enumerate(rounds):
+            product = builder.mul(_half(builder, sums, part), _half(builder, factors, part))
+            found.append(rounded(builder, product))
+        low = builder.and_(found[0], splat(_PAIRS, 0xFFFFFFFF))
+        return builder.bitcast(builder.or_(low, builder.shl(found[1], splat(_PAIRS, 32))), _SUMS)
+
+    return scaled
+
+
+def _half(builder: Builder, pairs: Value, part: int) -> Value:
+    """The low or the high 32 bits, sign-extended."""
+    places = splat(_PAIRS, 32)
+    return builder.ashr(pairs if part else builder.shl(pairs, places), places)
 
 
 def _clamp(builder: Builder, value: Value, low: Value, high: Value) -> Value:
@@ -161,27 +226,36 @@ def _narrowing(builder: Builder, bits: Value, wraps: Value) -> Scale:
 
 
 def _once(builder: Builder, factors: Value, shifts: Value, rounding: Value) -> Scale:
-    """`requantize.scale_once`: the bit that decides a tie is bit 0 of the floor, or the sign."""
-    even = _flag(builder, "==", rounding, HALF_EVEN)
-    away = _flag(builder, ">", rounding, HALF_UP)
-    rounds = builder.zext(builder.icmp_signed("!=", shifts, _ZERO), _WIDE)
-    half = builder.lshr(builder.shl(_ONE, shifts), _ONE)
-    odd = builder.and_(rounds, even)
-    nudge = builder.sub(half, odd)
-    pick = builder.select(builder.icmp_signed("!=", away, _ZERO), splat(_WIDE, 63), shifts)
-    mask = builder.or_(odd, builder.sub(_ZERO, builder.and_(rounds, away)))
+    """`requantize.scale_once`."""
+    rounded = _rounding(builder, shifts, rounding)
 
     def scale(builder: Builder, acc: Value) -> Value:
-        product = builder.mul(acc, factors)
-        tie = builder.and_(builder.ashr(product, pick), mask)
-        return builder.ashr(builder.add(builder.add(product, nudge), tie), shifts)
+        return rounded(builder, builder.mul(acc, factors))
 
     return scale
 
 
-def _flag(builder: Builder, relation: str, value: Value, other: int) -> Value:
+def _rounding(builder: Builder, shifts: Value, rounding: Value) -> Scale:
+    """`requantize.round_shift` of products: bit 0 of the floor, or the sign, says what is added before the shift."""
+    kind = shifts.type
+    one, nothing = splat(kind, 1), splat(kind, 0)
+    rounds = builder.zext(builder.icmp_signed("!=", shifts, nothing), kind)
+    half = builder.lshr(builder.shl(one, shifts), one)
+    even = builder.and_(rounds, _flag(builder, "==", rounding, HALF_EVEN, kind.count))
+    away = builder.and_(rounds, _flag(builder, ">", rounding, HALF_UP, kind.count))
+    unset, set_ = builder.sub(half, even), builder.sub(half, away)
+    asked = builder.or_(builder.shl(even, shifts), builder.shl(away, splat(kind, 63)))
+
+    def rounded(builder: Builder, product: Value) -> Value:
+        is_set = builder.icmp_signed("!=", builder.and_(product, asked), nothing)
+        return builder.ashr(builder.add(product, builder.select(is_set, set_, unset)), shifts)
+
+    return rounded
+
+
+def _flag(builder: Builder, relation: str, value: Value, other: int, lanes: int) -> Value:
     """1 or 0 in all lanes."""
-    return spread(builder, builder.zext(builder.icmp_signed(relation, value, LONG(other)), LONG), LANES)
+    return spread(builder, builder.zext(builder.icmp_signed(relation, value, LONG(other)), LONG), lanes)
 
 
 def _twice(builder: Builder, factors: Value, shifts: Value) -> Scale:
@@ -216,4 +290,4 @@ def _single(builder: Builder, ratios: Value) -> Scale:
     return scale
 
 
-finish_rows = microkernel(finish, 14)
+finish_rows = microkernel(finish, 15)

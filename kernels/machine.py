@@ -15,10 +15,15 @@ from numba.core.registry import cpu_target
 from nnac.kernels.finish import finish_rows
 from nnac.kernels.jit import microkernel
 from nnac.kernels.tile import (
+    avx2_own,
     avx2_tile,
+    avx512_own,
     avx512_tile,
+    avxvnni_own,
     avxvnni_tile,
+    neon_own,
     neon_tile,
+    portable_own,
     portable_tile,
 )
 
@@ -64,7 +69,12 @@ def forced(name: str) -> Iterator[None]:
 
 def tile() -> int:
     """The address of the tile function (`Tile.multiply`) of the processor in use, compiled at its first use."""
-    return _tile_address(processor())
+    return _tile_address(processor(), 0)
+
+
+def own_tile() -> int:
+    """The address of the same for depthwise layers (`Tile.depthwise`)."""
+    return _tile_address(processor(), 1)
 
 
 def has(feature: str) -> bool:
@@ -90,8 +100,8 @@ def width() -> int:
 
 
 @functools.cache
-def _tile_address(name: str) -> int:
-    compiled: int = _TILES[name]().address
+def _tile_address(name: str, form: int) -> int:
+    compiled: int = _TILES[name][form]().address
     return compiled
 
 
@@ -107,7 +117,7 @@ def _has_wide_vnni(name: str) -> bool:
     return name == "avxvnni" and _features().issuperset(("avx512vl", "avx512vnni"))
 
 
-def _avx512() -> Any:
+def _avx512_tile() -> Any:
     @microkernel
     def tile(arguments: int) -> None:
         avx512_tile(arguments)
@@ -115,7 +125,7 @@ def _avx512() -> Any:
     return tile
 
 
-def _avxvnni() -> Any:
+def _avxvnni_tile() -> Any:
     @microkernel
     def tile(arguments: int) -> None:
         avxvnni_tile(arguments)
@@ -123,7 +133,7 @@ def _avxvnni() -> Any:
     return tile
 
 
-def _avx2() -> Any:
+def _avx2_tile() -> Any:
     @microkernel
     def tile(arguments: int) -> None:
         avx2_tile(arguments)
@@ -131,7 +141,7 @@ def _avx2() -> Any:
     return tile
 
 
-def _neon() -> Any:
+def _neon_tile() -> Any:
     @microkernel
     def tile(arguments: int) -> None:
         neon_tile(arguments)
@@ -139,7 +149,7 @@ def _neon() -> Any:
     return tile
 
 
-def _portable() -> Any:
+def _portable_tile() -> Any:
     @microkernel
     def tile(arguments: int) -> None:
         portable_tile(arguments)
@@ -147,10 +157,51 @@ def _portable() -> Any:
     return tile
 
 
-_TILES: dict[str, Callable[[], Any]] = {
-    "avx512": _avx512,
-    "avxvnni": _avxvnni,
-    "avx2": _avx2,
-    "neon": _neon,
-    "portable": _portable,
+def _avx512_own() -> Any:
+    @microkernel
+    def own(arguments: int) -> None:
+        avx512_own(arguments)
+
+    return own
+
+
+def _avxvnni_own() -> Any:
+    @microkernel
+    def own(arguments: int) -> None:
+        avxvnni_own(arguments)
+
+    return own
+
+
+def _avx2_own() -> Any:
+    @microkernel
+    def own(arguments: int) -> None:
+        avx2_own(arguments)
+
+    return own
+
+
+def _neon_own() -> Any:
+    @microkernel
+    def own(arguments: int) -> None:
+        neon_own(arguments)
+
+    return own
+
+
+def _portable_own() -> Any:
+    @microkernel
+    def own(arguments: int) -> None:
+        portable_own(arguments)
+
+    return own
+
+
+_TILES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "avx512": (_avx512_tile, _avx512_own),
+    "avxvnni": (_avxvnni_tile, _avxvnni_own),
+    "avx2": (_avx2_tile, _avx2_own),
+    "neon": (_neon_tile, _neon_own),
+    "portable": (_portable_tile, _portable_own),
 }
+"""For layers and for depthwise layers."""

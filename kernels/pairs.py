@@ -49,23 +49,24 @@ def divide(
                     y[i, j, k, n] = saturate(share + y_zero, low, high)
 
 
-@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
-def extreme(found: Int64, x: Int8, zero: int, multiplier: int, least: int) -> None:
+@kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT, INT)
+def extreme(found: Int64, x: Int8, zero: int, multiplier: int, least: int, more: int) -> None:
     """``found = max(found, (x - zero) * multiplier)``, or min with `least`: one operand of `norms.extreme`.
 
     Args:
-        found: any shape of four axes.
+        found: any shape of four axes; what is in it counts where `more` is 1, not where it is 0.
         x: the same shape, any strides.
         zero: zero point of x.
         multiplier: of x, on the common shift.
         least: whether the smallest is looked for.
+        more: 0 for the first operand, 1 for the others.
     """
     for i in range(found.shape[0]):
         for j in range(found.shape[1]):
             for k in range(found.shape[2]):
                 for n in range(found.shape[3]):
                     value = (x[i, j, k, n] - zero) * multiplier
-                    if (value < found[i, j, k, n]) == (least == 1):
+                    if more == 0 or (value < found[i, j, k, n]) == (least == 1):
                         found[i, j, k, n] = value
 
 

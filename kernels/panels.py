@@ -17,15 +17,9 @@ from nnac.kernels.vectors import address, call_address
 Panel = tuple[int, int]
 """First channel, channels with those that fill it."""
 ALIGNMENT = 64
-"""Of packed weights: loads that cross cache lines cost twice."""
-
-
-@inner
-def aligned(size: int) -> Int8:
-    """So many bytes, zero, from a full cache line on."""
-    raw = np.zeros(size + ALIGNMENT, np.int8)
-    first = -address(raw) % ALIGNMENT
-    return raw[first : first + size]
+"""Of packed weights and working memory: loads that cross cache lines cost twice."""
+SLACK = 64
+"""Bytes behind the values of an array that a kernel may read, without influence."""
 
 
 @inner
@@ -46,6 +40,33 @@ def packed_size(channels: int, depth: int) -> int:
     return padded(channels) * 4 * (steps_of(depth) + 2)
 
 
+def packed_bytes(channels: int, depth: int) -> int:
+    """`packed_size` for Python."""
+    return -(-channels // COLUMNS) * COLUMNS * 4 * (-(-depth // 4) + 2)
+
+
+def room(size: int) -> Int8:
+    """Returns so many bytes, zero, from a full cache line on, with SLACK behind them."""
+    return Slabs(0).room(size)
+
+
+class Slabs:
+    """Rooms out of few large pieces of memory, for which the system takes large pages: streams miss fewer of them."""
+
+    def __init__(self, size: int = 1 << 25) -> None:
+        self._size = size
+        self._rest: Int8 = np.zeros(0, np.int8)
+
+    def room(self, size: int) -> Int8:
+        """Returns so many bytes, zero, from a full cache line on, with SLACK behind them."""
+        need = size + SLACK + ALIGNMENT
+        if self._rest.size < need:
+            self._rest = np.zeros(max(need, self._size), np.int8)
+        first = -self._rest.ctypes.data % ALIGNMENT
+        found, self._rest = self._rest[first : first + size], self._rest[first + size + SLACK :]
+        return found
+
+
 @inner
 def pack(weights: Int8, bias: Int32, width: int, packed: Int8) -> None:
     """(N, K) weights and (N,) biases into zeroed bytes, `packed_size` of them.
@@ -54,7 +75,7 @@ def pack(weights: Int8, bias: Int32, width: int, packed: Int8) -> None:
         weights: int8.
         bias: int32, unaligned too.
         width: channels of a panel, a multiple of COLUMNS.
-        packed: `aligned`; written where there are weights.
+        packed: from a full cache line on; written where there are weights.
     """
     count, depth = weights.shape
     for first in range(0, count, width):
@@ -84,7 +105,7 @@ def _pack_channel(row: Int8, bias: int, n: int, columns: int, head: Int32, rest:
 
 @inner
 def multiply(
-    tile: int, x: int, pitch: int, rows: int, depth: int, packed: Int8, panel: Panel, zero: int, sums: int, width: int
+    tile: int, x: int, pitch: int, rows: int, depth: int, packed: int, panel: Panel, zero: int, sums: int, width: int
 ) -> None:
     """``sums = (x - zero) @ weights.T + bias`` for the channels of one panel.
 
@@ -94,7 +115,7 @@ def multiply(
         pitch: bytes from one row to the next.
         rows: at least 1.
         depth: K.
-        packed: from `pack`.
+        packed: address of what `pack` made.
         panel: its first channel and its channels.
         zero: zero point of x.
         sums: address of the first row of sums, int32.
@@ -102,7 +123,7 @@ def multiply(
     """
     steps = steps_of(depth)
     first, columns = panel
-    at = address(packed) + first * 4 * (steps + 2)
+    at = packed + first * 4 * (steps + 2)
     call_address(tile, (x, pitch, rows, at, steps, columns, zero, sums, 4 * width))
 
 
@@ -129,17 +150,13 @@ def _matmul(x: Int8, packed: Int8, y: Int32, depth: int, width: int, zero: int, 
     for first in range(0, y.shape[1], width):
         panel = (first, min(width, y.shape[1] - first))
         at = address(y) + 4 * first
-        multiply(tile, address(x), x.shape[1], x.shape[0], depth, packed, panel, zero, at, y.shape[1])
+        multiply(tile, address(x), x.shape[1], x.shape[0], depth, address(packed), panel, zero, at, y.shape[1])
 
 
 def pack_matrix(weights: Int8, bias: Int32) -> Packed:
     """Packs (N, K) int8 weights with their (N,) int32 biases, to be kept for any number of products."""
     channels, depth = weights.shape
-    columns = -(-channels // COLUMNS) * COLUMNS
-    size = columns * 4 * (-(-depth // 4) + 2)
-    raw = np.zeros(size + ALIGNMENT, np.int8)
-    first = -raw.ctypes.data % ALIGNMENT
-    packed = Packed(raw[first : first + size], channels, depth, machine.width())
+    packed = Packed(room(packed_bytes(channels, depth)), channels, depth, machine.width())
     _pack(weights, bias, packed.data, packed.width)
     return packed
 

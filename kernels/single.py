@@ -10,6 +10,12 @@ from nnac.kernels.requantize import float_of, nearest
 Float32 = npt.NDArray[np.float32]
 
 
+@kernel(sink(types.float32, 4, "C"), INT)
+def start(total: Float32, pattern: int) -> None:
+    """Sets a sum to the float32 with these bits."""
+    total[:] = float_of(pattern)
+
+
 @kernel(sink(types.float32, 4, "C"), source(types.int8, 4, "A"), INT)
 def fuse_product(total: Float32, x: Int8, pattern: int) -> None:
     """``total = x * ratio + total`` in one rounding, one operand of `float32.add`.

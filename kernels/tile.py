@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+
 from nnac.kernels.vectors import (
+    AHEAD,
     BYTE,
     HALF,
     LONG,
@@ -18,12 +21,15 @@ from nnac.kernels.vectors import (
     Value,
     advance,
     call,
+    cgutils,
     choose,
     load,
     loop,
     microkernel,
+    prefetch,
     routine,
     shuffle,
+    splat,
     spread,
     store,
     variables,
@@ -34,6 +40,8 @@ COLUMNS = 16
 """Panels are this wide, or a multiple."""
 ARGUMENTS = 9
 """Of a tile function: see `Tile.multiply`."""
+OWN_ARGUMENTS = 8
+"""Of the same for depthwise layers: see `Tile.depthwise`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,10 @@ class Tile(ABC):
     @abstractmethod
     def weights(self, builder: Builder, raw: Value) -> Value:
         """Four int8 weights of each column, ready for `step`."""
+
+    def own(self, builder: Builder, raw: Value) -> Value:
+        """Four values of x (plus `offset`) of each column's own."""
+        return self.weights(builder, raw)
 
     @abstractmethod
     def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
@@ -164,6 +176,8 @@ class Tile(ABC):
         first = advance(builder, panel, LONG(2), stride)
         with loop(builder, steps) as step:
             here = advance(builder, first, step, stride)
+            if rows == 1:  # as fast as memory gives the weights
+                prefetch(builder, builder.add(here, LONG(AHEAD)), 4 * self.columns * vectors)
             weights = [self._load(builder, here, j) for j in range(vectors)]
             for i in range(rows):
                 patch = self.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))
@@ -175,6 +189,87 @@ class Tile(ABC):
             for i in range(rows):
                 target = advance(builder, advance(builder, sums, LONG(i), sums_pitch), LONG(j), 4 * self.columns)
                 store(builder, builder.add(self.fold(builder, builder.load(totals[i, j])), start), target)
+
+    def depthwise(
+        self,
+        builder: Builder,
+        places: Value,
+        pixels: Value,
+        panel: Value,
+        steps: Value,
+        width: Value,
+        zero: Value,
+        sums: Value,
+        sums_pitch: Value,
+    ) -> None:
+        """Each channel against its own weights.
+
+        Args:
+            builder: where the code goes; all others are 64-bit integers.
+            places: address of the addresses of the first channel of every tap, four per step, for every pixel; from
+                each of them on, `width` channels are read.
+            pixels: at least 1.
+            panel: as for `multiply`.
+            steps: of four taps each.
+            width: columns of the panel, a multiple of COLUMNS.
+            zero: zero point of x.
+            sums: address of the first row of sums, int32.
+            sums_pitch: bytes from one row of sums to the next.
+        """
+        rest = (places, pixels, panel, steps, width, zero, sums, sums_pitch)
+        across = LONG(self.vectors * self.columns)
+        blocks = builder.udiv(width, across)
+        with loop(builder, blocks) as block:
+            routine(builder, "own_block", partial(self._own, self.vectors), builder.mul(block, across), *rest)
+        done = builder.mul(blocks, across)
+        with loop(builder, builder.udiv(builder.sub(width, done), LONG(self.columns))) as block:
+            column = builder.add(done, builder.mul(block, LONG(self.columns)))
+            routine(builder, "own_vector", partial(self._own, 1), column, *rest)
+
+    def _own(
+        self,
+        vectors: int,
+        builder: Builder,
+        column: Value,
+        places: Value,
+        pixels: Value,
+        panel: Value,
+        steps: Value,
+        width: Value,
+        zero: Value,
+        sums: Value,
+        sums_pitch: Value,
+    ) -> None:
+        """All pixels of some vectors of channels."""
+        here, there = (advance(builder, at, column, 4) for at in (panel, sums))
+        stride, pixel_bytes = builder.mul(width, LONG(4)), builder.mul(steps, LONG(32))
+        first = advance(builder, here, LONG(2), stride)
+        starts = [self.start(builder, here, stride, zero, j) for j in range(vectors)]
+        totals = [cgutils.alloca_once(builder, self.sums) for _ in range(vectors)]
+        with loop(builder, pixels) as pixel:
+            for total in totals:
+                builder.store(ir.Constant(self.sums, None), total)
+            place = advance(builder, places, pixel, pixel_bytes)
+            with loop(builder, steps) as step:
+                at = advance(builder, place, step, 32)
+                taps = [builder.add(load(builder, builder.add(at, LONG(8 * n)), LONG), column) for n in range(4)]
+                weights = advance(builder, first, step, stride)
+                for j, total in enumerate(totals):
+                    values = self.own(builder, self._woven(builder, taps, j))
+                    stepped = self.step(builder, builder.load(total), values, self._load(builder, weights, j))
+                    builder.store(stepped, total)
+            target = advance(builder, there, pixel, sums_pitch)
+            for j, total in enumerate(totals):
+                found = builder.add(self.fold(builder, builder.load(total)), starts[j])
+                store(builder, found, builder.add(target, LONG(4 * self.columns * j)))
+
+    def _woven(self, builder: Builder, taps: list[Value], j: int) -> Value:
+        """The bytes of a vector of channels at four places, those of a channel side by side."""
+        kind = vector(BYTE, self.columns)
+        a, b, c, d = (load(builder, builder.add(tap, LONG(self.columns * j)), kind) for tap in taps)
+        whole = list(range(2 * self.columns))
+        near, far = shuffle(builder, a, b, whole), shuffle(builder, c, d, whole)
+        return shuffle(builder, near, far, [n * self.columns + lane for lane in range(self.columns) for n in range(4)])
 
     def _load(self, builder: Builder, address: Value, j: int) -> Value:
         """One step of the vector's weights."""
@@ -204,6 +299,9 @@ class Vnni(Tile):
 
     def weights(self, builder: Builder, raw: Value) -> Value:
         return builder.bitcast(raw, self.sums)
+
+    def own(self, builder: Builder, raw: Value) -> Value:
+        return builder.bitcast(builder.xor(raw, splat(raw.type, -128)), self.sums)
 
     def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
         return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * self.columns}", self.sums, sums, x, weights)
@@ -259,8 +357,16 @@ class Madd(Widened):
 
 AVX512 = Vnni(6, 4, 16)
 
+AVXVNNI, AVX2, NEON, PORTABLE = Vnni(6, 2, 8), Madd(4, 2, 4), Sdot(6, 4, 4), Widened(2, 2, 4)
+
 avx512_tile = microkernel(AVX512.multiply, ARGUMENTS)
-avxvnni_tile = microkernel(Vnni(6, 2, 8).multiply, ARGUMENTS)
-avx2_tile = microkernel(Madd(4, 2, 4).multiply, ARGUMENTS)
-neon_tile = microkernel(Sdot(6, 4, 4).multiply, ARGUMENTS)
-portable_tile = microkernel(Widened(2, 2, 4).multiply, ARGUMENTS)
+avxvnni_tile = microkernel(AVXVNNI.multiply, ARGUMENTS)
+avx2_tile = microkernel(AVX2.multiply, ARGUMENTS)
+neon_tile = microkernel(NEON.multiply, ARGUMENTS)
+portable_tile = microkernel(PORTABLE.multiply, ARGUMENTS)
+
+avx512_own = microkernel(AVX512.depthwise, OWN_ARGUMENTS)
+avxvnni_own = microkernel(AVXVNNI.depthwise, OWN_ARGUMENTS)
+avx2_own = microkernel(AVX2.depthwise, OWN_ARGUMENTS)
+neon_own = microkernel(NEON.depthwise, OWN_ARGUMENTS)
+portable_own = microkernel(PORTABLE.depthwise, OWN_ARGUMENTS)

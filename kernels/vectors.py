@@ -18,6 +18,10 @@ Value = Any
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 SINGLE = ir.FloatType()
+AHEAD = 2048
+"""Bytes that a stream of weights is asked for ahead."""
+RUN = 32
+"""Bytes that `move` moves together."""
 
 
 def vector(kind: Any, lanes: int) -> Any:
@@ -42,14 +46,34 @@ def store(builder: Builder, value: Value, address: Value) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
 
 
-def store_first(builder: Builder, value: Value, address: Value, count: Value) -> None:
-    """The first `count` lanes, which are bytes, one by one."""
+def store_first(builder: Builder, value: Value, address: Value, count: Value, width: Value) -> None:
+    """The first `count` lanes, which are words, one by one as integers of `width` bytes, 1 or 2."""
     lanes = value.type.count
     block = cgutils.alloca_once(builder, value.type)
     builder.store(value, block)
     with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
-        byte = load(builder, builder.add(builder.ptrtoint(block, LONG), lane), BYTE)
-        store(builder, byte, builder.add(address, lane))
+        here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 4), advance(builder, address, lane, width)
+        with loop(builder, width) as part:
+            store(builder, load(builder, builder.add(here, part), BYTE), builder.add(there, part))
+
+
+def prefetch(builder: Builder, address: Value, count: int) -> None:
+    """Asks for the cache lines of so many bytes, which need not be there."""
+    pointer = BYTE.as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [pointer, WORD, WORD, WORD])
+    known = builder.module.globals.get("llvm.prefetch.p0i8")
+    function = known or ir.Function(builder.module, signature, "llvm.prefetch.p0i8")
+    for line in range(0, count, 64):
+        place = builder.inttoptr(builder.add(address, LONG(line)), pointer)
+        builder.call(function, [place, WORD(0), WORD(3), WORD(1)])
+
+
+def move(builder: Builder, target: Value, source: Value, count: Value) -> None:
+    """So many bytes, and up to RUN - 1 of what lies behind them: a short run costs one load and one store."""
+    blocks = builder.udiv(builder.add(count, LONG(RUN - 1)), LONG(RUN))
+    with loop(builder, blocks) as block:
+        here, there = (advance(builder, at, block, RUN) for at in (source, target))
+        store(builder, load(builder, here, vector(BYTE, RUN)), there)
 
 
 def advance(builder: Builder, address: Value, index: Value, stride: int | Value) -> Value:
@@ -162,19 +186,11 @@ def _address(typing: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
-def _copy_bytes(typing: Any, target: Any, source: Any, count: Any) -> Any:
-    """Copies bytes from one address to another; both ends do not overlap.
-
-    Args:
-        typing: numba's own; a kernel does not pass it.
-        target: the first address that is written.
-        source: the first address that is read.
-        count: of bytes.
-    """
+def _move_run(typing: Any, target: Any, source: Any, count: Any) -> Any:
+    """`move` of so many bytes from an address to an address."""
 
     def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
-        there, here = (builder.inttoptr(value, BYTE.as_pointer()) for value in values[:2])
-        cgutils.raw_memcpy(builder, there, here, values[2], 1)
+        move(builder, *values)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
@@ -184,5 +200,5 @@ call_address: Any = intrinsic(_call_address)
 """`_call_address`, for kernels to call without its first argument."""
 address: Any = intrinsic(_address)
 """`_address`, for kernels to call without its first argument."""
-copy_bytes: Any = intrinsic(_copy_bytes)
-"""`_copy_bytes`, for kernels to call without its first argument."""
+move_run: Any = intrinsic(_move_run)
+"""`_move_run`, for kernels to call without its first argument."""

@@ -7,7 +7,7 @@ limits have made it fit.
 import numpy as np
 from numba import types
 
-from nnac.kernels import elementwise, pairs, pool
+from nnac.kernels import elementwise, move, pairs, pool
 from nnac.kernels import softmax as rows
 from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, Integer, also, inner, kernel, sink, source
 from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
@@ -20,15 +20,22 @@ CHUNK = 256
 BLOCK = 64
 """Rows that are transposed together, so that what is read and written stays in a near cache."""
 
+_INTEGERS = {8: types.int8, 16: types.int16}
 _OPERAND, _RESULT = source(types.int16, 4, "A"), sink(types.int16, 4)
 
-accumulate = also(elementwise.accumulate, sink(types.int64, 4, "C"), _OPERAND, INT, INT)
+copies = {
+    (have // 8, want // 8): also(move.copy, source(_INTEGERS[have], move.AXES, "A"), sink(_INTEGERS[want], move.AXES))
+    for have, want in ((8, 16), (16, 8), (16, 16))
+}
+"""Copies by the bytes of an element there and here."""
+look_up = also(move.look_up, source(types.int8, 2), source(types.int16, 2), sink(types.int16, 2))
+accumulate = also(elementwise.accumulate, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)
 requantize_wide = also(elementwise.requantize_wide, source(types.int64, 4), _RESULT, *[INT] * 5)
-accumulate_squares = also(elementwise.accumulate_squares, sink(types.int64, 4, "C"), _OPERAND, INT)
+accumulate_squares = also(elementwise.accumulate_squares, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)
 root = also(elementwise.root, source(types.int64, 4), _RESULT, *[INT] * 6)
 multiply = also(elementwise.multiply, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
 divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
-extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)
+extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT, INT)
 choose = also(pairs.choose, *[_OPERAND] * 4, *[source(types.int64, 1)] * 2, _RESULT, *[INT] * 6)
 max_pool = also(pool.max_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 10)
 average_pool = also(pool.average_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 16)

@@ -28,6 +28,7 @@ from nnac.terminal import (
     fail,
     named_place,
     named_tensors,
+    note,
     progress_bar,
     show,
     sizes,
@@ -381,6 +382,19 @@ def targets(name: str | None) -> None:
         show(report.targets(map(load_target, target_names())))
     else:
         show(report.figures(load_target(name)))
+
+
+@cli.command()
+def warmup() -> None:
+    """Compile all kernels for this machine ahead of their first use.
+
+    They are kept in the user's cache folder until nnac or numba changes.
+    """
+    from nnac import kernels
+
+    for name in kernels.compile_all():
+        note(f"kernels: {name}")
+    note(f"kernels are ready in {kernels.cache_folder()}")
 
 
 @cli.command()

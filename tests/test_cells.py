@@ -111,9 +111,9 @@ def test_lstm(
             assert numerics.rescale(product, *pair, zero, mode, low, high) == shown[b, n]
     for out in (np.empty_like(cell), cell):
         y = np.empty((batch, hidden), np.int16)
-        lstm_cell(
-            x, r, cell, tables, peepholes, out, y, bits, int(coupled), shift, limit, *pair, zero, low, high, int(mode)
-        )
+        looks = peepholes if look is not None else np.zeros((3, 0), np.int16)
+        law_of = (bits, int(coupled), shift, limit, *pair, zero, low, high, int(mode))
+        lstm_cell(x, r, cell, tables, looks, out, y, np.empty((3, hidden), np.int32), *law_of)
         np.testing.assert_array_equal(out, new)
         np.testing.assert_array_equal(y, shown)
 

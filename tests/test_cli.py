@@ -388,6 +388,14 @@ def test_cold_kernels_are_announced(run: Nnac, monkeypatch: pytest.MonkeyPatch) 
     assert run("simulate", "m.nna").err.count("compiling kernels") == 1  # its packed weights are checked
 
 
+def test_warmup_compiles_everything(run: Nnac) -> None:
+    result = run("warmup")
+    assert result.code == 0 and not kernels.is_cold("conv") and not kernels.is_cold("cells")
+    modules = {path.stem for path in (Path(kernels.__file__).parent).glob("*.py")} - {"__init__"}
+    assert {line.removeprefix("kernels: ") for line in result.err.splitlines()[:-2]} == modules
+    assert str(kernels.cache_folder()) in result.err
+
+
 # -- simulate ------------------------------------------------------------------------------------------------------
 
 

@@ -16,11 +16,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nnac import kernels, numerics
-from nnac.kernels import machine
+from nnac.kernels import conv, machine
 from nnac.kernels.codes import WIDTH, multiply_codes, pack_codes
-from nnac.kernels.conv import conv2d
 from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
-from nnac.kernels.panels import matmul, pack_matrix
+from nnac.kernels.panels import matmul, pack_matrix, room
 from nnac.kernels.pool import average_pool, max_pool
 from nnac.kernels.softmax import softmax
 from nnac.kernels.tile import COLUMNS
@@ -61,6 +60,22 @@ def assert_same(whole: Int8, y: Int8, expected: Any) -> None:
     np.testing.assert_array_equal(y, np.asarray(expected).reshape(y.shape))
     assert (whole[..., :1] == UNTOUCHED).all()
     assert (whole[..., -2:] == UNTOUCHED).all()
+
+
+def conv2d(x: Int8, w: Int8, bias: Any, multiplier: Any, shift: Any, y: Any, *rest: int) -> None:
+    """A convolution from its constants on; where it can be, with weights in codes too."""
+    layer = conv.Layer(*w.shape[1:], *map(int, rest))
+    read = room(x.size).reshape(x.shape)
+    read[...] = x
+    filters, weights = conv.empty_filters(len(w), layer), np.ascontiguousarray(w).reshape(len(w), -1)
+    conv.packing(weights, bias, multiplier, shift, filters, layer).run()
+    workspace = room(conv.workspace_bytes(layer, y.shape))
+    conv.product(read, filters, y, workspace, layer).run()
+    alone = layer.group_out >= layer.channel_offset + len(w) and not layer.is_depthwise
+    if alone and conv.is_narrow(weights):
+        again = y.copy()
+        conv.product(read, conv.narrowed(weights, bias, filters), again, workspace, layer).run()
+        np.testing.assert_array_equal(again, y)
 
 
 def inside(start: int, taps: int, dilation: int, extent: int) -> list[tuple[int, int]]:
@@ -132,9 +147,10 @@ def test_grouped_convolution(case: Any, processor: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(convolutions(DEPTHWISE))
-def test_depthwise_convolution(case: Any) -> None:
-    check_convolution(case)
+@given(convolutions(DEPTHWISE), st.sampled_from(machine.runnable()))
+def test_depthwise_convolution(case: Any, processor: str) -> None:
+    with machine.forced(processor):
+        check_convolution(case)
 
 
 @pytest.mark.parametrize("processor", machine.runnable())
@@ -333,7 +349,7 @@ def test_sums(shape: Any, count: int, shift: int, zero: int, limits: Any, mode: 
     multipliers = [int(m) for m in rng.integers(-(2 ** min(shift, 31)), 2 ** min(shift, 31), count, endpoint=True)]
     acc = np.zeros(shape, np.int64)
     for x, z, m in zip(operands, zeros, multipliers, strict=True):
-        accumulate(acc, x, z, m)
+        accumulate(acc, x, z, m, 1)
     terms = zip(operands, zeros, multipliers, strict=True)
     products = [(x.astype(np.int64) - z).ravel().astype(object) * m for x, z, m in terms]
     totals = np.sum(products, axis=0).tolist()

@@ -121,7 +121,7 @@ def test_sums(shape: Any, count: int, shift: int, limits: Any, mode: Rounding, s
     operands, acc = [values(rng, *shape) for _ in range(count)], np.zeros(shape, np.int64)
     multipliers = [int(m) for m in rng.integers(-(2**31) + 1, 2**31, count)]
     for x, multiplier in zip(operands, multipliers, strict=True):
-        wide.accumulate(acc, x, 0, multiplier)
+        wide.accumulate(acc, x, 0, multiplier, 1)
     y = np.empty(shape, np.int16)
     wide.requantize_wide(acc, y, shift, 0, *limits, mode)
     terms = [x.ravel().astype(object) * m for x, m in zip(operands, multipliers, strict=True)]

@@ -1,0 +1,119 @@
+"""Calls of kernels that are prepared once and run many times, one after the other, without Python in between.
+
+A call is a kernel with its arguments. `Prepared` keeps, per call, the address of the kernel's machine code and the
+words of its arguments: an array is what numba hands over for it (two empty pointers, elements, bytes of an element,
+address, shape, strides), an integer is itself. One compiled loop goes through them.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
+from numba import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+from nnac.kernels.jit import Int64, kernel, sink, source
+from nnac.kernels.vectors import LONG, WORD, address, call_address, load
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A kernel and what it gets: arrays, which the call keeps alive, and integers; or a function of Python's."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+
+    def run(self) -> None:
+        """Call it now."""
+        self.kernel(*self.arguments)
+
+
+@kernel(source(types.int64, 1), source(types.int64, 1), sink(types.int64, 1, "C"), sink(types.int64, 1, "C"))
+def _run(entries: Int64, starts: Int64, words: Int64, failed: Int64) -> None:
+    """Each entry on its words; counts those that failed."""
+    failed[0] = 0
+    for n in range(entries.size):
+        call_address(entries[n], (address(words) + 8 * starts[n], 0))
+        failed[0] += words[starts[n]] != 0
+
+
+class Prepared:
+    """Calls in a row. The arrays are where they were when it was made; what is in them may change."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = tuple(calls)
+        blocks = [[0, *(word for value in call.arguments for word in _words(value))] for call in calls]
+        self._entries = np.array([_entry(c.kernel, len(b) - 1) for c, b in zip(calls, blocks, strict=True)], np.int64)
+        self._starts = np.cumsum([0, *map(len, blocks)])[: len(blocks)].astype(np.int64)
+        self._failed = np.zeros(1, np.int64)
+        self._words = np.array([word for block in blocks for word in block], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def run(self) -> None:
+        """Call them all.
+
+        Raises:
+            MemoryError: a kernel did not get its working memory.
+        """
+        _run(self._entries, self._starts, self._words, self._failed)
+        if self._failed[0]:
+            raise MemoryError("a kernel did not get its working memory")
+
+
+def prepare(calls: Iterable[Call]) -> tuple[Prepared | Call, ...]:
+    """Returns what to run, in order: calls of kernels together, those of Python's functions as they are."""
+    parts = (
+        (compiled, list(group)) for compiled, group in groupby(calls, lambda call: hasattr(call.kernel, "py_func"))
+    )
+    return tuple(part for compiled, group in parts for part in ((Prepared(group),) if compiled else group))
+
+
+def _words(value: Any) -> tuple[int, ...]:
+    """Return an argument as numba's compiled functions take it, in words of 64 bits."""
+    if not isinstance(value, np.ndarray):
+        return (int(value),)
+    return (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)
+
+
+@functools.cache
+def _entry(compiled: Any, count: int) -> int:
+    """Return the address of a function of the address of a block: a status, and behind it the kernel's words.
+
+    numba's functions take the places of their result and of an error first, and return a status other than 0 where they
+    failed, which goes to the block.
+    """
+    with global_compiler_lock:
+        return _compiled_entry(compiled.overloads[compiled.signatures[0]], count)
+
+
+def _compiled_entry(overload: Any, count: int) -> int:
+    """Return the address of what `_entry` describes."""
+    native = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+    library = cpu_target.target_context.codegen().create_library("entry")
+    module = library.create_ir_module("entry")
+    name = f"nnac_entry_{native:x}"
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [LONG]), name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    unused = [builder.ptrtoint(builder.alloca(LONG), LONG) for _ in range(2)]
+    block = builder.inttoptr(load(builder, function.args[0], LONG), LONG.as_pointer())
+    words = [load(builder, builder.add(builder.ptrtoint(block, LONG), LONG(8 * n + 8)), LONG) for n in range(count)]
+    kind = ir.FunctionType(WORD, [LONG] * (count + 2)).as_pointer()
+    status = builder.call(builder.inttoptr(LONG(native), kind), [*unused, *words])
+    builder.store(builder.zext(status, LONG), block)
+    builder.ret_void()
+    library.add_ir_module(module)
+    library.finalize()
+    _KEPT.append(library)
+    found: int = library.get_pointer_to_function(name)
+    return found
+
+
+_KEPT: list[Any] = []
+"""What holds the machine code of the entries."""

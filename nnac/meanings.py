@@ -1,0 +1,531 @@
+"""Meanings: what each instruction does to the memories, as calls of the numba kernels.
+
+Kernels have no bounds checks; only validated programs may come here (`nnac.validate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, assert_never
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from nnac import float32, isa
+from nnac.isa import AnyInstruction, Space
+from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
+from nnac.program import Program
+from nnac.types import Array
+
+if TYPE_CHECKING:
+    from nnac.kernels.calls import Call
+    from nnac.kernels.conv import Filters, Layer
+
+FLOAT32 = 5
+"""The rounding of kernels that have a form in `nnac.float32` (see `nnac.kernels.requantize`)."""
+POISON = 0xA5
+"""Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
+SLACK = 64
+"""Bytes behind a memory that vector loads may touch, without influence."""
+
+Calls = Iterator["Call"]
+
+
+class Meanings:
+    """The memories of a machine with a program in it, one byte array each, and what instructions do to them."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.law = program.target.arithmetic
+        self.memory = {space: np.full(size + SLACK, POISON, np.uint8)[:size] for space, size in program.used.items()}
+        self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
+        mode = self.law.mode
+        self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
+        self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
+        """Of convolutions and averages of int8."""
+        self.decoded: dict[tuple[int, ...], Array] = {}
+        self._rooms: dict[str, Array] = {}
+
+    def calls(self, instruction: AnyInstruction) -> Calls:
+        """Return the kernel calls that do what one instruction says."""
+        match instruction:
+            case isa.Load():
+                return self._load(instruction)
+            case isa.Copy():
+                return self._copy(instruction)
+            case isa.Fill():
+                return self._fill(instruction)
+            case isa.Conv():
+                return self._conv(instruction)
+            case isa.Pool():
+                return self._pool(instruction)
+            case isa.Sum():
+                return self._sum(instruction)
+            case isa.Mul():
+                return self._mul(instruction)
+            case isa.Magnitude():
+                return self._magnitude(instruction)
+            case isa.Lookup():
+                return self._lookup(instruction)
+            case isa.Softmax():
+                return self._softmax(instruction)
+            case isa.Lstm():
+                return self._lstm(instruction)
+            case isa.Gru():
+                return self._gru(instruction)
+            case isa.Host():
+                return self._host(instruction)
+            case isa.Div():
+                return self._div(instruction)
+            case isa.Extreme():
+                return self._extreme(instruction)
+            case isa.Select():
+                return self._select(instruction)
+            case isa.MatMul():
+                return self._matmul(instruction)
+            case isa.Norm():
+                return self._norm(instruction)
+            case _:
+                assert_never(instruction)
+
+    def _load(self, i: isa.Load) -> Calls:
+        if not i.packer:
+            source = self.signed[Space(i.space)][i.source : i.source + i.source_bytes]
+        else:
+            key = (i.packer, i.table, i.source, i.target_bytes)
+            if key not in self.decoded:
+                self.decoded[key] = self.expand(i)
+            source = self.decoded[key]
+        yield _moved(source, self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes])
+
+    def expand(self, i: isa.Load) -> Array:
+        """Return the int8 values that a Load brings."""
+        from nnac.packers import unpack
+
+        memory = self.memory[Space(i.space)]
+        source = memory[i.source : i.source + i.source_bytes]
+        if not i.packer:
+            return source.view(np.int8)
+        out = np.empty(i.target_bytes, np.int8)
+        unpack(i.packer, memory[i.table : i.table + i.table_bytes].tobytes(), source, out)
+        return out
+
+    def _copy(self, i: isa.Copy) -> Calls:
+        source, target = (
+            self._behind(Space(space), address, i.width)
+            for space, address in ((i.source_space, i.source), (i.target_space, i.target))
+        )
+        yield _moved(as_strided(source, i.shape, i.source_strides), as_strided(target, i.shape, i.target_strides))
+
+    def _fill(self, i: isa.Fill) -> Calls:
+        value = np.array([i.value], f"<i{i.width}")
+        target = self._behind(Space(i.space), i.target, i.width)[: i.count]
+        yield _moved(as_strided(value, (i.count,), (0,)), target)
+
+    def _behind(self, space: Space, address: int, width: int) -> Array:
+        """Return what lies behind an address as signed elements of `width` bytes, a view."""
+        if width == 1:
+            return self.signed[space][address:]
+        rest = self.memory[space][address:]
+        return rest[: rest.size // width * width].view(f"<i{width}")
+
+    def _tile(self, address: int, *shape: int, bits: int = 8) -> Array:
+        return self._behind(Space.SRAM, address, bits // 8)[: isa.volume(shape)].reshape(shape)
+
+    def _words(self, address: int, count: int) -> Array:
+        return self.memory[Space.WEIGHTS][address : address + 4 * count].view(np.int32)
+
+    def _room(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return working memory of a kernel; the same for all instructions, so that it holds nothing for long."""
+        from nnac.kernels.panels import room
+
+        count = isa.volume(shape) * np.dtype(dtype).itemsize
+        if name not in self._rooms or self._rooms[name].size < count:
+            self._rooms[name] = room(max(count, 2 * self._rooms[name].size if name in self._rooms else 0))
+        found: Array = self._rooms[name][:count].view(dtype).reshape(shape)
+        return found
+
+    def _operand(self, x: Array, name: str, wide: bool) -> tuple[Array, tuple[Call, ...]]:
+        """Return an operand as the kernels of one width take it, and the calls that make it so."""
+        if not wide or x.dtype == np.int16:
+            return x, ()
+        widened = self._room(name, x.shape, np.int16)
+        return widened, (_moved(x, widened),)
+
+    def _result(self, target: Array, wide: bool) -> tuple[Array, tuple[Call, ...]]:
+        """Return what a kernel of one width fills, and the calls that narrow it into the target afterwards."""
+        if not wide or target.dtype == np.int16:
+            return target, ()
+        filled = self._room("result", target.shape, np.int16)
+        return filled, (_moved(filled, target),)
+
+    def _conv(self, i: isa.Conv) -> Calls:
+        if i.in_bits == 16:
+            yield from self._wide_conv(i)
+            return
+        from nnac.kernels.conv import empty_filters, packing
+
+        layer, taps = self.layer(i), i.kernel_h * i.kernel_w * i.depth
+        weights = self.signed[Space.WEIGHTS][i.weights : i.weights + i.out_c * taps].reshape(i.out_c, taps)
+        filters = empty_filters(i.out_c, layer)
+        yield packing(weights, *self._params(i), filters, layer)
+        yield self.product(i, i.out_c, filters)
+
+    def _params(self, i: isa.Conv) -> tuple[Array, Array, Array]:
+        """Return bias, multiplier and shift as they lie in the weight buffer."""
+        shift = self.signed[Space.WEIGHTS][i.params + 8 * i.out_c : i.params + 9 * i.out_c]
+        return self._words(i.params, i.out_c), self._words(i.params + 4 * i.out_c, i.out_c), shift
+
+    def layer(self, i: isa.Conv) -> Layer:
+        """Return a convolution as its kernel sees it."""
+        from nnac.kernels.conv import Layer
+
+        return Layer(
+            i.kernel_h,
+            i.kernel_w,
+            i.depth,
+            *_window(i),
+            i.channels // i.groups,
+            i.channel,
+            i.in_zero,
+            i.out_zero,
+            i.low,
+            i.high,
+            self.single_mode if i.out_bits == 8 else self.mode,
+            self.law.accumulator_bits,
+            int(self.law.wraps),
+        )
+
+    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call:
+        """Return the call of a convolution of int8 with packed constants, for `channels` from its own first one on."""
+        from nnac.kernels.conv import product, workspace_bytes
+
+        layer, shape = self.layer(i), (i.out_h, i.out_w, channels)
+        workspace = self._room("workspace", (workspace_bytes(layer, shape),), np.int8)
+        x = self._tile(i.source, i.in_h, i.in_w, i.in_c)
+        return product(x, filters, self._pixels(i, channels), workspace, layer)
+
+    def _pixels(self, i: isa.Conv, channels: int) -> Array:
+        """Return the outputs of a convolution, a view."""
+        width = i.out_bits // 8
+        strides = (i.out_w * i.pitch * width, i.pitch * width, width)
+        return as_strided(self._behind(Space.SRAM, i.target, width), (i.out_h, i.out_w, channels), strides)
+
+    def _wide_conv(self, i: isa.Conv) -> Calls:
+        from nnac.kernels.wide import conv2d
+
+        taps, buffer = i.kernel_h * i.kernel_w * i.depth, self.signed[Space.WEIGHTS]
+        weights = buffer[i.weights : i.weights + i.out_c * taps].reshape(i.out_c, i.kernel_h, i.kernel_w, i.depth)
+        y, narrow = self._result(self._pixels(i, i.out_c), True)
+        x = self._tile(i.source, i.in_h, i.in_w, i.in_c, bits=16)
+        law = (self.wide_mode, self.law.accumulator_bits + WIDE_BITS, int(self.law.wraps))
+        place = (*_window(i), i.channels // i.groups, i.channel)
+        limits = (i.in_zero, i.out_zero, i.low, i.high)
+        yield _call(conv2d, x, weights, *self._params(i), y, *place, *limits, *law)
+        yield from narrow
+
+    def _pool(self, i: isa.Pool) -> Calls:
+        wide = max(i.in_bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import average_pool, max_pool
+        else:
+            from nnac.kernels.pool import average_pool, max_pool
+
+        x, widen = self._operand(self._tile(i.source, i.in_h, i.in_w, i.channels, bits=i.in_bits), "operand", wide)
+        y, narrow = self._result(self._tile(i.target, i.out_h, i.out_w, i.channels, bits=i.out_bits), wide)
+        yield from widen
+        if i.kind == 0:
+            yield _call(max_pool, x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high)
+        else:
+            stride_h, stride_w, _, _, *pads = _window(i)
+            place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
+            scale = (i.in_zero, i.multiplier, i.shift, i.out_zero, i.low, i.high)
+            yield _call(average_pool, x, y, *place, *scale, self.mode if wide else self.single_mode)
+        yield from narrow
+
+    def _nested(self, i: isa.Elementwise, index: int) -> Array:
+        """Return an operand of a loop nest."""
+        memory = self._behind(Space.SRAM, i.sources[index], i.bits[index] // 8)
+        return as_strided(memory, i.shape, i.operand_strides(index))
+
+    def _operands(self, i: isa.Elementwise, wide: bool) -> tuple[list[Array], list[Call]]:
+        """Return all operands of a loop nest as the kernels of one width take them, and the calls that make them so."""
+        found = [self._operand(self._nested(i, n), f"operand{n}", wide) for n in range(len(i.sources))]
+        return [x for x, _ in found], [call for _, calls in found for call in calls]
+
+    def _sum(self, i: isa.Sum) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if self.law.mode == Rounding.ONNX and not wide:
+            return self._add_float32(i)
+        return self._add(i) if len(i.sources) == 2 and not wide else self._add_any(i, wide)
+
+    def _add_any(self, i: isa.Sum, wide: bool) -> Calls:
+        if wide:
+            from nnac.kernels.wide import accumulate, requantize_wide
+        else:
+            from nnac.kernels.elementwise import accumulate, requantize_wide
+
+        acc = self._room("sums", i.shape, np.int64)
+        for n, zero in enumerate(i.zeros):
+            x, widen = self._operand(self._nested(i, n), "operand", wide)
+            yield from widen
+            yield _call(accumulate, acc, x, zero, i.multipliers[n], int(n > 0))
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield _call(requantize_wide, acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _add_float32(self, i: isa.Sum) -> Calls:
+        from nnac.kernels.single import fuse_product, round_sum, start
+
+        total = self._room("sums", i.shape, np.float32)
+        first = np.array(float32.sum_start(i.zeros, i.multipliers, i.out_zero), np.float32)
+        yield _call(start, total, int(first.view(np.int32)))
+        for n in reversed(range(len(i.sources))):
+            yield _call(fuse_product, total, self._nested(i, n), i.multipliers[n])
+        yield _call(round_sum, total, self._tile(i.target, *i.shape), i.low, i.high)
+
+    def _add(self, i: isa.Sum) -> Calls:
+        from nnac.kernels.elementwise import add2
+
+        (a, b), y = (self._nested(i, n) for n in range(2)), self._tile(i.target, *i.shape)
+        first, second = zip(i.zeros, i.multipliers, strict=True)
+        yield _call(add2, a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+
+    def _mul(self, i: isa.Mul) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if self.law.mode == Rounding.ONNX and not wide:
+            yield self._multiply_float32(i)
+            return
+        if wide:
+            from nnac.kernels.wide import multiply
+        else:
+            from nnac.kernels.elementwise import multiply
+
+        (a, b), widen = self._operands(i, wide)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield from widen
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
+        yield _call(multiply, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield from narrow
+
+    def _multiply_float32(self, i: isa.Mul) -> Call:
+        from nnac.kernels.single import multiply
+
+        a, b = (self._nested(i, n) for n in range(2))
+        scale = (i.multiplier, i.out_zero, i.low, i.high)
+        return _call(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
+
+    def _div(self, i: isa.Div) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import divide
+        else:
+            from nnac.kernels.pairs import divide
+
+        (a, b), widen = self._operands(i, wide)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield from widen
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
+        yield _call(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield from narrow
+
+    def _extreme(self, i: isa.Extreme) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import extreme, requantize_wide
+        else:
+            from nnac.kernels.elementwise import requantize_wide
+            from nnac.kernels.pairs import extreme
+
+        found = self._room("sums", i.shape, np.int64)
+        for n, zero in enumerate(i.zeros):
+            x, widen = self._operand(self._nested(i, n), "operand", wide)
+            yield from widen
+            yield _call(extreme, found, x, zero, i.multipliers[n], i.least, int(n > 0))
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield _call(requantize_wide, found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _select(self, i: isa.Select) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import choose
+        else:
+            from nnac.kernels.pairs import choose
+
+        operands, widen = self._operands(i, wide)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield from widen
+        scales = (np.array(i.zeros, np.int64), np.array(i.multipliers, np.int64))
+        yield _call(choose, *operands, *scales, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _matmul(self, i: isa.MatMul) -> Calls:
+        from nnac.kernels.matmul import matmul, wide_matmul
+
+        wide = max(i.in_bits, i.right_bits, i.out_bits) == 16
+        sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
+        right = self._tile(i.right, *sides, bits=i.right_bits)
+        if i.turned:
+            turned = self._room("turned", (i.depth, i.columns), right.dtype)
+            yield _moved(right.T, turned)
+            right = turned
+        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", wide)
+        w, widen_w = self._operand(right, "operand1", wide)
+        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), wide)
+        acc = self._room("sums", (i.columns,), np.int64 if wide else np.int32)
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
+        law = (self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
+        yield from (*widen_x, *widen_w)
+        mode = self.wide_mode if i.wide else self.mode
+        yield _call(wide_matmul if wide else matmul, x, i.in_zero, w, i.right_zero, acc, y, *scale, mode, *law)
+        yield from narrow
+
+    def _norm(self, i: isa.Norm) -> Calls:
+        from nnac.kernels.norm import normalize, wide_normalize
+
+        wide, shape = max(i.in_bits, i.out_bits) == 16, (i.rows, i.positions, i.groups, i.depth)
+        x, widen = self._operand(self._tile(i.source, *shape, bits=i.in_bits), "operand", wide)
+        y, narrow = self._result(self._tile(i.target, *shape, bits=i.out_bits), wide)
+        params = (self._words(i.params, i.channels), self._words(i.params + 4 * i.channels, i.channels))
+        start = (i.in_zero, i.centered, i.epsilon << i.epsilon_shift, i.gain_shift, i.offset_shift)
+        yield from widen
+        limits = (i.out_zero, i.low, i.high, self.mode, i.channels)
+        yield _call(wide_normalize if wide else normalize, x, *params, y, *start, *limits)
+        yield from narrow
+
+    def _magnitude(self, i: isa.Magnitude) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import accumulate_squares, root
+        else:
+            from nnac.kernels.elementwise import accumulate_squares, root
+
+        acc = self._room("sums", i.shape, np.int64)
+        for n, zero in enumerate(i.zeros):
+            x, widen = self._operand(self._nested(i, n), "operand", wide)
+            yield from widen
+            yield _call(accumulate_squares, acc, x, zero, int(n > 0), 0 if n else i.offset)
+        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
+        yield _call(root, acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield from narrow
+
+    def _host(self, i: isa.Host) -> Calls:
+        from nnac.segment import execute
+
+        taken, made = i.quants()
+        operands = [
+            self.memory[r.space][r.start : r.end].view(quant.dtype) for r, quant in zip(i.reads(), taken, strict=True)
+        ]
+
+        def segment() -> None:
+            results = execute(self.program.segments[i.model], operands, taken, made)
+            for r, result in zip(i.writes(), results, strict=True):
+                self.memory[r.space][r.start : r.end] = raw(result)
+
+        yield _call(segment)
+
+    def _lookup(self, i: isa.Lookup) -> Calls:
+        shape = (i.count // i.tables, i.tables)
+        x = self._tile(i.source, *shape, bits=i.in_bits)
+        target = self._tile(i.target, *shape, bits=i.out_bits)
+        entries = self._behind(Space.WEIGHTS, i.table, i.entry_bits // 8)
+        tables = entries[: i.tables * i.entries].reshape(i.tables, i.entries)
+        if i.in_bits == 8:
+            from nnac.kernels import move, wide
+
+            yield _call(move.look_up if i.out_bits == 8 else wide.look_up, x, tables, target)
+            return
+        from nnac.kernels.wide import interpolate
+
+        half = 1 << i.out_bits - 1
+        y, narrow = self._result(target, True)
+        yield _call(interpolate, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
+        yield from narrow
+
+    def _softmax(self, i: isa.Softmax) -> Calls:
+        wide = max(i.in_bits, i.out_bits) == 16
+        if wide:
+            from nnac.kernels.wide import softmax
+        else:
+            from nnac.kernels.softmax import softmax
+
+        half = 1 << i.out_bits - 1
+        x, widen = self._operand(self._tile(i.source, i.rows, i.length, bits=i.in_bits), "operand", wide)
+        y, narrow = self._result(self._tile(i.target, i.rows, i.length, bits=i.out_bits), wide)
+        scale = (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
+        yield from widen
+        yield _call(softmax, x, self._words(i.table, i.entries), y, *scale)
+        yield from narrow
+
+    def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
+        return self.memory[space][address : address + 2 * rows * columns].view(np.int16).reshape(rows, columns)
+
+    def _lstm(self, i: isa.Lstm) -> Calls:
+        from nnac.kernels.cells import lstm_cell
+
+        behind = i.tables + 6 * INTERPOLATION_ENTRIES
+        peepholes = self._shorts(Space.WEIGHTS, behind, 3, i.hidden) if i.peepholes else np.zeros((3, 0), np.int16)
+        hidden, narrow = self._result(self._tile(i.target, i.batch, i.hidden, bits=i.out_bits), True)
+        operands = (
+            self._shorts(Space.SRAM, i.gates, i.batch, 4 * i.hidden),
+            self._shorts(Space.SRAM, i.recurrent, i.batch, 4 * i.hidden),
+            self._shorts(Space.SRAM, i.cell, i.batch, i.hidden),
+            self._shorts(Space.WEIGHTS, i.tables, 3, INTERPOLATION_ENTRIES),
+            peepholes,
+        )
+        new = self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden)
+        law = (i.cell_bits, i.coupled, i.peephole_shift, *self._cell_law(i))
+        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (3, i.hidden), np.int32), *law)
+        yield from narrow
+
+    def _gru(self, i: isa.Gru) -> Calls:
+        from nnac.kernels.cells import gru_cell, gru_reset
+
+        hidden, narrow = self._result(self._tile(i.target, i.batch, i.hidden, bits=i.out_bits), True)
+        operands = (
+            self._shorts(Space.SRAM, i.gates, i.batch, 3 * i.hidden),
+            self._shorts(Space.SRAM, i.recurrent, i.batch, 3 * i.hidden),
+            self._shorts(Space.SRAM, i.state, i.batch, i.hidden),
+            self._shorts(Space.WEIGHTS, i.tables, 2, INTERPOLATION_ENTRIES),
+        )
+        if i.phase == isa.RESET:
+            yield _call(gru_reset, *operands, hidden, *self._cell_law(i))
+        else:
+            new = self._shorts(Space.SRAM, i.state_out, i.batch, i.hidden)
+            yield _call(gru_cell, *operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
+        yield from narrow
+
+    def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
+        """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
+        half = 1 << (i.out_bits - 1)
+        return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
+
+
+def _window(i: isa.Conv | isa.Pool) -> tuple[int, int, int, int, int, int]:
+    """Return stride, dilation and padding before, each down, then right."""
+    return i.stride_h, i.stride_w, i.dilation_h, i.dilation_w, i.pad_top, i.pad_left
+
+
+def _call(kernel: Any, *arguments: Any) -> Call:
+    """Return a call; numba is not imported before there is one."""
+    from nnac.kernels.calls import Call
+
+    return Call(kernel, arguments)
+
+
+def _moved(source: Array, target: Array) -> Call:
+    """Return the call that copies one array into another of its shape, int8 or int16 each."""
+    from nnac.kernels.move import copy, views
+
+    kernel: Any = copy
+    if max(source.itemsize, target.itemsize) == 2:
+        from nnac.kernels.wide import copies
+
+        kernel = copies[source.itemsize, target.itemsize]
+    return _call(kernel, *views(source, target))
+
+
+def raw(array: Array) -> Array:
+    """Return the bytes of an array in row-major order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,0 +1,136 @@
+"""A prepared run against the same instructions one by one, and what only the latter can see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import nnac
+from nnac import isa
+from nnac.emulator import Emulator
+from nnac.program import Program
+from nnac.reference import seeded
+from nnac.replay import Replay
+from nnac.targets import load_target, with_settings
+from nnac.types import Array
+from tests.test_streaming import recurrent
+
+
+def chain(rows: int, seed: int) -> onnx.ModelProto:
+    """Return two dense layers on `rows` rows, with a function between them that the array cannot do."""
+    rng = np.random.default_rng(seed)
+    weights = [rng.normal(size=shape).astype(np.float32) * 0.3 for shape in ((13, 9), (13,), (7, 13), (7,))]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "w1"], ["a"], transB=1),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "w2", "w3"], ["y"], transB=1),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [rows, k]) for n, k in (("x", 9), ("y", 7))]
+    named = [numpy_helper.from_array(w, f"w{n}") for n, w in enumerate(weights)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], named)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def both_ways(program: Program) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the outputs of two runs in a row, prepared and instruction by instruction."""
+    inputs = seeded({name: program.tensor(name).type for name in program.inputs}, 1)
+    machines = Emulator(program), Emulator(program)
+    for _ in range(2):
+        found = machines[0].run(inputs)
+        expected = machines[1].run(inputs, before=lambda index: None)
+    return found, expected
+
+
+MACHINES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "half_up": {"arithmetic.rounding": "half_up"},
+    "half_away": {"arithmetic.rounding": "half_away"},
+    "tflite": {"arithmetic.rounding": "tflite"},
+    "onnx": {"arithmetic.rounding": "onnx"},
+    "wraps": {"arithmetic.accumulator_bits": 16, "arithmetic.accumulator_overflow": "wrap"},
+    "saturates": {"arithmetic.accumulator_bits": 16},
+    "blocks": {"memory.weights.bytes": 4096},
+}
+
+
+@pytest.mark.parametrize("settings", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize(("rows", "activations"), [(1, "int8"), (5, "int8"), (15, "int8"), (16, "int8"), (2, "int16")])
+def test_dense_layers(settings: dict[str, Any], rows: int, activations: str) -> None:
+    """Every law, few rows and too many, int8 and int16: the bits of the instructions one by one."""
+    machine = with_settings(load_target("nna8"), settings)
+    program = nnac.compile(chain(rows, 3), machine, "random", activations=activations).program
+    found, expected = both_ways(program)
+    assert len(np.unique(expected[program.outputs[0]])) > 3
+    np.testing.assert_array_equal(found[program.outputs[0]], expected[program.outputs[0]])
+
+
+@pytest.mark.parametrize("weights", [None, "4"])
+@pytest.mark.parametrize("buffer", [4096, 131_072])
+def test_recurrent_layers(weights: str | None, buffer: int) -> None:
+    """Packed weights that are decoded once, loaded again in every round of a loop; states after two runs."""
+    machine = with_settings(load_target("nna8"), {"memory.weights.bytes": buffer})
+    model, shapes = recurrent(hidden=40), {"frames": (5, 1, 6)}
+    program = nnac.compile(model, machine, "random", shapes=shapes, weights=weights).program
+    found, expected = both_ways(program)
+    for name in program.outputs:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def reloaded() -> tuple[Program, dict[str, Array]]:
+    """Return a program whose weights go through a small buffer in turns, and inputs."""
+    machine = with_settings(load_target("nna8"), {"memory.weights.bytes": 4096})
+    shapes = {"frames": (5, 1, 6)}
+    program = nnac.compile(recurrent(hidden=40), machine, "random", shapes=shapes, weights="4").program
+    return program, seeded({name: program.tensor(name).type for name in program.inputs}, 1)
+
+
+def test_weights_are_packed_once() -> None:
+    """Rounds of a loop that load the same bytes share their packed weights, and leave the loads out."""
+    program, _ = reloaded()
+    replay = Replay(Emulator(program), program)
+    calls = replay.calls()
+    loads = [i for i in program.instructions if isinstance(i, isa.Load)]
+    convs = [i for i in program.instructions if isinstance(i, isa.Conv)]
+    assert len(calls) < len(program.instructions) - len(loads) + len(replay.loads) + 10
+    assert len(replay.loads) < len(loads) and 0 < len(replay.filters) < len(convs)
+
+
+def test_beyond_its_room_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that may keep little makes the same bits."""
+    program, inputs = reloaded()
+    expected = Emulator(program).run(inputs)
+    monkeypatch.setattr("nnac.replay.KEPT_BYTES", 3000)
+    found = Emulator(program).run(inputs)
+    for name in program.outputs:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_load_of_other_bytes_shows_in_both_ways() -> None:
+    """A wrong address in a Load changes the outputs of a prepared run as it does those of an exact one."""
+    program, inputs = reloaded()
+    before = Emulator(program).run(inputs)
+    raw = [n for n, i in enumerate(program.instructions) if isinstance(i, isa.Load) and not i.packer]
+    code = list(program.instructions)
+    last = code[raw[-1]]
+    assert isinstance(last, isa.Load)
+    other = next(i for n in raw if isinstance(i := code[n], isa.Load) and i.source != last.source)
+    code[raw[-1]] = replace(last, source=other.source)
+    wrong = replace(program, instructions=tuple(code))
+    found, expected = both_ways(wrong)
+    for name in program.outputs:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert any((before[name] != Emulator(wrong).run(inputs)[name]).any() for name in program.outputs)
+
+
+def test_a_load_that_does_not_wait_shows() -> None:
+    """A run in another order reads what lies in the weight buffer: a Load that comes too early spoils its reader."""
+    program, inputs = reloaded()
+    expected = Emulator(program).run(inputs)
+    order = sorted(range(len(program.instructions)), key=lambda n: not isinstance(program.instructions[n], isa.Load))
+    found = Emulator(program).run(inputs, order=order)
+    assert any((found[name] != expected[name]).any() for name in program.outputs)
