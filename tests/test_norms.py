@@ -90,12 +90,12 @@ def test_extreme(seed: int, bits: int, count: int, least: bool, shift: int, mode
     rng = np.random.default_rng(seed)
     operands = [values(rng, bits, 2, 1, 2, 3) for _ in range(count)]
     zeros, multipliers = [zero(rng, bits) for _ in operands], [int(m) for m in rng.integers(0, 2**31, count)]
-    found = np.full(operands[0].shape, (1 << 62) if least else -(1 << 62), np.int64)
+    found = np.empty(operands[0].shape, np.int64)
     y, take, finish = np.empty(found.shape, operands[0].dtype), pairs.extreme, elementwise.requantize_wide
     if bits == 16:
         take, finish = wide.extreme, wide.requantize_wide
-    for x, z, m in zip(operands, zeros, multipliers, strict=True):
-        take(found, x, z, m, int(least))
+    for n, (x, z, m) in enumerate(zip(operands, zeros, multipliers, strict=True)):
+        take(found, x, z, m, int(least), int(n > 0))
     finish(found, y, shift, 0, *LIMITS[bits], mode)
     columns = np.stack([x.astype(np.int64).ravel() - z for x, z in zip(operands, zeros, strict=True)], axis=1)
     law = [norms.extreme(row, multipliers, least, shift, 0, mode, *LIMITS[bits]) for row in columns.tolist()]
