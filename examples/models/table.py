@@ -1,0 +1,101 @@
+"""Every model of the assets on one machine: what runs on the NNA, how close to float, how long, how large.
+
+Calibration and comparison use seeded random data: the column SQNR tells gross faults from sound programs, not how well
+a network does its task (see the other examples for that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nnac
+from nnac.border import free_inputs
+from nnac.calibration import random_samples
+from nnac.compiled import CompiledModel
+from nnac.errors import NnacError
+from nnac.isa import Host
+from nnac.program import dumps
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a model needs besides its file: shapes of open inputs, frozen inputs, states that names do not tell."""
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    freeze: Mapping[str, Any] = field(default_factory=dict)
+    states: Mapping[str, str] | None = None
+
+
+VAD = Opening({"input": (1, 576), "state": (2, 1, 128)}, {"sr": 16000})
+PAST = {f"past_{i}": (2, 1, 4, 1, 8) for i in range(5)}
+OPENINGS = {
+    "dnsmos_p808": Opening({"input_1": (1, 900, 120)}),
+    "dnsmos_sig_bak_ovr": Opening({"input_1": (1, 144160)}),
+    "dtln_1": Opening(states={"input_3": "tf_op_layer_stack_2"}),
+    "dtln_2": Opening(states={"input_5": "tf_op_layer_stack_5"}),
+    "magika_v3_3": Opening({"bytes": (1, 2048)}),
+    "silero_vad_v3": Opening({"input": (1, 512)}),
+    "silero_vad_v5_16k": VAD,
+    "silero_vad_v5_ifless": VAD,
+    "tiny_random_gpt2": Opening(
+        {"input_ids": (1, 8), "position_ids": (1, 8), "attention_mask": (1, 9), **PAST}, states={}
+    ),
+}
+
+
+def row(path: Path, target: str) -> str:
+    """Return the model's line, or what is wrong."""
+    opening, start = OPENINGS.get(path.stem, Opening()), time.perf_counter()
+    given: dict[str, Any] = {"shapes": opening.shapes, "freeze": opening.freeze, "states": opening.states}
+    try:
+        compiled = nnac.compile(path, target, "random", check=True, **given)
+    except NnacError as error:
+        return f"{path.stem:28s} {type(error).__name__}: {str(error).splitlines()[-1][:100]}"
+    seconds, program = time.perf_counter() - start, compiled.program
+    hosts = [i for i in program.instructions if isinstance(i, Host)]
+    outside = sum(i.macs for i in hosts)
+    share = program.macs / max(1, program.macs + outside)
+    return (
+        f"{path.stem:28s} {program.macs:>13,} {100 * share:6.2f} % {len(hosts):5d} {sqnr(path, compiled, given):>7s} "
+        f"{compiled.simulate().milliseconds:9.4f} {len(dumps(program)):>11,} {seconds:8.1f}"
+    )
+
+
+def sqnr(path: Path, compiled: CompiledModel, given: Mapping[str, Any]) -> str:
+    """Return dB of the worst output on two random samples."""
+    try:
+        samples = random_samples(free_inputs(compiled.program), 2, seed=5)
+        return f"{min(nnac.diff(path, compiled, samples, **given).outputs().values()):.1f}"
+    except (NnacError, ValueError):
+        return "-"
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="models (all)")
+    parser.add_argument("--target", default="nna8")
+    options = parser.parse_args()
+    assets = os.environ.get("NNAC_ASSETS")
+    if not assets:
+        print("set NNAC_ASSETS to the folder that holds models/")
+        return 1
+    print(
+        f"{'model':28s} {'MACs on NNA':>13s} {'share':>8s} {'host':>5s} {'SQNR dB':>7s} {'ms':>9s} {'blob bytes':>11s} "
+        f"{'compile s':>8s}"
+    )
+    for path in sorted(Path(assets, "models").glob("*/*.onnx")):
+        if not options.names or path.stem in options.names:
+            print(row(path, options.target), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
