@@ -19,7 +19,6 @@ from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, microkernel, sink,
 from nnac.kernels.panels import Slabs, multiply
 from nnac.kernels.tile import AVX512
 from nnac.kernels.vectors import (
-    AHEAD,
     BYTE,
     LONG,
     WORD,
@@ -32,7 +31,6 @@ from nnac.kernels.vectors import (
     choose,
     load,
     loop,
-    prefetch,
     routine,
     splat,
     store,
@@ -104,7 +102,6 @@ def _tile(
     first = builder.add(panel, LONG(8 * WIDTH))
     with loop(builder, steps) as step:
         here = advance(builder, first, step, 8 * bits * VECTORS)
-        prefetch(builder, builder.add(here, LONG(AHEAD)), 8 * bits * VECTORS)
         weights = [_look_up(builder, bits, tables, code) for code in _codes(builder, bits, here)]
         for i in range(rows):
             patch = AVX512.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))

@@ -12,7 +12,6 @@ from typing import Any
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
 
 from nnac.kernels.vectors import (
-    AHEAD,
     BYTE,
     HALF,
     LONG,
@@ -26,7 +25,6 @@ from nnac.kernels.vectors import (
     load,
     loop,
     microkernel,
-    prefetch,
     routine,
     shuffle,
     splat,
@@ -176,8 +174,6 @@ class Tile(ABC):
         first = advance(builder, panel, LONG(2), stride)
         with loop(builder, steps) as step:
             here = advance(builder, first, step, stride)
-            if rows == 1:  # as fast as memory gives the weights
-                prefetch(builder, builder.add(here, LONG(AHEAD)), 4 * self.columns * vectors)
             weights = [self._load(builder, here, j) for j in range(vectors)]
             for i in range(rows):
                 patch = self.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))

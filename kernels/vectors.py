@@ -18,8 +18,6 @@ Value = Any
 
 BYTE, HALF, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 SINGLE = ir.FloatType()
-AHEAD = 2048
-"""Bytes that a stream of weights is asked for ahead."""
 RUN = 32
 """Bytes that `move` moves together."""
 
@@ -55,17 +53,6 @@ def store_first(builder: Builder, value: Value, address: Value, count: Value, wi
         here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 4), advance(builder, address, lane, width)
         with loop(builder, width) as part:
             store(builder, load(builder, builder.add(here, part), BYTE), builder.add(there, part))
-
-
-def prefetch(builder: Builder, address: Value, count: int) -> None:
-    """Asks for the cache lines of so many bytes, which need not be there."""
-    pointer = BYTE.as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [pointer, WORD, WORD, WORD])
-    known = builder.module.globals.get("llvm.prefetch.p0i8")
-    function = known or ir.Function(builder.module, signature, "llvm.prefetch.p0i8")
-    for line in range(0, count, 64):
-        place = builder.inttoptr(builder.add(address, LONG(line)), pointer)
-        builder.call(function, [place, WORD(0), WORD(3), WORD(1)])
 
 
 def move(builder: Builder, target: Value, source: Value, count: Value) -> None:

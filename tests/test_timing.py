@@ -377,7 +377,7 @@ def test_constants_that_stay_are_still_there(seed: int) -> None:
     assert is_resident(program)
     first, second = random_inputs(graph, rng), random_inputs(graph, rng)
     emulator = Emulator(program)
-    emulator.run(first)
+    emulator.run(first, order=range(len(program.instructions)))  # a prepared run leaves loads out
     emulator.write(program.tensor("x"), second["x"])
     for instruction in program.instructions:
         if not isinstance(instruction, isa.Load):
