@@ -41,8 +41,7 @@ def compile_all() -> Iterator[str]:
     for name in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
         yield name
         import_module(f"nnac.kernels.{name}")
-    from nnac.kernels import codes, machine
-
+    codes, machine = (import_module(f"nnac.kernels.{name}") for name in ("codes", "machine"))
     yield "loops"
     for function in (machine.tile, machine.own_tile, machine.finish, codes.narrow_tile):
         function()

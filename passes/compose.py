@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nnac.graph import Draft, Graph, Node, sort_nodes
-from nnac.ops import Activation, Insert, Mul, Sum
+from nnac.ops import Activation, Div, Extreme, Insert, Mul, Sum
 from nnac.ops.base import UNBOUNDED
 from nnac.ops.functions import Part
 
@@ -83,6 +83,10 @@ def _step(node: Node) -> tuple[str, tuple[object, ...]] | None:
             return "sum", (signs,)
         case Mul():
             return "mul", ()
+        case Div():
+            return "div", ()
+        case Extreme(least=least):
+            return "min" if least else "max", ()
     return None
 
 

@@ -37,6 +37,10 @@ def shared(a: Resident, b: Resident) -> bool:
     return any(x.start < y.end and y.start < x.end for x in a.buffers for y in b.buffers)
 
 
+WORKING = ("Lstm", "Gru", "Rnn")
+"""Operators with working memory, which the planner counts and no tensor fills."""
+
+
 @settings(max_examples=60, deadline=None)
 @given(SEEDS)
 def test_never_more_than_the_planner_counts(seed: int) -> None:
@@ -45,7 +49,7 @@ def test_never_more_than_the_planner_counts(seed: int) -> None:
     found = liveness.moments(program)
     most = liveness.peak(found).nbytes
     assert most <= program.lower_bound <= program.used[Space.SRAM]
-    if kinds(program) == {WHOLE}:
+    if kinds(program) == {WHOLE} and not any(layer.op in WORKING for layer in program.layers):
         assert most == program.lower_bound
     assert sorted(place for moment in found for place in moment.layers) == [*range(len(program.layers))]
     names = {tensor.name for tensor in program.tensors} | {CONSTANTS}

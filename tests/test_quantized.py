@@ -203,7 +203,7 @@ def test_what_has_no_meaning_is_refused(name: str) -> None:
     used = {n for node in nodes for n in node.input}
     model = model_of(nodes, {k: v for k, v in inputs.items() if k in used}, "y", **stored)
     with pytest.raises(ModelError, match=words):
-        nnac.compile(model, "nna8")
+        nnac.compile(model, "nna8", host="forbid")
 
 
 @pytest.mark.parametrize(

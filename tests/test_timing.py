@@ -185,6 +185,10 @@ def moved_outside(program: Program) -> dict[str, int]:
                         found[Space(space).label] += isa.volume(i.shape) * i.width
             case isa.Fill() if Space(i.space) in OUTSIDE:
                 found[Space(i.space).label] += i.count * i.width
+            case isa.Host():
+                for r in (*i.reads(), *i.writes()):
+                    if r.space in OUTSIDE:
+                        found[r.space.label] += r.end - r.start
     return found
 
 

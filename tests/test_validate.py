@@ -751,7 +751,7 @@ def test_mutations_are_refused_or_harmless(program: Program, seed: int) -> None:
     run_guarded(program, seed)
     rng = np.random.default_rng(seed)
     inputs = {
-        t.name: rng.integers(-128, 128, t.type.shape).astype(np.int8) for t in map(program.tensor, program.inputs)
+        t.name: rng.integers(-128, 128, t.type.shape).astype(t.type.dtype) for t in map(program.tensor, program.inputs)
     }
     assert set(Emulator(program).run(inputs)) == set(program.outputs)
     assert simulate(program).cycles >= 1

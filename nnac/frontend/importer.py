@@ -89,9 +89,9 @@ def import_graph(
     if not host:
         problems += _unsupported(uses)
         problems += [_named(use, text) for use, texts in zip(uses, refused, strict=True) for text in texts]
+    elif any(_reason(use, texts, forced) for use, texts in zip(uses, refused, strict=True)):
+        tensors, builder = _shared(model, problems, forced)
     raise_all(ModelError, HEADLINE, problems)
-    if any(_reason(use, texts, forced) for use, texts in zip(uses, refused, strict=True)):
-        tensors, builder = _shared(model, forced)
     outputs = [info.name for info in model.graph.output]
     builder.outputs(outputs)
     made = dict(zip(outputs, builder.draft.outputs, strict=True))
@@ -110,11 +110,13 @@ def _start(model: onnx.ModelProto, apart: Collection[str] = ()) -> tuple[Tensors
     return tensors, uses, builder
 
 
-def _shared(model: onnx.ModelProto, forced: Callable[[Use], bool] | None) -> tuple[Tensors, Builder]:
+def _shared(
+    model: onnx.ModelProto, problems: list[str], forced: Callable[[Use], bool] | None
+) -> tuple[Tensors, Builder]:
     """Return the graph of a model of which the host runs what the NNA cannot; a pattern that it cannot stays apart.
 
     Raises:
-        ModelError: what neither can run.
+        ModelError: what neither can run, behind the `problems` that are known already.
     """
     apart: set[str] = set()
     while True:
@@ -126,7 +128,7 @@ def _shared(model: onnx.ModelProto, forced: Callable[[Use], bool] | None) -> tup
         apart |= patterns
     place = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
     reasons = {place[_first(use)]: text for use, text in found if text}
-    raise_all(ModelError, HEADLINE, list(refusals(model, reasons)))
+    raise_all(ModelError, HEADLINE, [*problems, *refusals(model, reasons)])
     tensors, uses, builder = _start(model, apart)  # without what the first attempt has computed
     if reasons:
         _divide(builder, uses, cut(model, tensors, reasons), place)

@@ -22,7 +22,7 @@ from nnac.types import Array
 
 Function = Callable[..., Array]
 Part = tuple[str, tuple[Any, ...], tuple[int, ...]]
-"""Of a composition: a kind or "sum" or "mul", its parameters, and what it reads: 0 is x, i the result of part i."""
+"""Of a composition: a kind or a joint, its parameters, and what it reads: 0 is x, i the result of part i."""
 
 
 def gelu(x: Array) -> Array:
@@ -92,6 +92,9 @@ def composed(x: Array, *parts: Part) -> Array:
 
 
 JOINTS: dict[str, Function] = {
+    "div": lambda a, b: a / b,
+    "max": lambda *operands: np.max(operands, axis=0),
+    "min": lambda *operands: np.min(operands, axis=0),
     "mul": lambda a, b: a * b,
     "sum": lambda *operands: sum(sign * x for sign, x in zip(operands[-1], operands[:-1], strict=True)),
 }

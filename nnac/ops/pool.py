@@ -186,7 +186,10 @@ class AveragePool(_Pool):
         if bound.single:
             return float32.ratio((quant.scale,), bound.quant.scale)
         bits = average_bits(self.kernel[0] * self.kernel[1], quant.bits)
-        return encode_ratio(self.factor * quant.scale / bound.quant.scale, bound.law.power_of_two_scales, bits)
+        if not bound.law.power_of_two_scales:
+            return encode_ratio(self.factor * quant.scale / bound.quant.scale, False, bits)
+        multiplier, shift = encode_ratio(quant.scale / bound.quant.scale, True, bits)
+        return multiplier * int(self.factor), shift  # a sum is not divided: its factor cancels the mean's divisor
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         x = inputs[0].astype(np.int64) - bound.input_quant(0).zero_point
