@@ -58,7 +58,7 @@ Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 
 Pass = Callable[[Graph], Graph]
-FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, compose, magnitude)
+FLOAT_PASSES: tuple[Pass, ...] = (collapse, layout, collapse, fold, fuse, magnitude, compose, magnitude)
 
 RANDOM = "random"
 HOSTS = ("allow", "forbid")
