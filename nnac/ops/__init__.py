@@ -2,6 +2,7 @@
 
 from nnac.ops.activation import Activation
 from nnac.ops.base import Block, Bound, Op, Sample, Slab, Step, Work
+from nnac.ops.cells import Gru, Lstm, Rnn
 from nnac.ops.conv import Conv, Dense
 from nnac.ops.elementwise import Magnitude, Mul, Sum
 from nnac.ops.host import Host
@@ -10,7 +11,7 @@ from nnac.ops.move import Concat, Move, Pad, Reshape, Slice, Transpose
 from nnac.ops.norm import Norm
 from nnac.ops.pairs import Div, Extreme, Select
 from nnac.ops.pool import AveragePool, MaxPool
-from nnac.ops.recurrent import Gru, Lstm, Recurrent, Rnn
+from nnac.ops.recurrent import Recurrent
 from nnac.ops.softmax import Softmax
 from nnac.ops.take import Insert, Take
 
