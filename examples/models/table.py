@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import nnac
 from nnac.border import free_inputs
 from nnac.calibration import random_samples
@@ -45,7 +47,9 @@ OPENINGS = {
     "silero_vad_v5_16k": VAD,
     "silero_vad_v5_ifless": VAD,
     "tiny_random_gpt2": Opening(
-        {"input_ids": (1, 8), "position_ids": (1, 8), "attention_mask": (1, 9), **PAST}, states={}
+        {"input_ids": (1, 8), **PAST},
+        {"position_ids": np.arange(1, 9)[None], "attention_mask": np.ones((1, 9), np.int64)},
+        {},
     ),
 }
 
