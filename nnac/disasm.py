@@ -1,17 +1,20 @@
 """The command stream as text: one line per instruction, layers between them; equal programs give equal text.
 
 A line holds index, engine, mnemonic, operands in a fixed order, and the waits. Memory is written as space[address];
-shapes as 1x2x3; an operand's strides stand in parentheses behind it; elements are bytes unless int16 is said.
+shapes as 1x2x3; an operand's strides stand in parentheses behind it; elements are bytes unless int16 is said. Of a loop
+the first round stands there, behind it what every further round adds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import assert_never
 
 from nnac import isa
-from nnac.isa import AnyInstruction, Engine, Space
+from nnac.isa import AnyInstruction, Engine, Loop, Space
 from nnac.program import Layer, Program, Tensor
+from nnac.stream import loop_steps
 from nnac.types import Quant
 
 POOLS = {0: "max", 1: "average"}
@@ -26,9 +29,17 @@ def disassemble(program: Program) -> Iterator[str]:
         for first, end in layer.runs:
             if end > first:
                 starts.setdefault(first, []).append(layer)
+    loops, shown = {loop.start: loop for loop in program.loops}, 0
     for index, instruction in enumerate(program.instructions):
+        if index < shown:
+            continue
+        if index in loops:
+            yield f"; loop of {loops[index].count} rounds, {loops[index].body} instructions each"
         yield from (_layer(layer) for layer in starts.get(index, ()))
         yield _line(index, instruction)
+        for loop in (each for each in loops.values() if each.start + each.body == index + 1):
+            yield from _steps(program, loop)
+            shown = loop.start + loop.body * loop.count
 
 
 def _header(program: Program) -> Iterator[str]:
@@ -41,6 +52,19 @@ def _header(program: Program) -> Iterator[str]:
     tensors = {t.name: t for t in program.tensors}
     yield from (f"; input {_tensor(tensors[name])}" for name in program.inputs)
     yield from (f"; output {_tensor(tensors[name])}" for name in program.outputs)
+
+
+def _steps(program: Program, loop: Loop) -> Iterator[str]:
+    """Yield what a round of a loop adds to the one before, a line per instruction that changes."""
+    changes: dict[int, list[str]] = {}
+    for at, number, element, step in loop_steps(program.instructions, loop):
+        name = fields(program.instructions[loop.start + at])[number].name
+        value = getattr(program.instructions[loop.start + at], name)
+        place = "" if isinstance(value, int) else f"[{element}]"
+        changes.setdefault(at, []).append(f"{name}{place} {step:+d}")
+    for at, texts in sorted(changes.items()):
+        yield f";   each round, {loop.start + at}: {', '.join(texts)}"
+    yield f"; end of the loop, {loop.start + loop.body * loop.count} instructions so far"
 
 
 def _tensor(tensor: Tensor) -> str:

@@ -36,6 +36,7 @@ from nnac.isa import AnyInstruction, Engine, Range, Space
 from nnac.norms import GAIN_BITS
 from nnac.numerics import SOFTMAX_WIDE_ONE, WIDE_MULTIPLIER_LIMIT
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
+from nnac.stream import loop_steps
 from nnac.targets import Target
 from nnac.types import DTYPES, Array, Quant, TensorType
 
@@ -85,7 +86,7 @@ def validate(program: Program, limits: Limits | None = None) -> Program:
     limits = limits or Limits()
     _raise(program, _frame(program, limits))
     _raise(program, _tensors(program, limits))
-    _raise(program, chain(_ports(program), _layers(program, limits), _answer(program)))
+    _raise(program, chain(_ports(program), _loops(program), _layers(program, limits), _answer(program)))
     _raise(program, _Stream(program, limits).problems())
     return program
 
@@ -303,6 +304,21 @@ def _ports(program: Program) -> Iterator[str]:
     for (space, _, end, name), (other, start, _, second) in pairwise(places):
         if space == other and start < end:
             yield f"inputs {name!a} and {second!a}: they share bytes"
+
+
+def _loops(program: Program) -> Iterator[str]:
+    """Loops follow each other, and their rounds differ by constant steps."""
+    reached = 0
+    for loop in program.loops:
+        end = loop.start + loop.body * loop.count
+        if loop.start < reached or loop.body < 1 or loop.count < 2 or end > len(program.instructions):
+            yield f"the loop at instruction {loop.start} is no range of its own among {len(program.instructions)}"
+            return
+        try:
+            loop_steps(program.instructions, loop)
+        except ProgramError as error:
+            yield f"the loop at instruction {loop.start}: {error}"
+        reached = end
 
 
 def _states(program: Program, known: dict[str, Tensor]) -> Iterator[str]:

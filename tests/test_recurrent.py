@@ -18,6 +18,7 @@ from nnac import compiler
 from nnac.account import weight_account
 from nnac.border import quantized
 from nnac.compare import decibel
+from nnac.disasm import disassemble
 from nnac.emulator import Emulator
 from nnac.errors import ModelError, ProgramError
 from nnac.floatmodel import FloatModel
@@ -25,14 +26,18 @@ from nnac.frontend import prepare
 from nnac.innerstates import inner_states
 from nnac.isa import Engine, Load
 from nnac.moments import second_moments
-from nnac.ops import Recurrent
-from nnac.program import Program, dumps, loads
+from nnac.ops import Lstm, Recurrent
+from nnac.passes.emit import emit
+from nnac.passes.place import place
+from nnac.passes.tile import tile
+from nnac.program import KnownAnswer, Program, dumps, loads
 from nnac.session import Session, State
 from nnac.stream import decode, encode
 from nnac.targets import Target, load_target, with_settings
 from nnac.timing import simulate
 from nnac.types import Array
 from nnac.validate import validate
+from tests.graphs import graph_of
 from tests.test_models import path_of, samples_of
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -421,3 +426,19 @@ def test_states_are_saved_and_taken_up(tmp_path: Path) -> None:
     resumed.load_state(State.load(path))
     second = resumed.run({"x": xs[4:]}, raw=True)["y"]
     np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+
+
+def test_a_listing_shows_the_first_round_and_what_the_others_add() -> None:
+    """As many lines for a thousand steps as for ten."""
+    rng = np.random.default_rng(0)
+    sample = next(s for s in (Lstm.sample(rng) for _ in range(1000)) if s.output.shape[0] >= 5)
+    machine = load_target("nna8")
+    program = emit(place(tile(graph_of(sample), machine, machine.memory["sram"].bytes)), "test", KnownAnswer(0, {}))
+    (loop,) = program.loops
+    lines = list(disassemble(program))
+    assert f"; loop of {loop.count} rounds, {loop.body} instructions each" in lines
+    assert sum(not line.startswith(";") for line in lines) == len(program.instructions) - loop.body * (loop.count - 1)
+    assert any(line.startswith(f";   each round, {loop.start}:") and "source" in line for line in lines)
+    wrong = replace(program, loops=(replace(loop, count=loop.count + 1),))
+    with pytest.raises(ProgramError, match="loop at instruction"):
+        validate(wrong)
