@@ -57,6 +57,7 @@ def test_removing_a_needed_token_is_caught(seed: int) -> None:
     """A token that nothing else implies cannot be taken out of a program: the validator names the instruction."""
     rng = np.random.default_rng(seed)
     program, _ = striped_program(STRIPED[int(rng.integers(len(STRIPED)))], rng)
+    program = replace(program, loops=())  # as executed: one round of a loop is about to differ from the others
     before = known_before(program.instructions)
     for index, instruction in enumerate(program.instructions):
         for engine, count in enumerate(instruction.waits):
