@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import isa, numerics
-from nnac.account import blob_account
 from nnac.disasm import disassemble, operands
 from nnac.emulator import Emulator
 from nnac.errors import ProgramError
@@ -25,6 +24,7 @@ from nnac.ops.functions import FUNCTIONS
 from nnac.ops.tables import knots
 from nnac.passes.schedule import schedule
 from nnac.program import KnownAnswer, Layer, Program, Tensor
+from nnac.report.account import blob_account
 from nnac.targets import load_target
 from nnac.timing import simulate, work_cycles
 from nnac.types import Array, Quant, TensorType
