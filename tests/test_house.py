@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
     ("nnac.kernels", "nnac.targets", "nnac.float32"),
-    ("nnac.floatmodel", "nnac.norms"),
+    ("nnac.floatmodel", "nnac.norms", "nnac.cells"),
     ("nnac.graph", "nnac.isa"),
     ("nnac.segment",),
     ("nnac.ops", "nnac.program", "nnac.stages"),

@@ -56,7 +56,7 @@ class Cell(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lstm(Cell):
-    """One step of LSTM cells (`numerics.lstm_cell`): gates i, o, f, c; cells int16 in steps of 2**-cell_bits.
+    """One step of LSTM cells (`nnac.cells.lstm_cell`): gates i, o, f, c; cells int16 in steps of 2**-cell_bits.
 
     The tables are f, g, h, then, with `peepholes`, int16 (3, hidden) of i, o, f. `coupled`: f is one minus i. The cell
     may be updated in place.
@@ -80,7 +80,7 @@ class Lstm(Cell):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gru(Cell):
-    """One step of GRU cells (`numerics.gru_cell`): gates z, r, h; tables f, g; state int16 in Q0.15.
+    """One step of GRU cells (`nnac.cells.gru_cell`): gates z, r, h; tables f, g; state int16 in Q0.15.
 
     Phase 0 is a whole step with the reset behind the recurrent weights (ONNX, linear_before_reset = 1). With the reset
     before them, phase 1 writes reset times state to the target, for the weights to see, and phase 2 ends the step. The
