@@ -82,7 +82,6 @@ class Strategy:
         blocks: a block of constants takes at most this part of the weight buffer (more where one channel needs it), so
             that its load can hide behind work.
         share: part of the scratchpad that decides which tensors stay; less leaves more room for stripes.
-        used: part of the scratchpad that is used at all; less may happen to be cut better.
     """
 
     victim: str = "largest"
@@ -90,7 +89,6 @@ class Strategy:
     stripes: int = 4
     blocks: int = 4
     share: float = 1.0
-    used: float = 1.0
 
 
 STRATEGIES = (Strategy(), Strategy("cheapest"), Strategy(cascade=True))

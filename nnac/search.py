@@ -1,23 +1,39 @@
-"""The search for the fastest program: planner strategies ranked by the timing model."""
+"""The search for the fastest program: plans ranked by the timing model, so that more scratchpad costs no time.
+
+The search goes down a ladder of scratchpad sizes, the same for all machines that differ in the scratchpad only: from
+one with room for everything over the eighths between powers of two, no larger than the machine's own, to what the net
+needs at least. What it tries on a rung does not depend on the machine's own size, so a larger scratchpad chooses
+among the plans of a smaller one and more. A rung is skipped when all its plans move more bytes through a port than
+the fastest program so far has cycles for. Nets with many instructions end the search before the lowest rung
+(`PATIENCE`): for them a program of a larger scratchpad is as a rule, but not always, the faster one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
 
+from nnac import isa, stages
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.passes.emit import Packings, emit
+from nnac.passes.legalize import legalize
+from nnac.passes.order import order
 from nnac.passes.place import place
-from nnac.passes.tile import tile
+from nnac.passes.tile import Homes, Work, moved, settle, survey
 from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
-from nnac.timing import latency
+from nnac.timing import OUTSIDE, latency, transfer_cycles
 
+STEPS = 8
+"""Rungs from a power of two to the next."""
+EVERYTHING = 1 << 40
+"""Bytes of the highest rung."""
 ATTEMPTS = 24
-"""Budgets that a strategy tries when fragmentation defeats its tiling."""
+"""Budgets that stripes are cut for when fragmentation defeats a tiling."""
 PATIENCE = 45_000
 """Instructions that the search emits before it is content with what it has."""
 
@@ -25,69 +41,164 @@ PATIENCE = 45_000
 def best_program(
     graph: Graph, machine: Target, note: str, answer: KnownAnswer, sqnr: Mapping[str, float] | None = None
 ) -> Program:
-    """Return the fastest program by the timing model, of those that the strategies give.
+    """Return the fastest program of an integer graph by the timing model, of those that the strategies give.
 
     Raises:
-        CapacityError: no strategy fits (the first one's reason).
+        CapacityError: none fits (the first reason).
     """
-    programs: dict[Strategy, Program] = {}
-    cycles: dict[Strategy, int] = {}
-    packings: Packings = {}
+    search = _Search(machine, note, answer, sqnr or {})
+    for size, work in _rungs(graph, machine):
+        if size < search.enough and search.patient() and search.bound(size, work) < search.cycles:
+            _climb(search, size, work)
+        if size == EVERYTHING and search.best:
+            search.enough = search.best.used[Space.SRAM]
+    if search.best is None:
+        raise search.reasons[0]
+    return search.best
 
-    def attempt(strategy: Strategy) -> Plan | CapacityError:
-        found = _attempt(graph, machine, strategy)
-        if isinstance(found, Plan):
-            programs[strategy] = emit(found, note, answer, packings, sqnr)
-            cycles[strategy] = latency(programs[strategy])
-        return found
 
-    def patient() -> bool:
-        return sum(len(program.instructions) for program in programs.values()) < PATIENCE
+def _rungs(graph: Graph, machine: Target) -> Iterator[tuple[int, Work]]:
+    """Yield (bytes of scratchpad, the work as it is legal in so many), the largest first."""
+    size, works = machine.memory["sram"].bytes, dict[tuple[str, ...], Work]()
+    for rung in (EVERYTHING, *_ladder(size)):
+        legal = legalize(graph, machine, rung)
+        names = tuple(node.name for node in legal.nodes)
+        if names not in works:
+            works[names] = survey(stages.check(order(legal), stages.INTEGER), machine)
+        least, most = works[names].least, works[names].most
+        if least > rung:
+            yield min(least, size), works[names]
+            return
+        if rung < EVERYTHING or most <= size:
+            yield rung, works[names]
+
+
+def _ladder(size: int) -> Iterator[int]:
+    """Yield the rungs up to `size`, descending."""
+    for exponent in range(size.bit_length(), -1, -1):
+        for step in reversed(range(STEPS)):
+            rung = (STEPS + step << exponent) // STEPS
+            if rung <= size:
+                yield rung
+
+
+def _climb(search: _Search, size: int, work: Work) -> None:
+    """Try what the strategies give for a scratchpad of `size`: variations of the fastest ones."""
+    cycles: dict[Strategy, float] = {}
 
     def fastest(count: int) -> list[Strategy]:
-        return sorted(cycles, key=lambda s: cycles[s])[:count]
+        return sorted((s for s in cycles if cycles[s] < inf), key=lambda s: cycles[s])[:count]
 
-    def try_all(strategies: Iterable[Strategy]) -> None:
+    def attempt(strategies: Iterable[Strategy]) -> None:
         for strategy in strategies:
-            if strategy not in programs and patient():
-                attempt(strategy)
+            if strategy not in cycles and search.patient():
+                cycles[strategy] = search.time(size, work, strategy)
 
-    first = attempt(STRATEGIES[0])
-    spills = isinstance(first, CapacityError) or first.tiling.spills
-    if spills:
-        for strategy in STRATEGIES[1:]:
-            attempt(strategy)
-        try_all([replace(s, stripes=n) for s in fastest(2) for n in STRIPES])
-    if not programs:
-        assert isinstance(first, CapacityError)
-        raise first
-    try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
-    if spills:
-        less = [replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES]
-        try_all(less)
-        try_all([replace(s, share=1.0, used=s.share) for s in less])
-        try_all([replace(s, stripes=n) for s in fastest(1) for n in STRIPES])
-        try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
-    return programs[fastest(1)[0]]
+    attempt(STRATEGIES)
+    attempt([replace(s, stripes=n) for s in fastest(2) for n in STRIPES])
+    attempt([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
+    attempt([replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES])
+    attempt([replace(s, stripes=n) for s in fastest(1) for n in STRIPES])
+    attempt([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
 
 
-def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | CapacityError:
-    try:
-        return plan(graph, machine, strategy)
-    except CapacityError as error:
-        return error
+@dataclass(slots=True)
+class _Search:
+    """The fastest program so far, and what is remembered from plan to plan.
+
+    Attributes:
+        reasons: why plans did not fit.
+        enough: bytes of scratchpad that hold everything.
+        emitted: instructions.
+        known: cycles of tilings.
+        packings: packed weights, by the way of cutting them.
+        loaded: per way of cutting, the bytes of constants that every program loads at least.
+    """
+
+    machine: Target
+    note: str
+    answer: KnownAnswer
+    sqnr: Mapping[str, float]
+    best: Program | None = None
+    cycles: float = inf
+    enough: float = inf
+    reasons: list[CapacityError] = field(default_factory=list)
+    emitted: int = 0
+    known: dict[object, float] = field(default_factory=dict)
+    packings: Packings = field(default_factory=dict)
+    loaded: dict[int, Mapping[Space, int]] = field(default_factory=dict)
+
+    def patient(self) -> bool:
+        """Tell whether the search goes on."""
+        return self.emitted < PATIENCE
+
+    def bound(self, size: int, work: Work) -> int:
+        """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take."""
+        fewest = [replace(s, share=x, stripes=min(STRIPES)) for s in STRATEGIES for x in (1.0, *SHARES)]
+        homes = (self._settled(size, work, strategy) for strategy in fewest)
+        loads = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
+        tilings = {tuple(found.homes.items()): found.tiling(size) for found in homes if found}
+        return min((self._transfers(moved(t), n) for t in tilings.values() for n in loads), default=0)
+
+    def _transfers(self, staged: Mapping[Space, tuple[int, int]], loaded: Mapping[Space, int]) -> int:
+        """Return the cycles of the port that takes longest, or of the shared bus."""
+        cycles = [0]
+        for space in OUTSIDE:
+            nbytes, count = staged[space]
+            nbytes += loaded.get(space, 0)
+            if nbytes:
+                memory = self.machine.memory[space.label]
+                cycles.append(transfer_cycles(memory, [(nbytes, nbytes)]) + (count - 1) * memory.latency)
+        return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
+
+    def _settled(self, size: int, work: Work, strategy: Strategy) -> Homes | None:
+        try:
+            return settle(work, size, strategy)
+        except CapacityError as error:
+            self.reasons.append(error)
+            return None
+
+    def time(self, size: int, work: Work, strategy: Strategy) -> float:
+        """Return the cycles of a strategy's program for a scratchpad of `size`, inf if it does not fit."""
+        homes = self._settled(size, work, strategy)
+        plan = self._placed(homes, size) if homes else None
+        if plan is None:
+            return inf
+        tiling = plan.tiling
+        cut = tuple((t.stripe, t.buffers, t.copies, t.blocks_outer) for t in tiling.tasks)
+        key = (cut, tuple(tiling.homes.items()), tiling.groups, strategy.blocks)
+        if key not in self.known:
+            self.known[key] = self._timed(plan)
+        return self.known[key]
+
+    def _placed(self, homes: Homes, size: int) -> Plan | None:
+        """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
+        budget = limit = min(size, self.machine.memory["sram"].bytes)
+        for _ in range(ATTEMPTS):
+            plan = place(homes.tiling(budget))
+            excess = plan.used[Space.SRAM] - limit
+            if excess <= 0:
+                return plan
+            budget -= max(excess // 2, limit // 64)
+        advice = "use a machine with a larger memory.sram"
+        self.reasons.append(CapacityError("scratchpad after placement", excess + limit, limit, advice=advice))
+        return None
+
+    def _timed(self, plan: Plan) -> float:
+        try:
+            program = emit(plan, self.note, self.answer, self.packings, self.sqnr)
+        except CapacityError as error:
+            self.reasons.append(error)
+            return inf
+        self.emitted += len(program.instructions)
+        self.loaded.setdefault(plan.tiling.strategy.blocks, _loaded(program))
+        cycles = latency(program)
+        if cycles < self.cycles:
+            self.best, self.cycles = program, cycles
+        return cycles
 
 
-def plan(graph: Graph, machine: Target, strategy: Strategy) -> Plan:
-    """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
-    size = machine.memory["sram"].bytes
-    budget = int(size * strategy.used)
-    for _ in range(ATTEMPTS):
-        candidate = place(tile(graph, machine, budget, strategy))
-        excess = candidate.used[Space.SRAM] - size
-        if excess <= 0:
-            return candidate
-        budget -= max(excess // 2, size // 64)
-    raise CapacityError(
-        "scratchpad after placement", candidate.used[Space.SRAM], size, advice="use a machine with a larger memory.sram"
-    )
+def _loaded(program: Program) -> dict[Space, int]:
+    """Return the bytes of a program's constants that come through the weight buffer, each once, by memory."""
+    loads = {(i.space, i.source, i.source_bytes, i.table_bytes) for i in program.instructions if isinstance(i, isa.Load)}
+    return {space: sum(nbytes for s, _, nbytes, _ in loads if s == space) for space in OUTSIDE}

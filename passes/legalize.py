@@ -19,8 +19,8 @@ from nnac.ops.base import aligned, bind
 from nnac.targets import Target
 
 
-def legalize(graph: Graph, target: Target) -> Graph:
-    """Return the graph with oversized pools split along their channels.
+def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:
+    """Return the graph with oversized pools split along their channels, for `room` bytes of the scratchpad or all.
 
     Raises:
         TargetError: the array takes no 16-bit activations, but layers have them; or there is no host for segments.
@@ -30,7 +30,7 @@ def legalize(graph: Graph, target: Target) -> Graph:
     draft = graph.draft()
     for node in graph.nodes:
         if isinstance(node.op, AveragePool | MaxPool):
-            parts = _parts(graph, node, target)
+            parts = _parts(graph, node, target, room or target.memory["sram"].bytes)
             if parts > 1:
                 _split(draft, node, parts)
     return draft.freeze()
@@ -64,13 +64,12 @@ def _array_operands(node: Node) -> tuple[str, ...]:
     return node.inputs[: node.op.operands]
 
 
-def _parts(graph: Graph, node: Node, target: Target) -> int:
+def _parts(graph: Graph, node: Node, target: Target, room: int) -> int:
     """Return into how many slices of channels the pool must fall so that input and output of one row fit."""
     bound = bind(graph, node, target.arithmetic)
     _, height, width, channels = bound.inputs[0].shape
     taken, made = width * bound.inputs[0].itemsize, bound.output.shape[2] * bound.output.itemsize
     rows = min(height, node.op.dilations[0] * (node.op.kernel[0] - 1) + 1)
-    room = target.memory["sram"].bytes
     for parts in range(1, channels + 1):
         share = -(-channels // parts)
         staged = min(2 * aligned(rows * taken * share), aligned(height * taken * share))

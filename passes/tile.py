@@ -21,13 +21,14 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
-from nnac.ops import UNSTRIPED, Recurrent, Reshape
+from nnac.ops import UNSTRIPED, Host, Recurrent, Reshape
 from nnac.ops.base import aligned, bind
 from nnac.plan import Storage, Strategy, Task, Tiling
 from nnac.targets import Target
@@ -42,12 +43,63 @@ def tile(graph: Graph, target: Target, budget: int, strategy: Strategy | None = 
     Raises:
         CapacityError: a task does not fit even with everything else spilled and single-row stripes.
     """
+    chosen = strategy or Strategy()
+    return settle(survey(graph, target), budget, chosen).tiling(budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What there is to do, without a word on where: tasks in order, and the storages that they touch.
+
+    Attributes:
+        root: the value that owns each value's bytes.
+    """
+
+    graph: Graph
+    target: Target
+    root: Mapping[str, str]
+    tasks: tuple[Task, ...]
+    storages: Mapping[str, Storage]
+
+    @property
+    def least(self) -> int:
+        """Bytes of scratchpad that the tasks need where every tensor is staged in single rows."""
+        return Homes(self, Strategy(), dict.fromkeys(self.storages, _outside(self.target))).most
+
+    @property
+    def most(self) -> int:
+        """Bytes of scratchpad in which all tensors can live that live at one time."""
+        return _inside(self, Strategy()).most
+
+
+def survey(graph: Graph, target: Target) -> Work:
+    """Return the tasks and storages of an integer graph."""
     root = _roots(graph)
     tasks = _tasks(graph, target, root)
-    tiler = _Tiler(tasks, _storages(graph, tasks, root), target, budget, strategy or Strategy())
-    tiler.make_room()
-    cut = tuple(task for group in tiler.groups() for task in tiler.cut(group))
-    return Tiling(graph, target, cut, tiler.storages, root, tiler.homes, tuple(tiler.groups()), tiler.strategy)
+    return Work(graph, target, root, tasks, _storages(graph, tasks, root))
+
+
+def settle(work: Work, budget: int, strategy: Strategy) -> Homes:
+    """Return homes with which every group fits the strategy's share of `budget` bytes of scratchpad.
+
+    Raises:
+        CapacityError: a task does not fit even with everything else spilled and single-row stripes.
+    """
+    homes = _inside(work, strategy)
+    homes.make_room(int(budget * strategy.share))
+    return homes
+
+
+def _inside(work: Work, strategy: Strategy) -> Homes:
+    """Return homes with everything in the scratchpad but constants."""
+    constants = Space[work.target.memory_mode.constants.upper()]
+    homes = {name: constants if s.constant else Space.SRAM for name, s in work.storages.items()}
+    return Homes(work, strategy, homes)
+
+
+def _outside(target: Target) -> Space:
+    """Return the memory of the tensors that leave the scratchpad."""
+    return Space[target.memory_mode.spill.upper()]
 
 
 def _roots(graph: Graph) -> dict[str, str]:
@@ -91,44 +143,41 @@ def _storages(graph: Graph, tasks: tuple[Task, ...], root: Mapping[str, str]) ->
 
 
 @dataclass(slots=True)
-class _Tiler:
-    """Homes under decision: `homes` of whole tensors, `streamed` those that are never whole."""
+class Homes:
+    """Where tensors live: `homes` of those that are whole somewhere, `streamed` those that never are."""
 
-    tasks: tuple[Task, ...]
-    storages: dict[str, Storage]
-    target: Target
-    budget: int
+    work: Work
     strategy: Strategy
-    homes: dict[str, Space] = field(default_factory=dict)
+    homes: dict[str, Space]
     streamed: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        constants = Space[self.target.memory_mode.constants.upper()]
-        self.homes = {name: constants if s.constant else Space.SRAM for name, s in self.storages.items()}
 
     # -- rooms -----------------------------------------------------------------------------------------------------
 
-    def make_room(self) -> None:
-        """Send tensors away until every group fits with stripes of single rows."""
+    def make_room(self, room: int) -> None:
+        """Send tensors away until every group fits `room` bytes with stripes of single rows."""
         groups = self.groups()
         needs = {group: self.need(group) for group in groups}
-        room = int(self.budget * self.strategy.share)
         while needs and max(needs.values()) > room:
             worst = max(groups, key=lambda group: needs[group])
             live = self.live(worst)
             if not live:
-                raise self._too_large(worst, needs[worst])
+                raise self._too_large(worst, needs[worst], room)
             victim = self._victim(live)
             self._send_away(victim)
             groups = self.groups()
             touched = {g for g in groups if g.stop > victim.first and g.start <= victim.last}
             needs = {g: self.need(g) if g in touched or g not in needs else needs[g] for g in groups}
 
+    @property
+    def most(self) -> int:
+        """What the group that needs most needs."""
+        return max(map(self.need, self.groups()), default=0)
+
     def groups(self) -> list[range]:
         """Return the tasks in order, those that a streamed tensor joins together."""
         groups: list[range] = []
-        for index in range(len(self.tasks)):
-            joined = index > 0 and self.tasks[index - 1].output in self.streamed
+        for index in range(len(self.work.tasks)):
+            joined = index > 0 and self.work.tasks[index - 1].output in self.streamed
             groups.append(range(groups.pop().start, index + 1) if joined else range(index, index + 1))
         return groups
 
@@ -136,7 +185,7 @@ class _Tiler:
         """Return the storages in the scratchpad while `group` works."""
         return [
             s
-            for s in self.storages.values()
+            for s in self.work.storages.values()
             if self.homes.get(s.name) == Space.SRAM and s.first < group.stop and s.last >= group.start
         ]
 
@@ -155,14 +204,14 @@ class _Tiler:
             del self.homes[victim.name]
             self.streamed.add(victim.name)
         else:
-            self.homes[victim.name] = Space[self.target.memory_mode.spill.upper()]
+            self.homes[victim.name] = _outside(self.work.target)
 
     def _streamable(self, victim: Storage) -> bool:
         """Tell whether writer and reader are neighbours that can work in step, with all their constants resident."""
         first, last = victim.first, victim.last
-        if victim.readers != 1 or first < 0 or last != first + 1 or last >= len(self.tasks):
+        if victim.readers != 1 or first < 0 or last != first + 1 or last >= len(self.work.tasks):
             return False
-        writer, reader = self.tasks[first], self.tasks[last]
+        writer, reader = self.work.tasks[first], self.work.tasks[last]
         if isinstance(writer.node.op, (*UNSTRIPED, Recurrent)) or isinstance(reader.node.op, UNSTRIPED):
             return False
         if isinstance(reader.node.op, Recurrent) and reader.node.op.reverse:
@@ -172,29 +221,35 @@ class _Tiler:
         if not _reads_on(reader, reader.operands.index(victim.name)):
             return False
         joined = [g for g in self.groups() if first in g or last in g]
-        constants = sum(_constant_bytes(self.tasks[t]) for g in joined for t in g)
-        return constants <= self.target.memory["weights"].bytes
+        constants = sum(_constant_bytes(self.work.tasks[t]) for g in joined for t in g)
+        return constants <= self.work.target.memory["weights"].bytes
 
-    def _too_large(self, group: range, need: int) -> CapacityError:
-        task = self.tasks[group.start]
-        largest = max((self.storages[name] for name in task.storages), key=lambda s: s.nbytes)
+    def _too_large(self, group: range, need: int, room: int) -> CapacityError:
+        task = self.work.tasks[group.start]
+        largest = max((self.work.storages[name] for name in task.storages), key=lambda s: s.nbytes)
         return CapacityError(
             f"scratchpad: node {task.node.name!r} ({task.node.op.name}) on single rows of its tensors, "
             f"the largest {largest.label!r} of {largest.nbytes:,} bytes",
             need,
-            self.budget,
+            room,
             advice="use a machine with a larger memory.sram, or a smaller --shape",
         )
 
     # -- stripes ---------------------------------------------------------------------------------------------------
 
-    def cut(self, group: range) -> list[Task]:
+    def tiling(self, budget: int) -> Tiling:
+        """Return the tiling into `budget` bytes."""
+        groups, work = self.groups(), self.work
+        cut = tuple(task for group in groups for task in self.cut(group, budget))
+        return Tiling(work.graph, work.target, cut, work.storages, work.root, self.homes, tuple(groups), self.strategy)
+
+    def cut(self, group: range, budget: int) -> list[Task]:
         """Return the group's tasks with stripes and buffers: the highest stripes that fit, by bisection."""
-        last = self.tasks[group[-1]]
+        last = self.work.tasks[group[-1]]
         if isinstance(last.node.op, UNSTRIPED):
             empty = (0,) * (len(last.storages) + 1)
             return [replace(last, buffers=empty, copies=empty)]
-        room = self.budget - sum(aligned(s.nbytes) for s in self.live(group))
+        room = budget - sum(aligned(s.nbytes) for s in self.live(group))
         _, period = last.node.op.rows(last.bound)
         staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
@@ -202,7 +257,7 @@ class _Tiler:
             middle = (low + high + 1) // 2
             fits = _staged(self.buffers(group, middle)) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
-        return [self._finished(self.tasks[t], b, low) for t, b in zip(group, self.buffers(group, low), strict=True)]
+        return [self._finished(self.work.tasks[t], b, low) for t, b in zip(group, self.buffers(group, low), strict=True)]
 
     def _finished(self, task: Task, buffers: Buffers, stripe: int) -> Task:
         done = replace(task, stripe=stripe, buffers=tuple(b for b, _ in buffers), copies=tuple(c for _, c in buffers))
@@ -212,7 +267,7 @@ class _Tiler:
         """Return the staging of each task of a group whose last task makes `rows` rows at a time."""
         result: list[Buffers] = []
         for t in reversed(group):
-            task = self.tasks[t]
+            task = self.work.tasks[t]
             if isinstance(task.node.op, UNSTRIPED):
                 result.append([(0, 0)] * (len(task.storages) + 1))
                 continue
@@ -223,7 +278,7 @@ class _Tiler:
 
     def _rows_before(self, t: int, rows: int) -> int:
         """Return the most rows of task t - 1 that `rows` rows of task t need."""
-        task, before = self.tasks[t], self.tasks[t - 1]
+        task, before = self.work.tasks[t], self.work.tasks[t - 1]
         i = task.operands.index(before.output)
         taken, count = task.node.op.most_rows(task.bound, rows)[i], task.node.op.operand_rows(task.bound)[i]
         total = before.node.op.rows(before.bound)[0]
@@ -237,15 +292,15 @@ class _Tiler:
         buffers: Buffers = []
         for name, count, taken in zip(task.operands, op.operand_rows(bound), op.most_rows(bound, rows), strict=True):
             whole = taken is None or taken >= count
-            nbytes = self.storages[name].nbytes if taken is None else -(-self.storages[name].nbytes * taken // count)
+            nbytes = self.work.storages[name].nbytes if taken is None else -(-self.work.storages[name].nbytes * taken // count)
             inside = name in self.streamed or self.homes[name] == Space.SRAM
             buffers.append((0, 0) if inside else (aligned(nbytes), 1 if whole else 2))
-        nbytes = aligned(self.storages[task.output].nbytes // total * rows)
+        nbytes = aligned(self.work.storages[task.output].nbytes // total * rows)
         if task.output in self.streamed:
             buffers.append((nbytes, 1))
         else:
             buffers.append((0, 0) if self.homes[task.output] == Space.SRAM else (nbytes, 1 if rows == total else 2))
-        more = [(aligned(self.storages[name].nbytes), self.homes[name]) for name in task.more]
+        more = [(aligned(self.work.storages[name].nbytes), self.homes[name]) for name in task.more]
         buffers += [(0, 0) if home == Space.SRAM else (size, 1) for size, home in more]
         scratch = aligned(op.scratch(bound))
         return [*buffers, (scratch, 1 if scratch else 0)]
@@ -255,12 +310,12 @@ class _Tiler:
         constants = _constant_bytes(task)
         if isinstance(task.node.op, Recurrent):
             return False
-        if constants <= self.target.memory["weights"].bytes or {*task.operands, task.output} & self.streamed:
+        if constants <= self.work.target.memory["weights"].bytes or {*task.operands, task.output} & self.streamed:
             return False
         total, period = task.node.op.rows(task.bound)
         stripes = total // period * -(-period // task.stripe)
-        blocks = -(-constants * self.strategy.blocks // self.target.memory["weights"].bytes)
-        staged = sum(self.storages[name].nbytes for name in task.operands if self.homes[name] != Space.SRAM)
+        blocks = -(-constants * self.strategy.blocks // self.work.target.memory["weights"].bytes)
+        staged = sum(self.work.storages[name].nbytes for name in task.operands if self.homes[name] != Space.SRAM)
         return bool(constants + staged * blocks < constants * stripes + staged)
 
 
@@ -288,6 +343,34 @@ def _reads_on(task: Task, operand: int) -> bool:
     (_, end), (_, last) = (op.input_rows(bound, (row, row + 1))[operand] for row in (0, total - 1))
     start = op.input_rows(bound, (1, 2))[operand][0] if total > 1 else end
     return bool(start <= end and last == count)
+
+
+def moved(tiling: Tiling) -> dict[Space, tuple[int, int]]:
+    """Return (bytes, transfers) that a tiling costs at least between the scratchpad and each memory, weights apart."""
+    total, counts = Counter[Space](), Counter[Space]()
+    for group in tiling.groups:
+        stripes = _stripes(tiling.tasks[group[-1]])
+        for task in (tiling.tasks[t] for t in group if not isinstance(tiling.tasks[t].node.op, Host)):
+            for name in set(task.storages):
+                index, space = task.storages.index(name), tiling.homes.get(name, Space.SRAM)
+                read = index < len(task.operands)
+                total[space] += tiling.storages[name].nbytes if not read or _reads_all(task, index) else 0
+                counts[space] += stripes if name == task.output or task.copies[index] == 2 else 1
+    return {space: (total[space], counts[space]) for space in Space if space != Space.SRAM}
+
+
+def _stripes(task: Task) -> int:
+    if isinstance(task.node.op, UNSTRIPED):
+        return 1
+    total, period = task.node.op.rows(task.bound)
+    return int(total // period * -(-period // task.stripe))
+
+
+def _reads_all(task: Task, operand: int) -> bool:
+    """Tell whether an operand is staged whole, at once or stripe by stripe."""
+    if isinstance(task.node.op, UNSTRIPED):
+        return False
+    return task.node.op.most_rows(task.bound, 1)[operand] is None or _reads_on(task, operand)
 
 
 def _constant_bytes(task: Task) -> int:
