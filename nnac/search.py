@@ -5,7 +5,7 @@ one with room for everything over the eighths between powers of two, no larger t
 needs at least. What it tries on a rung does not depend on the machine's own size, so a larger scratchpad chooses
 among the plans of a smaller one and more. A rung is skipped when all its plans move more bytes through a port than
 the fastest program so far has cycles for. Nets with many instructions end the search before the lowest rung
-(`PATIENCE`): for them a program of a larger scratchpad is as a rule, but not always, the faster one.
+(`FURTHER`): for them a program of a larger scratchpad is as a rule, but not always, the faster one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ EVERYTHING = 1 << 40
 ATTEMPTS = 24
 """Budgets that stripes are cut for when fragmentation defeats a tiling."""
 PATIENCE = 45_000
-"""Instructions that the search emits before it is content with what it has."""
+"""Instructions after which the search is content with what it has."""
+FURTHER = 20_000
+"""Instructions after which it goes down no further rung."""
 
 
 def best_program(
@@ -48,7 +50,9 @@ def best_program(
     """
     search = _Search(machine, note, answer, sqnr or {})
     for size, work in _rungs(graph, machine):
-        if size < search.enough and search.patient() and search.bound(size, work) < search.cycles:
+        if search.best is not None and search.emitted > FURTHER:
+            break
+        if size < search.enough and search.bound(size, work) < search.cycles:
             _climb(search, size, work)
         if size == EVERYTHING and search.best:
             search.enough = search.best.used[Space.SRAM]
@@ -200,5 +204,7 @@ class _Search:
 
 def _loaded(program: Program) -> dict[Space, int]:
     """Return the bytes of a program's constants that come through the weight buffer, each once, by memory."""
-    loads = {(i.space, i.source, i.source_bytes, i.table_bytes) for i in program.instructions if isinstance(i, isa.Load)}
+    loads = {
+        (i.space, i.source, i.source_bytes, i.table_bytes) for i in program.instructions if isinstance(i, isa.Load)
+    }
     return {space: sum(nbytes for s, _, nbytes, _ in loads if s == space) for space in OUTSIDE}

@@ -257,7 +257,9 @@ class Homes:
             middle = (low + high + 1) // 2
             fits = _staged(self.buffers(group, middle)) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
-        return [self._finished(self.work.tasks[t], b, low) for t, b in zip(group, self.buffers(group, low), strict=True)]
+        return [
+            self._finished(self.work.tasks[t], b, low) for t, b in zip(group, self.buffers(group, low), strict=True)
+        ]
 
     def _finished(self, task: Task, buffers: Buffers, stripe: int) -> Task:
         done = replace(task, stripe=stripe, buffers=tuple(b for b, _ in buffers), copies=tuple(c for _, c in buffers))
@@ -292,7 +294,11 @@ class Homes:
         buffers: Buffers = []
         for name, count, taken in zip(task.operands, op.operand_rows(bound), op.most_rows(bound, rows), strict=True):
             whole = taken is None or taken >= count
-            nbytes = self.work.storages[name].nbytes if taken is None else -(-self.work.storages[name].nbytes * taken // count)
+            nbytes = (
+                self.work.storages[name].nbytes
+                if taken is None
+                else -(-self.work.storages[name].nbytes * taken // count)
+            )
             inside = name in self.streamed or self.homes[name] == Space.SRAM
             buffers.append((0, 0) if inside else (aligned(nbytes), 1 if whole else 2))
         nbytes = aligned(self.work.storages[task.output].nbytes // total * rows)

@@ -399,16 +399,16 @@ def test_a_ring_that_wraps_keeps_nothing() -> None:
 # -- compile time --------------------------------------------------------------------------------------------------
 
 
-SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-"""Scratchpads to compile for, as shares of what the net needs whole."""
 NETS_ON_MACHINES = [(index, name) for index in range(NETS) for name in ("nna8", "nna8-tiny")]
+SIZES = 4
+"""Random scratchpads to compile for, from a tenth of what the net needs whole to a third more."""
 
 
-def latencies(index: int, machine: Target) -> list[tuple[int, int]]:
+def latencies(index: int, machine: Target, rng: Rng) -> list[tuple[int, int]]:
     """Return (scratchpad bytes, cycles) of a net, ascending, from the smallest size that it fits."""
     whole = compiled_net(index, with_settings(machine, {"memory.sram.bytes": 1 << 20})).used[Space.SRAM]
     found: list[tuple[int, int]] = []
-    for size in (round(whole * share) for share in SHARES):
+    for size in sorted(int(whole * share) for share in np.exp(rng.uniform(np.log(0.1), np.log(1.3), SIZES))):
         try:
             program = compiled_net(index, with_settings(machine, {"memory.sram.bytes": size}))
         except CapacityError:
@@ -418,24 +418,23 @@ def latencies(index: int, machine: Target) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize(("index", "machine"), NETS_ON_MACHINES)
-def test_a_larger_scratchpad_is_never_slower(index: int, machine: str) -> None:
-    """Of two programs compiled for machines that differ in the scratchpad only, the larger one's takes no longer."""
-    found = latencies(index, load_target(machine))
-    rises = [(b[1] / a[1], a, b) for n, a in enumerate(found) for b in found[n + 1 :] if b[1] > a[1]]
-    assert not rises, max(rises)
+@pytest.mark.parametrize(("index", "name"), NETS_ON_MACHINES)
+def test_a_larger_scratchpad_is_never_slower(index: int, name: str) -> None:
+    """Of programs compiled for machines that differ in the scratchpad only, a larger one's takes no longer."""
+    rng = np.random.default_rng(index)
+    machine = with_settings(load_target(name), {"memory.weights.bytes": int(2 ** rng.uniform(12, 16))})
+    found = latencies(index, machine, rng)
+    assert all(a[1] >= b[1] for a, b in pairwise(found)), found
 
 
 @pytest.mark.parametrize(
     ("index", "machine", "weights", "smaller", "larger"),
-    [
-        (6, "nna8", 10_424, 14_525, 17_561),
-        pytest.param(6, "nna8", 10_424, 24_194, 28_447, marks=pytest.mark.xfail(reason="4 % slower", strict=True)),
-        pytest.param(1, "nna8-tiny", 7_354, 31_080, 40_721, marks=pytest.mark.xfail(reason="3 % slower", strict=True)),
-    ],
+    [(6, "nna8", 10_424, 24_194, 28_447), (1, "nna8-tiny", 7_354, 31_080, 40_721), (2, "nna8", 11_773, 1_980, 2_073)],
 )
-def test_where_a_larger_scratchpad_is_slower(index: int, machine: str, weights: int, smaller: int, larger: int) -> None:
-    """Where the planner still breaks the law: who mends a case takes its mark away."""
+def test_where_a_larger_scratchpad_was_slower(
+    index: int, machine: str, weights: int, smaller: int, larger: int
+) -> None:
+    """Cases of a planner that tried each size on its own: 4, 3 and 1 % slower."""
     base = with_settings(load_target(machine), {"memory.weights.bytes": weights})
     before, after = (
         simulate(compiled_net(index, with_settings(base, {"memory.sram.bytes": size}))).cycles

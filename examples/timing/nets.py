@@ -1,7 +1,7 @@
-"""Three networks of published shapes with seeded random weights, for timing studies.
+"""Networks of published shapes with seeded random weights, for timing studies.
 
-The shapes are those of wav2letter, DS-CNN large and MobileNetV2 1.0 224 (1001 classes) in Arm's model zoo. Shapes and
-work are real, values are noise.
+The shapes are those of wav2letter, DS-CNN large and MobileNetV2 1.0 224 (1001 classes) in Arm's model zoo, and of the
+four networks of MLPerf Tiny. Shapes and work are real, values are noise.
 """
 
 from __future__ import annotations
@@ -55,6 +55,15 @@ class Net:
             "Conv", inputs, (1, channels, *outs), kernel_shape=kernel, strides=strides, pads=pads, group=groups
         )
 
+    def dense(self, units: int) -> str:
+        """Append a dense layer."""
+        inputs = (self.at, self.constant((units, self.shape[1])), self.constant((units,)))
+        return self.add("Gemm", inputs, (1, units), transB=1)
+
+    def relu(self) -> str:
+        """Append a ReLU."""
+        return self.add("Relu", (self.at,), self.shape)
+
     def relu6(self) -> str:
         """Append a clip to [0, 6]."""
         if not any(w.name == "six" for w in self.weights):
@@ -66,7 +75,7 @@ class Net:
         channels = self.shape[1]
         self.add("AveragePool", (self.at,), (1, channels, 1, 1), kernel_shape=self.shape[2:])
         self.add("Flatten", (self.at,), (1, channels))
-        self.add("Gemm", (self.at, self.constant((classes, channels))), (1, classes), transB=1)
+        self.dense(classes)
         return self.add("Softmax", (self.at,), (1, classes), axis=1)
 
     def model(self) -> onnx.ModelProto:
@@ -93,14 +102,10 @@ def ds_cnn_large() -> onnx.ModelProto:
     """Return keyword spotting on 49 x 10 features: one convolution, five separable blocks of 276 channels."""
     net = Net("ds_cnn_large", (1, 1, 49, 10))
     net.conv(276, (10, 4), (2, 1))
-    net.add("Relu", (net.at,), net.shape)
+    net.relu()
     for block in range(5):
-        net.conv(276, (3, 3), (2, 2) if block == 0 else (1, 1), groups=276)
-        net.add("Relu", (net.at,), net.shape)
-        net.conv(276, (1, 1))
-        net.add("Relu", (net.at,), net.shape)
-    net.classifier(12)
-    return net.model()
+        _separable(net, 276, 2 if block == 0 else 1)
+    return _classified(net, 12)
 
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -117,8 +122,7 @@ def mobilenet_v2() -> onnx.ModelProto:
             _bottleneck(net, expansion, channels, stride if repeat == 0 else 1)
     net.conv(1280, (1, 1))
     net.relu6()
-    net.classifier(1001)
-    return net.model()
+    return _classified(net, 1001)
 
 
 def _bottleneck(net: Net, expansion: int, channels: int, stride: int) -> None:
@@ -135,6 +139,90 @@ def _bottleneck(net: Net, expansion: int, channels: int, stride: int) -> None:
         net.add("Add", (entry, net.at), net.shape)
 
 
+def keyword_spotting() -> onnx.ModelProto:
+    """Return DS-CNN on 49 x 10 features: one convolution, four separable blocks of 64 channels."""
+    net = Net("kws_ds_cnn", (1, 1, 49, 10))
+    net.conv(64, (10, 4), (2, 2))
+    net.relu()
+    for _ in range(4):
+        _separable(net, 64, 1)
+    return _classified(net, 12)
+
+
+def image_classification() -> onnx.ModelProto:
+    """Return ResNet-8 on 32 x 32 pixels: three residual blocks of 16, 32 and 64 channels."""
+    net = Net("ic_resnet8", (1, 3, 32, 32))
+    net.conv(16, (3, 3))
+    net.relu()
+    for channels, stride in ((16, 1), (32, 2), (64, 2)):
+        _residual(net, channels, stride)
+    return _classified(net, 10)
+
+
+def _residual(net: Net, channels: int, stride: int) -> None:
+    """Append two convolutions and the sum with the input, which a 1 x 1 convolution takes to a smaller shape."""
+    entry, before = net.at, net.shape
+    net.conv(channels, (3, 3), (stride, stride))
+    net.relu()
+    inner = net.conv(channels, (3, 3))
+    if stride > 1:
+        after, net.at, net.shape = net.shape, entry, before
+        entry = net.conv(channels, (1, 1), (stride, stride))
+        assert net.shape == after
+    net.add("Add", (entry, inner), net.shape)
+    net.relu()
+
+
+def visual_wake_words() -> onnx.ModelProto:
+    """Return MobileNetV1 0.25 on 96 x 96 pixels with two classes."""
+    net = Net("vww_mobilenet", (1, 3, 96, 96))
+    net.conv(8, (3, 3), (2, 2))
+    net.relu()
+    for channels, stride in (
+        (16, 1),
+        (32, 2),
+        (32, 1),
+        (64, 2),
+        (64, 1),
+        (128, 2),
+        *[(128, 1)] * 5,
+        (256, 2),
+        (256, 1),
+    ):
+        _separable(net, channels, stride)
+    return _classified(net, 2)
+
+
+def _separable(net: Net, channels: int, stride: int) -> None:
+    """Append a depthwise and a pointwise convolution."""
+    net.conv(net.shape[1], (3, 3), (stride, stride), groups=net.shape[1])
+    net.relu()
+    net.conv(channels, (1, 1))
+    net.relu()
+
+
+def _classified(net: Net, classes: int) -> onnx.ModelProto:
+    net.classifier(classes)
+    return net.model()
+
+
+def anomaly_detection() -> onnx.ModelProto:
+    """Return the autoencoder on 5 frames of 128 bands: nine layers of 128 units, the middle one of 8, and the output."""
+    net = Net("ad_autoencoder", (1, 640))
+    for units in (128, 128, 128, 128, 8, 128, 128, 128, 128):
+        net.dense(units)
+        net.relu()
+    net.dense(640)
+    return net.model()
+
+
+TINY: dict[str, Callable[[], onnx.ModelProto]] = {
+    "kws_ds_cnn": keyword_spotting,
+    "ic_resnet8": image_classification,
+    "vww_mobilenet": visual_wake_words,
+    "ad_autoencoder": anomaly_detection,
+}
+"""Those of MLPerf Tiny."""
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "wav2letter": wav2letter,
     "ds_cnn_large": ds_cnn_large,

@@ -1,17 +1,22 @@
 """Compares nnac's cycles for three networks with what Arm's FVP of an Ethos-U55 measured on the same shapes.
 
-Run from the repository's root: `python -m examples.timing.validate`.
+Run from the repository's root: `python -m examples.timing.validate`. With `--memory`: what the four networks of MLPerf
+Tiny occupy, beside what Vela, Arm's compiler for that machine, says of the same shapes.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import nnac
-from examples.timing.nets import NETS
+from examples.timing.nets import NETS, TINY
 from nnac import isa
+from nnac.compiler import lower, measured_graph
+from nnac.isa import Space
 from nnac.program import Program
+from nnac.targets import load_target, with_settings
 from nnac.timing import Timeline, simulate
 
 TARGET = "u55-128-like"
@@ -97,9 +102,76 @@ def rows() -> Iterator[tuple[str, ...]]:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Occupied:
+    """What Vela 5.2.0 says that a network occupies on an Ethos-U55 with 128 MACs, in bytes.
+
+    Seen with TFLite files of the same shapes (tensorflow-cpu 2.21.0, Keras layers with random weights, batch 1, int8
+    throughout, made by the converter) and `vela NET.tflite --accelerator-config ethos-u55-128 --config Arm/vela.ini
+    --system-config Ethos_U55_High_End_Embedded --memory-mode Shared_Sram --optimise Size` or `Performance`: columns
+    `sram_memory_used`, `off_chip_flash_memory_used` and `cycles_total` of its summary. All operators ran on the NPU.
+
+    Attributes:
+        size: SRAM with `--optimise Size`: feature maps, in cascades; weights come straight from flash.
+        fast: SRAM with `--optimise Performance`: feature maps, and weights buffered for the next layer.
+        flash: weights in Vela's coding, scales and biases.
+        size_cycles, fast_cycles: estimated.
+    """
+
+    size: int
+    fast: int
+    flash: int
+    size_cycles: int
+    fast_cycles: int
+
+
+OCCUPIED = {
+    "kws_ds_cnn": Occupied(16_000, 22_208, 31_168, 123_148, 89_900),
+    "ic_resnet8": Occupied(35_840, 52_000, 84_112, 355_241, 205_475),
+    "vww_mobilenet": Occupied(49_152, 74_496, 239_584, 374_266, 366_184),
+    "ad_autoencoder": Occupied(768, 768, 281_520, 281_520, 281_520),
+}
+
+
+def occupied(name: str) -> tuple[Timeline, Timeline]:
+    """Return one of the small networks with all the scratchpad there is, and with as little as Vela needs at least."""
+    graph, ranges, note = measured_graph(TINY[name](), "random", "minmax", None, None, None)
+    machine = load_target(TARGET)
+    smaller = with_settings(machine, {"memory.sram.bytes": OCCUPIED[name].size})
+    whole, least = (simulate(lower(graph, ranges, target, note)) for target in (machine, smaller))
+    return whole, least
+
+
+def memory_rows() -> Iterator[tuple[str, ...]]:
+    """Yield the table of what the small networks occupy, its head first."""
+    yield (
+        "model",
+        "SRAM Vela fast",
+        "nnac",
+        "lower bound",
+        "SRAM Vela size",
+        "nnac in so much",
+        "its spills",
+        "weight buffer",
+        "flash Vela",
+        "nnac",
+        "cycles Vela fast / size",
+        "nnac / in so much",
+    )
+    for name, vela in OCCUPIED.items():
+        whole, least = occupied(name)
+        used, spilled = whole.program.used, sum(n for (_, purpose), n in least.traffic.items() if purpose == "spill")
+        sizes = (vela.fast, used[Space.SRAM], whole.program.lower_bound, vela.size, least.program.used[Space.SRAM])
+        others = (spilled, used[Space.WEIGHTS], vela.flash, whole.program.constants.size)
+        cycles = ((vela.fast_cycles, vela.size_cycles), (whole.cycles, least.cycles))
+        yield (name, *(f"{n:,}" for n in (*sizes, *others)), *(f"{a:,} / {b:,}" for a, b in cycles))
+
+
 def main() -> None:
-    """Print the table."""
-    table = list(rows())
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", action="store_true", help="what the networks of MLPerf Tiny occupy")
+    table = list(memory_rows() if parser.parse_args().memory else rows())
     widths = [max(len(row[c]) for row in table) for c in range(len(table[0]))]
     for row in table:
         print(
