@@ -92,11 +92,11 @@ class Strategy:
 
 
 STRATEGIES = (Strategy(), Strategy("cheapest"), Strategy(cascade=True))
-"""What the compiler tries when not everything fits the scratchpad; then it varies the stripes of the two fastest."""
+"""What the compiler tries first; then it varies the stripes of the two fastest, and the blocks of the fastest."""
 STRIPES = (2, 8, 16)
 BLOCKS = (1, 2, 8, 16)
 SHARES = (0.9, 0.8, 0.75, 0.6, 0.5)
-"""What it tries last, for the fastest of all."""
+"""What it tries last, for the two fastest and the first ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ the fastest program so far has cycles for. Nets with many instructions end the s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -23,7 +24,7 @@ from nnac.passes.legalize import legalize
 from nnac.passes.order import order
 from nnac.passes.place import place
 from nnac.passes.tile import Homes, Work, moved, settle, survey
-from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy
+from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
 from nnac.timing import OUTSIDE, latency, transfer_cycles
@@ -48,14 +49,15 @@ def best_program(
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search = _Search(machine, note, answer, sqnr or {})
+    search, whole = _Search(machine, note, answer, sqnr or {}), 0
     for size, work in _rungs(graph, machine):
-        if search.best is not None and search.emitted > FURTHER:
-            break
-        if size < search.enough and search.bound(size, work) < search.cycles:
+        if search.best is None:
             _climb(search, size, work)
-        if size == EVERYTHING and search.best:
-            search.enough = search.best.used[Space.SRAM]
+            whole = search.best.used[Space.SRAM] if search.best and size == EVERYTHING else size
+        elif search.emitted > FURTHER:
+            break
+        elif size < whole and search.bound(size, work) < search.cycles:
+            _climb(search, size, work)
     if search.best is None:
         raise search.reasons[0]
     return search.best
@@ -112,7 +114,6 @@ class _Search:
 
     Attributes:
         reasons: why plans did not fit.
-        enough: bytes of scratchpad that hold everything.
         emitted: instructions.
         known: cycles of tilings.
         packings: packed weights, by the way of cutting them.
@@ -125,7 +126,6 @@ class _Search:
     sqnr: Mapping[str, float]
     best: Program | None = None
     cycles: float = inf
-    enough: float = inf
     reasons: list[CapacityError] = field(default_factory=list)
     emitted: int = 0
     known: dict[object, float] = field(default_factory=dict)
@@ -138,10 +138,12 @@ class _Search:
 
     def bound(self, size: int, work: Work) -> int:
         """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take."""
-        fewest = [replace(s, share=x, stripes=min(STRIPES)) for s in STRATEGIES for x in (1.0, *SHARES)]
-        homes = (self._settled(size, work, strategy) for strategy in fewest)
         loads = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
-        tilings = {tuple(found.homes.items()): found.tiling(size) for found in homes if found}
+        tilings = dict[object, Tiling]()
+        for strategy in (replace(s, share=x, stripes=min(STRIPES)) for s in STRATEGIES for x in (1.0, *SHARES)):
+            with suppress(CapacityError):
+                homes = settle(work, size, strategy)
+                tilings[tuple(homes.homes.items())] = homes.tiling(size)
         return min((self._transfers(moved(t), n) for t in tilings.values() for n in loads), default=0)
 
     def _transfers(self, staged: Mapping[Space, tuple[int, int]], loaded: Mapping[Space, int]) -> int:
@@ -155,27 +157,21 @@ class _Search:
                 cycles.append(transfer_cycles(memory, [(nbytes, nbytes)]) + (count - 1) * memory.latency)
         return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
 
-    def _settled(self, size: int, work: Work, strategy: Strategy) -> Homes | None:
-        try:
-            return settle(work, size, strategy)
-        except CapacityError as error:
-            self.reasons.append(error)
-            return None
-
     def time(self, size: int, work: Work, strategy: Strategy) -> float:
         """Return the cycles of a strategy's program for a scratchpad of `size`, inf if it does not fit."""
-        homes = self._settled(size, work, strategy)
-        plan = self._placed(homes, size) if homes else None
-        if plan is None:
+        try:
+            plan = self._placed(settle(work, size, strategy), size)
+            tiling = plan.tiling
+            cut = tuple((t.stripe, t.buffers, t.copies, t.blocks_outer) for t in tiling.tasks)
+            key = (cut, tuple(tiling.homes.items()), tiling.groups, strategy.blocks)
+            if key not in self.known:
+                self.known[key] = self._timed(plan)
+            return self.known[key]
+        except CapacityError as error:
+            self.reasons.append(error)
             return inf
-        tiling = plan.tiling
-        cut = tuple((t.stripe, t.buffers, t.copies, t.blocks_outer) for t in tiling.tasks)
-        key = (cut, tuple(tiling.homes.items()), tiling.groups, strategy.blocks)
-        if key not in self.known:
-            self.known[key] = self._timed(plan)
-        return self.known[key]
 
-    def _placed(self, homes: Homes, size: int) -> Plan | None:
+    def _placed(self, homes: Homes, size: int) -> Plan:
         """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
         budget = limit = min(size, self.machine.memory["sram"].bytes)
         for _ in range(ATTEMPTS):
@@ -185,15 +181,10 @@ class _Search:
                 return plan
             budget -= max(excess // 2, limit // 64)
         advice = "use a machine with a larger memory.sram"
-        self.reasons.append(CapacityError("scratchpad after placement", excess + limit, limit, advice=advice))
-        return None
+        raise CapacityError("scratchpad after placement", excess + limit, limit, advice=advice)
 
     def _timed(self, plan: Plan) -> float:
-        try:
-            program = emit(plan, self.note, self.answer, self.packings, self.sqnr)
-        except CapacityError as error:
-            self.reasons.append(error)
-            return inf
+        program = emit(plan, self.note, self.answer, self.packings, self.sqnr)
         self.emitted += len(program.instructions)
         self.loaded.setdefault(plan.tiling.strategy.blocks, _loaded(program))
         cycles = latency(program)

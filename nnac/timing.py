@@ -173,7 +173,11 @@ def is_resident(program: Program) -> bool:
 def latency(program: Program) -> int:
     """Return the cycles of one inference, without the accounts."""
     spans = longest_path(program.instructions, [cost(i, program.target).cycles for i in program.instructions])
-    return max((span.end for span in spans), default=1)
+    moved = Counter[tuple[str, str]]()
+    for instruction in program.instructions:
+        for space, nbytes, _ in ports_of(instruction):
+            moved[space.label, ""] += nbytes
+    return max(1, _fullest(moved, program.target)[0], *(span.end for span in spans))
 
 
 def simulate(program: Program, target: Target | None = None, warm: bool = False) -> Timeline:

@@ -9,7 +9,8 @@ import pytest
 
 import nnac
 from examples.timing.nets import NETS
-from examples.timing.validate import PUBLISHED, TARGET, measure, megabytes, published_macs
+from examples.timing.validate import OCCUPIED, PUBLISHED, TARGET, measure, megabytes, occupied, published_macs
+from nnac.isa import Space
 from nnac.targets import Target, load_target
 from nnac.timing import Timeline, simulate
 
@@ -81,3 +82,17 @@ def test_without_the_structure_the_figures_are_off() -> None:
 
     assert error("mobilenet_v2", free) < -0.05
     assert error("mobilenet_v2", packed) < -0.10
+
+
+TINY_MACS = {"kws_ds_cnn": 2_664_792, "ic_resnet8": 12_505_748, "vww_mobilenet": 7_491_972, "ad_autoencoder": 264_192}
+"""As Vela 5.2.0 counts them in TFLite files of the same shapes."""
+
+
+@pytest.mark.parametrize("name", OCCUPIED)
+def test_memory_beside_vela(name: str) -> None:
+    """The same work; with room for everything no more scratchpad and flash than Vela; it also runs in Vela's least."""
+    vela, (whole, least) = OCCUPIED[name], occupied(name)
+    assert published_macs(whole.program) == TINY_MACS[name]
+    assert whole.program.used[Space.SRAM] == whole.program.lower_bound <= vela.fast
+    assert whole.program.constants.size <= vela.flash
+    assert least.program.used[Space.SRAM] <= vela.size and least.cycles >= whole.cycles

@@ -207,7 +207,7 @@ def _classified(net: Net, classes: int) -> onnx.ModelProto:
 
 
 def anomaly_detection() -> onnx.ModelProto:
-    """Return the autoencoder on 5 frames of 128 bands: nine layers of 128 units, the middle one of 8, and the output."""
+    """Return the autoencoder on 5 frames of 128 bands: nine layers of 128 units (the middle one 8), then 640."""
     net = Net("ad_autoencoder", (1, 640))
     for units in (128, 128, 128, 128, 8, 128, 128, 128, 128):
         net.dense(units)
