@@ -78,8 +78,8 @@ def interpolate_octaves(
             while size >> width >= 32:
                 width += 1
             index, fraction = (width << 4) + (size >> width), size & (1 << width) - 1
-            near = tables[n, OCTAVE_ZERO + sign * index]
-            far = tables[n, OCTAVE_ZERO + sign * min(index + 1, OCTAVE_ZERO)]
+            at = OCTAVE_ZERO + sign * index
+            near, far = tables[n, at], tables[n, at + sign if width < OCTAVE_SHIFT else at]
             blend = (near * ((1 << width) - fraction) + far * fraction) << (OCTAVE_SHIFT - width)
             y[row, n] = saturate(round_shift(blend, shift, rounding) + y_zero, low, high)
 

@@ -31,7 +31,7 @@ def logarithms(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if isinstance(node.op, Activation) and _begins_with_log(node.op)]
 
 
-def through(graph: Graph) -> dict[str, Callable[[Array], Array]]:
+def through(graph: Graph) -> Mapping[str, Callable[[Array], Array]]:
     """Return, by ONNX name, the function of each tensor that a logarithm reads."""
     found = {}
     for node in logarithms(graph):
