@@ -43,7 +43,7 @@ def test_wav_round_trip(tmp_path: Path) -> None:
     [("dtln", 2.0, 20.0), pytest.param("gtcrn_simple", 2.0, 25.0, marks=pytest.mark.slow)],
 )
 def test_denoisers_are_near_to_float(name: str, seconds: float, least: float, assets: Path) -> None:
-    """Enhanced sound against float's, dB; calibrated along the same seconds."""
+    """Enhanced sound against float's, dB; calibrated along other recordings."""
     _, denoised = streams.denoise(assets, name, seconds, activations="auto")
     assert denoised.si_sdr > least
 
