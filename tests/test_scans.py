@@ -169,6 +169,18 @@ def test_a_single_cell_is_an_lstm(style: str) -> None:
     assert found.count("LSTM") == 1 and "Split" not in found
 
 
+def test_an_lstm_that_lost_its_projection_is_refused() -> None:
+    """What torch.onnx.export(dynamo=True) writes for LSTM(5, 8, proj_size=3): hidden_size 3, and a cell of 8."""
+    held = weights(W=(1, 12, 5), R=(1, 12, 3), B=(1, 24))
+    held += [numpy_helper.from_array(np.zeros((1, 1, n), np.float32), name) for name, n in (("h0", 3), ("c0", 8))]
+    inputs, outputs = ["x", "W", "R", "B", "", "h0", "c0"], ["y", "h", "c"]
+    lstm = helper.make_node("LSTM", inputs, outputs, "lstm", hidden_size=3, input_forget=0, layout=0)
+    source = model([lstm], [info("x", 4, 1, 5)], [info("y", 4, 1, 1, 3)], held)
+    source.opset_import[0].version = 20
+    with pytest.raises(ModelError, match=r"LSTM 'lstm': .*\[1, 1, 8\].*\(directions, batch, 3\).*proj_size"):
+        nnac.compile(source, "nna8", "random")
+
+
 def test_what_is_no_cell_stays() -> None:
     """A gate of another function, or hidden values that cannot be told from the input, are left as they are."""
     other = [n if n.output[0] != "tc" else node("Sigmoid", "c_next", "tc") for n in cell("gemm")]
