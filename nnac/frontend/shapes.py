@@ -196,5 +196,5 @@ def state_problems(graph: onnx.GraphProto) -> Iterator[str]:
         if hidden and any(shape[-1:] != hidden for shape in found):
             yield (
                 f"{label(node)}: its initial states have shapes {found}, allowed: (directions, batch, {hidden[0]}); "
-                f"an LSTM that lost its projection on export (torch's proj_size) is written as LSTMCell and Linear instead"
+                f"an LSTM that lost its projection on export (torch's proj_size) is written as LSTMCell and Linear"
             )
