@@ -37,7 +37,7 @@ _STEPS = 255  # of the int8 quantizer between its ends
 _SMALLEST_SHRINK = 1 / 32  # mse cuts no end to much less than this share of its extreme
 _COARSE = np.geomspace(1, _SMALLEST_SHRINK, 26)  # shares of the extremes
 _FINE, _FINER = np.geomspace(1.14, 1 / 1.14, 13), np.geomspace(1.02, 1 / 1.02, 9)  # shares of the last result
-_SHARES = 2.0 ** (-np.arange(25) / 2)  # of the peak, down to what int16 has 12 bits less for
+_SHARES = 2.0 ** (-np.arange(25) / 2)  # of the peak, what int16 may reach to
 _POINTS = (0.125, 0.375, 0.625, 0.875)  # where mse reads a bin, as shares of its width
 _ENTRIES = 4096  # of a tensor that the power of the median one is taken from, at most (evenly spread)
 _CLEAR_GAIN = 0.98  # mse keeps minmax unless the error falls below this share: less is within a bin's resolution
@@ -244,15 +244,17 @@ def _reach(histogram: _Extremes, function: Function) -> float:
     assert isinstance(histogram, _Histogram)
     bins = np.flatnonzero(histogram.counts)
     inner, outer = _edges(bins)
-    values = (inner + (outer - inner) / 2).clip(histogram.low, histogram.high)
-    peak, exact = max(-histogram.low, histogram.high), function(values)
+    values, peak = (inner + outer) / 2, max(-histogram.low, histogram.high)
+    defined = np.isfinite(function(values))
+    values, counts = values[defined], histogram.counts[bins][defined]
+    exact = function(values)
 
     def error(reach: float) -> float:
         step = reach / INT16_HIGH
         found = function(np.rint(values / step).clip(-INT16_HIGH, INT16_HIGH) * step)
-        return float(np.dot(histogram.counts[bins], (found.clip(exact.min(), exact.max()) - exact) ** 2))
+        return float(np.dot(counts, (found.clip(exact.min(), exact.max()) - exact) ** 2))
 
-    return min((peak * share for share in _SHARES), key=error) if peak > 0 else 0.0
+    return min((peak * share for share in _SHARES), key=error) if peak > 0 and values.size else peak
 
 
 def _points(histogram: _Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

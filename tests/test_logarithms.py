@@ -94,6 +94,8 @@ def test_reach_is_where_the_function_is_nearest() -> None:
     reach = found["log"].reach
     assert reach is not None and 0 < reach < 0.7 * peak
     assert calibrate(model, SAMPLES, ["x"])["x"].reach is None
+    nowhere = calibrate(model, SAMPLES, ["x"], through={"x": lambda x: np.full_like(x, -np.inf)})["x"]
+    assert nowhere.reach == peak
 
 
 @pytest.mark.parametrize(
