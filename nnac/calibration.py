@@ -254,7 +254,7 @@ def _reach(histogram: _Extremes, function: Function) -> float:
         found = function(np.rint(values / step).clip(-INT16_HIGH, INT16_HIGH) * step)
         return float(np.dot(counts, (found.clip(exact.min(), exact.max()) - exact) ** 2))
 
-    return min((peak * share for share in _SHARES), key=error) if peak > 0 and values.size else peak
+    return min((peak * float(share) for share in _SHARES), key=error) if peak > 0 and values.size else peak
 
 
 def _points(histogram: _Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
