@@ -48,9 +48,10 @@ def test_denoisers_are_near_to_float(name: str, seconds: float, least: float, as
     assert denoised.si_sdr > least
 
 
-def test_detector_decides_as_float(assets: Path) -> None:
+@pytest.mark.parametrize(("name", "seconds"), [("silero_vad_v5_static", 10.0), ("silero_vad_v3", None)])
+def test_detectors_decide_as_float(name: str, seconds: float | None, assets: Path) -> None:
     """Speech or not, chunk by chunk; calibrated on another recording."""
-    run, same = streams.detect(assets, "silero_vad_v5_static", 10.0, activations="auto")
+    run, same = streams.detect(assets, name, seconds, activations="auto")
     assert same >= 0.98
     assert 0.1 < float(np.mean(run.truth >= streams.THRESHOLD)) < 0.9
 
