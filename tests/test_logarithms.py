@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import nnac
 from nnac.calibration import calibrate
@@ -60,6 +61,18 @@ def test_auto_keeps_quiet_frames() -> None:
         errors = [compiled.run(each)["y"] - exact.run(each)["y"] for each in frames(2, loudness)]
         assert np.sqrt(np.mean(np.square(errors))) < allowed
     assert any(isinstance(i, Lookup) and i.octaves for i in compiled.program.instructions)
+
+
+def test_diff_shows_the_layer_and_not_its_move() -> None:
+    """The row of a tensor that is turned behind its layer is the layer's, so that its local error is not hidden."""
+    model = net(
+        "h = Conv (x, w)\na = Log (h)\ny = ReduceMean <axes = [1], keepdims = 0> (a)", {"x": (1, 2, 6)}, w=(4, 2, 1)
+    )
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(tensor)) + np.float32(0.1), tensor.name))
+    samples = [{"x": np.random.default_rng(k).uniform(0.1, 1, (1, 2, 6)).astype(np.float32)} for k in range(8)]
+    rows = nnac.diff(model, nnac.compile(model, "nna8", samples), samples).rows
+    assert {row.tensor: row.op for row in rows}["a"] == "Activation"
 
 
 def test_what_others_read_is_not_cut() -> None:
