@@ -17,6 +17,9 @@ Window = tuple[int, int, int, int, int, int]
 CHUNK = 256
 """Products of int16 and int8 whose sum stays inside 2**30: they are added up in 32 bits, the chunks in 64."""
 
+OCTAVE_ZERO, OCTAVE_SHIFT = 192, 11
+"""As in `nnac.numerics`."""
+
 BLOCK = 64
 """Rows that are transposed together, so that what is read and written stays in a near cache."""
 
@@ -61,6 +64,23 @@ def interpolate(x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low:
             offset = np.int64(x[row, n]) + 32768
             index, fraction = offset >> 7, offset & 127
             blend = tables[n, index] * (128 - fraction) + tables[n, index + 1] * fraction
+            y[row, n] = saturate(round_shift(blend, shift, rounding) + y_zero, low, high)
+
+
+@kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), *[INT] * 5)
+def interpolate_octaves(
+    x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low: int, high: int, rounding: int
+) -> None:
+    """As `interpolate` with tables (tables, 385), as `numerics.interpolate_octaves` defines it."""
+    for row in range(x.shape[0]):
+        for n in range(x.shape[1]):
+            size, sign, width = abs(np.int64(x[row, n])), -1 if x[row, n] < 0 else 1, 0
+            while size >> width >= 32:
+                width += 1
+            index, fraction = (width << 4) + (size >> width), size & (1 << width) - 1
+            at = OCTAVE_ZERO + sign * index
+            near, far = tables[n, at], tables[n, at + sign if width < OCTAVE_SHIFT else at]
+            blend = (near * ((1 << width) - fraction) + far * fraction) << (OCTAVE_SHIFT - width)
             y[row, n] = saturate(round_shift(blend, shift, rounding) + y_zero, low, high)
 
 

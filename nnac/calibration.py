@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from nnac.errors import ModelError, one_line, raise_all
 from nnac.floatmodel import FloatModel
+from nnac.numerics import INT16_HIGH
 from nnac.types import Array, First
 
 METHODS = ("minmax", "percentile", "mse")
 
+Function = Callable[[Array], Array]
 Sample = dict[str, Array]
 Shape = tuple[int, ...]
 Source = str | os.PathLike[str] | Iterable[Mapping[str, Array]]
@@ -35,6 +37,7 @@ _STEPS = 255  # of the int8 quantizer between its ends
 _SMALLEST_SHRINK = 1 / 32  # mse cuts no end to much less than this share of its extreme
 _COARSE = np.geomspace(1, _SMALLEST_SHRINK, 26)  # shares of the extremes
 _FINE, _FINER = np.geomspace(1.14, 1 / 1.14, 13), np.geomspace(1.02, 1 / 1.02, 9)  # shares of the last result
+_SHARES = 2.0 ** (-np.arange(25) / 2)  # of the peak, what int16 may reach to
 _POINTS = (0.125, 0.375, 0.625, 0.875)  # where mse reads a bin, as shares of its width
 _ENTRIES = 4096  # of a tensor that the power of the median one is taken from, at most (evenly spread)
 _CLEAR_GAIN = 0.98  # mse keeps minmax unless the error falls below this share: less is within a bin's resolution
@@ -46,11 +49,13 @@ class Range:
 
     Attributes:
         power: mean square over the samples of the median entry (of those that are not always zero); None if not known.
+        reach: largest magnitude that int16 best represents, judged behind the function that reads it; None: all.
     """
 
     low: float
     high: float
     power: float | None = field(default=None, compare=False)
+    reach: float | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not (isfinite(self.low) and isfinite(self.high) and self.low <= 0 <= self.high):
@@ -71,6 +76,7 @@ def calibrate(
     percentile: float = 99.99,
     states: Mapping[str, str] | None = None,
     derive: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None,
+    through: Mapping[str, Function] | None = None,
 ) -> dict[str, Range]:
     """Run the float model on the samples and return the range of each named float tensor.
 
@@ -84,6 +90,7 @@ def calibrate(
         percentile: for that method alone, in (50, 100]; within one bin (1/128), never cutting more than it says.
         states: as for `FloatModel`; the samples are steps of sequences then.
         derive: returns more tensors, under names of their own, from those of one run; their ranges come too.
+        through: functions by the name of the tensor that they read, whose ranges come with a `reach`.
 
     Raises:
         ModelError: unknown method or tensor, no samples, a sample that does not fit the model, a value that is not
@@ -94,8 +101,8 @@ def calibrate(
     if not 50 < percentile <= 100:
         raise ModelError(f"calibration percentile is {percentile}, expected more than 50, at most 100")
     runner = FloatModel(model, tensors, states)
-    fresh = _Extremes if method == "minmax" else _Histogram
-    wanted: dict[str, _Extremes] = {name: fresh() for name in tensors}
+    fresh, functions = _Extremes if method == "minmax" else _Histogram, through or {}
+    wanted: dict[str, _Extremes] = {name: _Histogram() if name in functions else fresh() for name in tensors}
     seen: dict[str, _Extremes] = {}
     done = 0
     for done, sample in enumerate(samples, 1):
@@ -112,7 +119,8 @@ def calibrate(
             progress(done)
     if not done:
         raise ModelError("there are no calibration samples, at least one is needed")
-    return {name: _range(seen[name], method, percentile) for name in wanted if name in seen}
+    found = {name: _range(seen[name], method, percentile) for name in wanted if name in seen}
+    return found | {n: replace(found[n], reach=_reach(seen[n], f)) for n, f in functions.items() if n in found}
 
 
 def count(samples: Iterable[object]) -> int | None:
@@ -186,7 +194,7 @@ def _collect(wanted: Mapping[str, _Extremes], values: Mapping[str, Array]) -> di
 
 def _range(collector: _Extremes, method: str, percentile: float) -> Range:
     """Return the range that the method chooses from what was collected."""
-    if not isinstance(collector, _Histogram):
+    if method == "minmax" or not isinstance(collector, _Histogram):
         return Range.of(collector.low, collector.high, collector.power())
     found = _percentile_range(collector, percentile) if method == "percentile" else _mse_range(collector)
     return replace(found, power=collector.power())
@@ -229,6 +237,24 @@ def _mse_range(histogram: _Histogram) -> Range:
         low, high = _least(values, weights, np.array([low]), np.append(high, highs.clip(None, histogram.high)))
     error, plain = (_squared_error(values, weights, *ends) for ends in ((low, high), (histogram.low, histogram.high)))
     return Range.of(low, high) if error < plain * _CLEAR_GAIN else Range.of(histogram.low, histogram.high)
+
+
+def _reach(histogram: _Extremes, function: Function) -> float:
+    """Return the magnitude up to which int16 makes the least squared error behind a function of the values."""
+    assert isinstance(histogram, _Histogram)
+    bins = np.flatnonzero(histogram.counts)
+    inner, outer = _edges(bins)
+    values, peak = (inner + outer) / 2, max(-histogram.low, histogram.high)
+    defined = np.isfinite(function(values))
+    values, counts = values[defined], histogram.counts[bins][defined]
+    exact = function(values)
+
+    def error(reach: float) -> float:
+        step = reach / INT16_HIGH
+        found = function(np.rint(values / step).clip(-INT16_HIGH, INT16_HIGH) * step)
+        return float(np.dot(counts, (found.clip(exact.min(), exact.max()) - exact) ** 2))
+
+    return min((peak * float(share) for share in _SHARES), key=error) if peak > 0 and values.size else peak
 
 
 def _points(histogram: _Histogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -137,17 +137,20 @@ def compare(
     if not done:
         raise ModelError("no samples to compare on")
     makers = {_place(program.tensor(name)): layer for layer in program.layers for name in layer.outputs}
-    rows = tuple(tallies[t.name].row(t, makers.get(_place(t)), t.name in program.outputs) for t in tensors)
+    ends = {program.tensor(name).onnx_name for name in program.outputs}
+    rows = tuple(tallies[t.name].row(t, makers.get(_place(t)), t.onnx_name in ends) for t in tensors)
     return Comparison(rows, done)
 
 
 def _comparable(program: Program) -> list[Tensor]:
-    """Return inputs and layers' outputs that have a float twin, in order of completion, without reshapes."""
+    """Return inputs and layers' outputs that have a float twin, in order of completion; of moved copies the first."""
     shown = {*program.inputs, *(name for layer in program.layers for name in layer.outputs), *program.outputs}
     views = {_place(t): t for t in program.tensors if t.name in program.outputs}
     tensors = [t for t in program.tensors if t.name in shown and views.get(_place(t), t) is t]
-    unique = {t.onnx_name: t for t in tensors if t.origin is not None}
-    return sorted(unique.values(), key=lambda t: t.ready)
+    first: dict[str, Tensor] = {}
+    for tensor in sorted((t for t in tensors if t.origin is not None), key=lambda t: t.ready):
+        first.setdefault(tensor.onnx_name, tensor)
+    return list(first.values())
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

@@ -36,6 +36,7 @@ from nnac.passes.fold import fold
 from nnac.passes.fuse import fuse
 from nnac.passes.layout import layout
 from nnac.passes.legalize import legalize
+from nnac.passes.logarithms import through
 from nnac.passes.magnitude import magnitude
 from nnac.passes.order import order
 from nnac.passes.quantize import quantize, unpinned
@@ -331,7 +332,8 @@ def _calibrate(
         listed = f"; the model gives these no scale: {_some(names)}" if known else ""
         raise ModelError(f"{NO_CALIBRATION}{listed}")
     inner = partial(inner_states, graph) if any(isinstance(node.op, Recurrent) for node in graph.nodes) else None
-    ranges = calibrate(prepared, samples, names, method, step, states=onnx_states(graph), derive=inner)
+    kept, heard = onnx_states(graph), through(graph)
+    ranges = calibrate(prepared, samples, names, method, step, states=kept, derive=inner, through=heard)
     if isinstance(source, str) and source == RANDOM:
         return ranges, RANDOM
     only = f" for tensors without scales of their own: {_some(names)}" if known else ""

@@ -397,6 +397,7 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         Rule(lambda i: i.count % i.tables == 0, "the tables divide the count", "count tables"),
         _widths("in_bits:source", "out_bits:target"),
         Rule(lambda i: i.entry_bits == 8 or i.table % 2 == 0, "entries of 16 bits lie at even addresses", "table"),
+        Rule(lambda i: i.octaves <= (i.in_bits == 16), "octaves is 0, or 1 where in_bits is 16", "octaves in_bits"),
         RESULT_ZEROED,
         SHIFTED,
     ),

@@ -155,7 +155,7 @@ def _copy(i: isa.Copy) -> str:
 def _lookup(i: isa.Lookup) -> str:
     tables = f"tables {_buffer(i.table)} {i.tables}x{i.entries}"
     text = f"{_sram(i.target)}{_wide(i.out_bits)} <- {_sram(i.source)} {i.count} {_units(i.in_bits)}, {tables}"
-    return text if i.in_bits == 8 else f"{text}, shift {i.shift} zero {i.out_zero}"
+    return text if i.in_bits == 8 else f"{text}{' by octaves' * i.octaves}, shift {i.shift} zero {i.out_zero}"
 
 
 def _conv(i: isa.Conv) -> str:

@@ -41,11 +41,15 @@ SOFTMAX_ONE = 1 << 16
 SOFTMAX_WIDE_ONE = 1 << 15
 SOFTMAX_FINE_ONE = 1 << 30
 INTERPOLATION_ENTRIES = 513
+OCTAVE_ENTRIES = 385
+OCTAVE_ZERO = 192
+"""Entry of the value 0 among knots by octaves."""
 GATE_BITS = 12
 """Fractional bits of a gate's pre-activation: int16, Q3.12."""
 UNIT_BITS = 15
 """Fractional bits of a gate's output and of a GRU's state: int16, Q0.15."""
 INTERPOLATION_SHIFT = 7
+OCTAVE_SHIFT = 11
 ROOT_FRACTION = 13
 """Fractional bits of a root before it is requantized."""
 SQUARES_LIMIT = 1 << 35
@@ -452,6 +456,38 @@ def interpolate(
     index, fraction = divmod(x - INT16_LOW, 128)
     blend = table[index] * (128 - fraction) + table[index + 1] * fraction
     return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
+
+
+def interpolate_octaves(
+    x: int,
+    table: Sequence[int],
+    rounding: Rounding,
+    low: int = INT16_LOW,
+    high: int = INT16_HIGH,
+    shift: int = OCTAVE_SHIFT,
+    zero_point: int = 0,
+) -> int:
+    """As `interpolate` from 385 knots, 16 per octave on either side of 0, for functions that bend there.
+
+    Args:
+        x: int16.
+        table: 385 int16 values; entry 192 belongs to 0, entries 192 + k and 192 - k to `octave_place(k)` and its
+            negative.
+        rounding, low, high, zero_point: as of `interpolate`.
+        shift: 11, and as many more as the knots are finer than the output.
+    """
+    size, sign = abs(x), -1 if x < 0 else 1
+    width = max(size.bit_length() - 5, 0)
+    index, fraction = (width << 4) + (size >> width), size & (1 << width) - 1
+    near, far = (table[OCTAVE_ZERO + sign * min(k, OCTAVE_ZERO)] for k in (index, index + 1))
+    blend = (near * ((1 << width) - fraction) + far * fraction) << OCTAVE_SHIFT - width
+    return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
+
+
+def octave_place(k: int) -> int:
+    """Return the value of knot 0 <= k <= 192 of `interpolate_octaves`: each up to 32, 16 per octave up to 2**15."""
+    width = max((k >> 4) - 1, 0)
+    return (k - (width << 4)) << width
 
 
 def rescale(

@@ -29,7 +29,7 @@ Rules:
     from or go to such a tensor are requantized there;
 11. with "auto", what int8 would keep too little of is int16: where the mean square of the median entry, by calibration,
     is less than 36 dB over the square of int8's rounding error. So spectra and features whose entries differ in power
-    keep the quiet ones;
+    keep the quiet ones; so is what logarithms come from, which with "int16", too, may be cut (`passes.logarithms`);
 12. the scores of attention, from a product of activations through sums, factors and moves to a softmax, are int16; a
     mask that is added to them is cut where it has no influence (`passes.scores`); where the array takes 16 bits, so are
     the weights that the softmax makes of them, whose largest may be a small part of 1;
@@ -55,6 +55,7 @@ from nnac.ops.conv import INPUT
 from nnac.ops.softmax import FIXED_RANGE
 from nnac.passes.accumulated import residual_streams, running_states
 from nnac.passes.fuse import interval
+from nnac.passes.logarithms import behind, cut
 from nnac.passes.scores import attention_scores, attention_weights, bound_masks
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic
@@ -93,6 +94,8 @@ def quantize(
         ModelError: a tensor has no range or is not known, or sums would not fit the accumulator.
     """
     graph, ranges = bound_masks(graph, ranges)
+    if activations in ("auto", "int16"):
+        ranges = cut(graph, _groups(graph), ranges)
     graph, ranges = _apart(_spare_narrow(graph, ranges), ranges, activations)
     weighing = frozenset(attention_weights(graph) if products else ())
     quants = _quants(graph, ranges, law, activations, weighing)
@@ -231,7 +234,7 @@ def _quants(
         for names in (_asked_wide(graph, group, activations), (*_forced(graph), *weighing))
     )
     if activations == "auto":
-        asked |= set(_lossy(graph, group, ranges))
+        asked |= {*_lossy(graph, group, ranges), *(group[name] for name in behind(graph))}
     brought = _brought(graph, group)
     asked |= {root for root, quant in brought.items() if quant.bits == 16}
     wide, pinned = asked | forced, {**brought, **_pinned(graph, group)}

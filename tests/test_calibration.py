@@ -411,7 +411,7 @@ def test_a_range_is_finite_and_includes_zero(ends: tuple[float, float]) -> None:
 
 
 def test_a_range_has_no_negative_zero() -> None:
-    assert repr(Range.of(-0.0, -0.0)) == "Range(low=0.0, high=0.0, power=None)"
+    assert str(Range.of(-0.0, -0.0)).startswith("Range(low=0.0, high=0.0,")
 
 
 # Samples

@@ -43,14 +43,15 @@ def test_wav_round_trip(tmp_path: Path) -> None:
     [("dtln", 2.0, 20.0), pytest.param("gtcrn_simple", 2.0, 25.0, marks=pytest.mark.slow)],
 )
 def test_denoisers_are_near_to_float(name: str, seconds: float, least: float, assets: Path) -> None:
-    """Enhanced sound against float's, dB; calibrated along the same seconds."""
+    """Enhanced sound against float's, dB; calibrated along other recordings."""
     _, denoised = streams.denoise(assets, name, seconds, activations="auto")
     assert denoised.si_sdr > least
 
 
-def test_detector_decides_as_float(assets: Path) -> None:
+@pytest.mark.parametrize(("name", "seconds"), [("silero_vad_v5_static", 10.0), ("silero_vad_v3", None)])
+def test_detectors_decide_as_float(name: str, seconds: float | None, assets: Path) -> None:
     """Speech or not, chunk by chunk; calibrated on another recording."""
-    run, same = streams.detect(assets, "silero_vad_v5_static", 10.0, activations="auto")
+    run, same = streams.detect(assets, name, seconds, activations="auto")
     assert same >= 0.98
     assert 0.1 < float(np.mean(run.truth >= streams.THRESHOLD)) < 0.9
 

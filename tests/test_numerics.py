@@ -385,6 +385,21 @@ def test_numpy_narrow_is_the_law(wraps: bool) -> None:
         assert exact.narrow(np.array(acc), bits, wraps).tolist() == [numerics.narrow(a, bits, wraps) for a in acc]
 
 
+@given(st.integers(-(2**15), 2**15 - 1), MODE, st.integers(0, 2**32 - 1))
+def test_interpolate_octaves_is_linear_between_knots(x: int, mode: Rounding, seed: int) -> None:
+    """Between the knots' places, 16 per octave; rounded once."""
+    table = [int(knot) for knot in np.random.default_rng(seed).integers(-(2**15), 2**15, 385)]
+    places = [numerics.octave_place(k) for k in range(193)]
+    places = [-place for place in places[:0:-1]] + places
+    assert places == sorted(set(places)) and places[0] == -(2**15) and places[-1] == 2**15
+    index = next(k for k in range(384) if places[k] <= x < places[k + 1])
+    share = Fraction(x - places[index], places[index + 1] - places[index])
+    exact_y = table[index] + (table[index + 1] - table[index]) * share
+    assert numerics.interpolate_octaves(x, table, mode) == nearest(exact_y, mode)
+    finer = nearest(exact_y / 128, mode) - 7
+    assert numerics.interpolate_octaves(x, table, mode, -128, 127, 18, -7) == min(max(finer, -128), 127)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_numpy_softmax_and_interpolate_are_the_law(mode: Rounding) -> None:
     rng = np.random.default_rng(10)
@@ -400,6 +415,9 @@ def test_numpy_softmax_and_interpolate_are_the_law(mode: Rounding) -> None:
     assert got.tolist() == [numerics.interpolate(x, knots.tolist(), mode) for x in x16.tolist()]
     got = exact.interpolate(x16, knots, mode, -128, 127, 14, -7)
     assert got.tolist() == [numerics.interpolate(x, knots.tolist(), mode, -128, 127, 14, -7) for x in x16.tolist()]
+    all16 = np.arange(-(2**15), 2**15).astype(np.int16)
+    got = exact.interpolate_octaves(all16, knots[:385], mode)
+    assert got.tolist() == [numerics.interpolate_octaves(x, knots[:385].tolist(), mode) for x in all16.tolist()]
     wide = numerics.softmax_table(3e-4, 16)
     got = exact.softmax(x16[:51].reshape(3, 17), wide, 1 << 15, 0, 0, mode, 0, 2**15 - 1)
     rows = [numerics.softmax(r, wide, 1 << 15, 0, 0, mode, 0, 2**15 - 1) for r in x16[:51].reshape(3, 17).tolist()]

@@ -16,6 +16,7 @@ import nnac
 from nnac.errors import ModelError
 from nnac.floatmodel import FloatModel
 from nnac.frontend import prepare
+from nnac.isa import Gru
 from nnac.types import Array
 from tests.test_models import path_of
 
@@ -167,6 +168,71 @@ def test_a_single_cell_is_an_lstm(style: str) -> None:
     )
     found = same(source)
     assert found.count("LSTM") == 1 and "Split" not in found
+
+
+def gru_cell() -> Nodes:
+    """Return torch's GRUCell from x_t and h to h_next, as both of its exporters write it."""
+    made = [helper.make_node("Gemm", ["x_t", "Wg", "bi"], ["gi"], "gi", transB=1)]
+    made += [helper.make_node("Gemm", ["h", "Rg", "bh"], ["gh"], "gh", transB=1)]
+    made += [helper.make_node("Split", [g], [f"{g}_{k}" for k in "rzn"], f"{g}s", axis=1) for g in ("gi", "gh")]
+    made += [node("Add", f"gh_{k} gi_{k}", k) for k in "rz"] + [node("Sigmoid", k, f"s{k}") for k in "rz"]
+    made += [node("Mul", "gh_n sr", "m"), node("Add", "gi_n m", "a"), node("Tanh", "a", "n"), node("Sub", "h n", "d")]
+    return [*made, node("Mul", "d sz", "k"), node("Add", "k n", "h_next")]
+
+
+def gru_weights() -> list[onnx.TensorProto]:
+    rows = 3 * HIDDEN
+    return weights(Wg=(rows, WIDTH), Rg=(rows, HIDDEN), bi=(rows,), bh=(rows,))
+
+
+def test_a_single_gru_cell_is_a_gru() -> None:
+    """One step, its state an input of the graph; a candidate that sees the state past its gate is left as it is."""
+    inputs = [info("x_t", BATCH, WIDTH), info("h", BATCH, HIDDEN)]
+    outputs = [info("h_next", BATCH, HIDDEN)]
+    source = model(gru_cell(), inputs, outputs, gru_weights())
+    found = same(source)
+    assert found.count("GRU") == 1 and "Split" not in found
+    program = nnac.compile(source, "nna8", "random", states={"h": "h_next"}, check=True).program
+    assert any(isinstance(i, Gru) for i in program.instructions)
+    other = [n if n.output[0] != "m" else node("Mul", "gh_n gi_r", "m") for n in gru_cell()]
+    assert "GRU" not in same(model(other, inputs, outputs, gru_weights()))
+
+
+@pytest.mark.parametrize("backwards", [0, 1])
+def test_a_scan_over_a_gru_cell_is_a_gru(backwards: int) -> None:
+    """Over all steps, either way, with the last state."""
+    body = helper.make_graph(
+        [*gru_cell(), node("Identity", "h_next", "y_t")],
+        "body",
+        [info("h", BATCH, HIDDEN), info("x_t", BATCH, WIDTH)],
+        [info("h_next", BATCH, HIDDEN), info("y_t", BATCH, HIDDEN)],
+    )
+    way = [backwards]
+    scan = helper.make_node(
+        "Scan",
+        ["h0", "x"],
+        ["last", "y"],
+        "scan",
+        body=body,
+        num_scan_inputs=1,
+        scan_input_directions=way,
+        scan_output_directions=way,
+    )
+    inputs = [info("h0", BATCH, HIDDEN), info("x", TIME, BATCH, WIDTH)]
+    found = same(model([scan], inputs, [info("last", BATCH, HIDDEN), info("y", TIME, BATCH, HIDDEN)], gru_weights()))
+    assert found.count("GRU") == 1 and "Sigmoid" not in found
+
+
+def test_an_lstm_that_lost_its_projection_is_refused() -> None:
+    """What torch.onnx.export(dynamo=True) writes for LSTM(5, 8, proj_size=3): hidden_size 3, and a cell of 8."""
+    held = weights(W=(1, 12, 5), R=(1, 12, 3), B=(1, 24))
+    held += [numpy_helper.from_array(np.zeros((1, 1, n), np.float32), name) for name, n in (("h0", 3), ("c0", 8))]
+    inputs, outputs = ["x", "W", "R", "B", "", "h0", "c0"], ["y", "h", "c"]
+    lstm = helper.make_node("LSTM", inputs, outputs, "lstm", hidden_size=3, input_forget=0, layout=0)
+    source = model([lstm], [info("x", 4, 1, 5)], [info("y", 4, 1, 1, 3)], held)
+    source.opset_import[0].version = 20
+    with pytest.raises(ModelError, match=r"LSTM 'lstm': .*\[1, 1, 8\].*\(directions, batch, 3\).*proj_size"):
+        nnac.compile(source, "nna8", "random")
 
 
 def test_what_is_no_cell_stays() -> None:

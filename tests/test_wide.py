@@ -143,14 +143,17 @@ def test_products(shape: Any, multiplier: int, shift: int, limits: Any, mode: Ro
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(7, 20), st.integers(-128, 127), LIMITS, MODE, SEED)
 def test_interpolation(rows: int, tables: int, shift: int, zero: int, limits: Any, mode: Rounding, seed: int) -> None:
-    """Every column through its own knots."""
+    """Every column through its own knots, at equal distances and by octaves."""
     rng = np.random.default_rng(seed)
-    x, knots = values(rng, rows, tables), values(rng, tables, 513)
-    y = np.empty(x.shape, np.int16)
-    wide.interpolate(x, knots, y, *[shift, zero, *limits, mode])
-    for row, n in product(range(rows), range(tables)):
-        expected = numerics.interpolate(int(x[row, n]), knots[n].tolist(), mode, *[*limits, shift, zero])
-        assert y[row, n] == expected
+    x, y = values(rng, rows, tables), np.empty((rows, tables), np.int16)
+    for kernel, law, entries in (
+        (wide.interpolate, numerics.interpolate, 513),
+        (wide.interpolate_octaves, numerics.interpolate_octaves, 385),
+    ):
+        knots = values(rng, tables, entries)
+        kernel(x, knots, y, *[shift, zero, *limits, mode])
+        for row, n in product(range(rows), range(tables)):
+            assert y[row, n] == law(int(x[row, n]), knots[n].tolist(), mode, *[*limits, shift, zero])
 
 
 @settings(max_examples=200, deadline=None)

@@ -17,6 +17,11 @@ from nnac.compiled import CompiledModel
 
 MIXTURE = "data/enhance/gtcrn_mix_16k.wav"
 SPEECH = "data/speech/silero_test_60s.wav"
+NOISE = "data/speech_commands/noise_1000ms.wav"
+RATIOS = (0.0, 5.0, 10.0)
+"""Signal to noise in dB of what denoisers are calibrated along."""
+SECONDS = 4
+"""Of each of these ratios."""
 THRESHOLD = 0.5
 """Probability over which a chunk counts as speech."""
 
@@ -60,18 +65,23 @@ def compare(assets: Path, network: Network, blobs: Sequence[CompiledModel], soun
     return Run(network, tuple(blobs), truth, found)
 
 
-def denoise(
-    assets: Path, name: str, seconds: float | None = None, held_out: bool = False, **options: Any
-) -> tuple[Run, Denoised]:
-    """Enhance the noisy recording, or its first seconds.
+def noisy_speech(assets: Path) -> Floats:
+    """Return speech of one recording with the noise of another, some seconds at each ratio."""
+    speech, noise, length = read_wav(assets / SPEECH), read_wav(assets / NOISE), SECONDS * RATE
+    parts = []
+    for number, ratio in enumerate(RATIOS):
+        clean = speech[number * length : (number + 1) * length]
+        other = np.resize(noise, length)
+        parts.append(clean + other * (clean.std() / other.std() * 10 ** (-ratio / 20)))
+    return np.concatenate(parts).astype(np.float32)
 
-    It is calibrated along the same recording; `held_out`: along its first half, and its second half is compared.
-    """
+
+def denoise(assets: Path, name: str, seconds: float | None = None, **options: Any) -> tuple[Run, Denoised]:
+    """Enhance the noisy recording, or its first seconds; calibrated along noisy speech of other recordings."""
     sound = read_wav(assets / MIXTURE)[: int(seconds * RATE) if seconds else None]
-    network, half = DENOISERS[name], len(sound) // 2 if held_out else 0
-    run = compare(assets, network, compiled(assets, network, sound[: half or None], **options), sound)
-    truth, found = run.truth[half:], run.found[half:]
-    return run, Denoised(si_sdr(found, truth), opinion(assets, truth), opinion(assets, found))
+    network = DENOISERS[name]
+    run = compare(assets, network, compiled(assets, network, noisy_speech(assets), **options), sound)
+    return run, Denoised(si_sdr(run.found, run.truth), opinion(assets, run.truth), opinion(assets, run.found))
 
 
 def detect(assets: Path, name: str, seconds: float | None = None, **options: Any) -> tuple[Run, float]:

@@ -2,7 +2,8 @@
 
     NNAC_ASSETS=/path/to/assets python -m examples.enhance.table [--activations int8|auto|int16] [--only NAME]
 
-SI-SDR is that of the enhanced sound against float's. DNSMOS is the largest difference of the three scores.
+SI-SDR is that of the enhanced sound against float's. DNSMOS is the largest difference of the three scores. No network
+is calibrated on what is measured.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from nnac.program import dumps
 NAMES = (*DENOISERS, *DETECTORS, *keywords.FEATURES)
 
 
-def results(assets: Path, name: str, held_out: bool, **options: Any) -> tuple[str, Sequence[CompiledModel], float]:
+def results(assets: Path, name: str, **options: Any) -> tuple[str, Sequence[CompiledModel], float]:
     """Return a network's figures against float, its blobs, and the seconds of sound per step."""
     if name in DENOISERS:
-        run, figures = streams.denoise(assets, name, held_out=held_out, **options)
+        run, figures = streams.denoise(assets, name, **options)
         apart = figures.found.apart(figures.truth)
         scores = f"overall {figures.found.overall:.2f} (float {figures.truth.overall:.2f})"
         return f"SI-SDR {figures.si_sdr:.1f} dB, DNSMOS {apart:.3f}, {scores}", run.compiled, run.network.period
@@ -55,7 +56,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="nna8", help="machine to compile for (default: nna8)")
     parser.add_argument("--activations", default="auto", help="int8, auto, int16 (default: auto)")
-    parser.add_argument("--held-out", action="store_true", help="denoisers: calibrate on one half, compare the other")
     parser.add_argument("--only", choices=NAMES, help="only this network; default: all")
     given = parser.parse_args()
     assets = Path(os.environ.get("NNAC_ASSETS", ""))
@@ -66,7 +66,7 @@ def main() -> int:
     options = {"target": given.target, "activations": given.activations}
     for name in NAMES if given.only is None else (given.only,):
         try:
-            table.add_row(name, *row(*results(assets, name, given.held_out, **options)))
+            table.add_row(name, *row(*results(assets, name, **options)))
         except NnacError as error:
             table.add_row(name, f"not compiled: {one_line(error)[:160]}", "-", "-", "-")
     Console(width=None if sys.stdout.isatty() else 150).print(table)

@@ -436,11 +436,12 @@ class Meanings:
 
             yield _call(move.look_up if i.out_bits == 8 else wide.look_up, x, tables, target)
             return
-        from nnac.kernels.wide import interpolate
+        from nnac.kernels.wide import interpolate, interpolate_octaves
 
         half = 1 << i.out_bits - 1
         y, narrow = self._result(target, True)
-        yield _call(interpolate, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
+        kernel = interpolate_octaves if i.octaves else interpolate
+        yield _call(kernel, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from narrow
 
     def _softmax(self, i: isa.Softmax) -> Calls:

@@ -1,8 +1,9 @@
-"""LSTM cells that exporters wrote out as single operators: found in a list of nodes, whatever made their gates.
+"""Cells that exporters wrote out as single operators: found in a list of nodes, whatever made their gates.
 
-A cell is c' = sigmoid(f) * c + sigmoid(i) * tanh(g), h' = sigmoid(o) * tanh(c'); its gates are affine in some tensors
-("leaves"), through any number of products with constants, sums, splits and concatenations. From that follow the
-weights of ONNX's LSTM.
+An LSTM cell is c' = sigmoid(f) * c + sigmoid(i) * tanh(g), h' = sigmoid(o) * tanh(c'); its gates are affine in some
+tensors ("leaves"), through any number of products with constants, sums, splits and concatenations. A GRU cell is
+n = tanh(a + sigmoid(r) * b), h' = (h - n) * sigmoid(z) + n, as torch's GRUCell has it, with z and r affine in x and h,
+a in x and b in h. From that follow the weights of ONNX's LSTM and GRU.
 """
 
 from __future__ import annotations
@@ -97,6 +98,33 @@ class Cell:
         return (self.gates[letter].plus(zeros) for letter in GATES)
 
 
+@dataclass(frozen=True, slots=True)
+class GruCell:
+    """A GRU cell that was found.
+
+    Attributes:
+        hidden, before: names of h' and h.
+        x: name of its input.
+        update, reset, own, inner: z, r, a and b.
+    """
+
+    hidden: str
+    before: str
+    x: str
+    update: Affine
+    reset: Affine
+    own: Affine
+    inner: Affine
+
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """Return ONNX's W (3 H, I), R (3 H, H) and B (6 H,)."""
+        weights = [gate.matrices[self.x].T for gate in (self.update, self.reset, self.own)]
+        recurrent = [gate.matrices[self.before].T for gate in (self.update, self.reset, self.inner)]
+        zeros = np.zeros_like(self.own.bias)
+        bias = (self.update.bias, self.reset.bias, self.own.bias, zeros, zeros, self.inner.bias)
+        return np.concatenate(weights), np.concatenate(recurrent), np.concatenate(bias)
+
+
 class Scope:
     """Nodes in order, with the constants that they see, and the last sides of tensors as far as they are known."""
 
@@ -111,6 +139,13 @@ class Scope:
         """Yield the cells in the order of their hidden values."""
         for node in self.nodes:
             found = self._cell(node)
+            if found is not None:
+                yield found
+
+    def gru_cells(self) -> Iterator[GruCell]:
+        """Yield the GRU cells in the order of their hidden values."""
+        for node in self.nodes:
+            found = next(self._gru(node), None)
             if found is not None:
                 yield found
 
@@ -158,6 +193,41 @@ class Scope:
         if any(not gate.diagonals.keys() <= looks[letter] for letter, gate in gates.items()):
             return None
         return Cell(hidden, cell, before, gates)
+
+    def _pairs(self, name: str, op_type: str) -> Iterator[tuple[str, str]]:
+        """Yield the operands of the node that makes a tensor, in either order, if it is of that type."""
+        node = self.made.get(self.plain(name))
+        if node is not None and node.op_type == op_type:
+            first, second = (self.plain(each) for each in node.input)
+            yield from ((first, second), (second, first))
+
+    def _inside(self, name: str, op_type: str) -> str:
+        """Return what goes into the function that makes a tensor, empty if it is another one."""
+        node = self.made.get(self.plain(name))
+        return node.input[0] if node is not None and node.op_type == op_type else ""
+
+    def _gru(self, node: onnx.NodeProto) -> Iterator[GruCell]:
+        for kept, new in self._pairs(node.output[0], "Add"):
+            candidate = self._inside(new, "Tanh")
+            for difference, gate in self._pairs(kept, "Mul") if candidate else ():
+                sides, update = self.made.get(difference), self._inside(gate, "Sigmoid")
+                if update and sides is not None and sides.op_type == "Sub" and self.plain(sides.input[1]) == new:
+                    yield from self._read_gru(node.output[0], self.plain(sides.input[0]), update, candidate)
+
+    def _read_gru(self, hidden: str, before: str, update: str, candidate: str) -> Iterator[GruCell]:
+        """Yield the cell if its gates are affine in the hidden values and one input, of one width."""
+        for own, gated in self._pairs(candidate, "Add"):
+            for inner, gate in self._pairs(gated, "Mul"):
+                reset = self._inside(gate, "Sigmoid")
+                parts = [self.affine(name) for name in (update, reset, own, inner)] if reset else []
+                z, r, a, b = parts or [None] * 4
+                if z is None or r is None or a is None or b is None or len(a.matrices) != 1:
+                    continue
+                (x,) = a.matrices
+                leaves = [set(part.matrices) for part in (z, r, b)]
+                plain = not any(part.diagonals for part in (z, r, a, b))
+                if plain and leaves == [{x, before}] * 2 + [{before}] and len({len(p.bias) for p in (z, r, a, b)}) == 1:
+                    yield GruCell(hidden, before, x, z, r, a, b)
 
     # -- gates -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from nnac.frontend.masks import add_masks
 from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.qoperator import rewrite_quantized
 from nnac.frontend.scans import restore_layers
-from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
+from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer, state_problems
 from nnac.frontend.unroll import unroll
 from nnac.frontend.walk import nodes, stem
 
@@ -95,6 +95,7 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
+    report(state_problems(model.graph))
     while restore_layers(model) or unroll(model):
         forget_inferred(model.graph)
         model = infer(fold(model, limits), limits)

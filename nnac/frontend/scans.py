@@ -1,11 +1,12 @@
-"""Recurrent layers that exporters wrote out become LSTM nodes again, ONNX to ONNX, so that they stay loops.
+"""Recurrent layers that exporters wrote out become LSTM and GRU nodes again, ONNX to ONNX, so that they stay loops.
 
 Rules:
 
 1. a Scan whose body is one LSTM cell (see `nnac.frontend.cells`) becomes an LSTM over all its steps; a projection of
    the hidden values is folded into the recurrent weights (gates = R (P m) = (R P) m) and done for all steps behind it;
 2. a cell outside of a loop becomes an LSTM of one step;
-3. tensors that the graph reads afterwards keep their names.
+3. GRU cells likewise, without projection;
+4. tensors that the graph reads afterwards keep their names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from nnac.frontend.cells import Cell, Scope, attributes
+from nnac.frontend.cells import Cell, GruCell, Scope, attributes
 from nnac.frontend.walk import walk
 from nnac.types import Array
 
@@ -130,6 +131,20 @@ class _Writer:
         self.changed = True
         return name
 
+    def gru(self, name: str, cell: GruCell, x: str, state: str, **given: Any) -> str:
+        """Add a GRU; return the stem of its outputs `.all` and `.hidden` (arguments as of `lstm`)."""
+        arrays = zip("WRB", cell.arrays(), strict=True)
+        inputs = [
+            x,
+            *(self.constant(f"{name}.{label}", a[None]) for label, a in arrays),
+            *(["", state] if state else []),
+        ]
+        made = [f"{name}.{label}" for label in ("all", "hidden")]
+        size = len(cell.own.bias)
+        self.nodes.append(helper.make_node("GRU", inputs, made, name, hidden_size=size, linear_before_reset=1, **given))
+        self.changed = True
+        return name
+
     def initial(self, name: str, shape: Shape) -> str:
         """Return a state (B, H) as (1, B, H), empty for one of zeros."""
         held = self.constants.get(name)
@@ -153,9 +168,12 @@ def _single_steps(writer: _Writer) -> None:
         if hidden and len(others) == 1 and flat and cell.gates["i"].matrices.keys() == {*cell.leaves}:
             cells[cell.cell] = (cell, others[0], hidden)
     replaced = {cell.hidden for cell, *_ in cells.values()}
+    grus = {cell.hidden: cell for cell in scope.gru_cells() if len(writer.shapes.get(cell.x, ())) == 2}
     for node in nodes:
         if node.output[0] in cells:
             _single_step(writer, node.name, *cells[node.output[0]])
+        elif node.output[0] in grus:
+            _single_gru(writer, node.name, grus[node.output[0]])
         elif node.output[0] not in replaced:
             writer.nodes.append(node)
 
@@ -185,6 +203,14 @@ def _single_step(writer: _Writer, name: str, cell: Cell, x: str, hidden: str) ->
     stem = writer.lstm(writer.fresh(f"{name}.lstm"), cell, step, (x, cell.weights(hidden)), states)
     writer.reshape(f"{stem}.hidden", shape, cell.hidden)
     writer.reshape(f"{stem}.cell", shape, cell.cell)
+
+
+def _single_gru(writer: _Writer, name: str, cell: GruCell) -> None:
+    batch, width = writer.shapes[cell.x]
+    shape = (batch, len(cell.own.bias))
+    state, step = writer.initial(cell.before, shape), writer.reshape(cell.x, (1, batch, width))
+    stem = writer.gru(writer.fresh(f"{name}.gru"), cell, step, state)
+    writer.reshape(f"{stem}.hidden", shape, cell.hidden)
 
 
 # -- Scan ----------------------------------------------------------------------------------------------------------
@@ -221,7 +247,7 @@ class _Loop:
 
 
 def _scan(writer: _Writer, node: onnx.NodeProto) -> bool:
-    """Write a Scan as an LSTM; tell whether its body is one."""
+    """Write a Scan as an LSTM or a GRU; tell whether its body is one."""
     given, loop = attributes(node), _Loop.of(node, writer.used)
     axes = [*given.get("scan_input_axes", ()), *given.get("scan_output_axes", ())]
     directions = {*given.get("scan_input_directions", (0,)), *given.get("scan_output_directions", (0,))}
@@ -232,11 +258,32 @@ def _scan(writer: _Writer, node: onnx.NodeProto) -> bool:
     body = given["body"]
     held = {tensor.name: numpy_helper.to_array(tensor) for tensor in body.initializer}
     scope = Scope(body.node, {**writer.constants, **held}, _widths(body))
+    direction = "reverse" if directions == {1} else "forward"
+    for gru in scope.gru_cells():
+        return _gru_scan(writer, node.name, scope, loop, gru, direction)
     cells = list(scope.cells())
     layer = _Layer.of(scope, loop, cells[0]) if len(cells) == 1 else None
     if layer is None or (layer.projection is not None and not _zeros(writer, layer.initial_hidden)):
         return False
-    layer.write(writer, node.name, loop.scanned[0], "reverse" if directions == {1} else "forward")
+    layer.write(writer, node.name, loop.scanned[0], direction)
+    return True
+
+
+def _gru_scan(writer: _Writer, name: str, scope: Scope, loop: _Loop, cell: GruCell, direction: str) -> bool:
+    """Write a Scan over a GRU cell as a GRU; tell whether it is no more than that."""
+    (x, inside), states = loop.scanned[0], {before: (start, behind, end) for start, before, behind, end in loop.states}
+    start, behind, end = states.pop(cell.before, ("", "", ""))
+    collected = [(scope.plain(name), outside) for name, outside in loop.collected if outside]
+    made = {scope.plain(behind), *(name for name, _ in collected)}
+    if inside != cell.x or made != {cell.hidden} or any(final for _, _, final in states.values()):
+        return False
+    time, batch, _ = writer.shapes[x]
+    shape = (batch, len(cell.own.bias))
+    stem = writer.gru(name, cell, x, writer.initial(start, shape), direction=direction)
+    if end:
+        writer.reshape(f"{stem}.hidden", shape, end)
+    for _, outside in collected:
+        writer.reshape(f"{stem}.all", (time, *shape), outside)
     return True
 
 

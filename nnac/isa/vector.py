@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nnac.isa.instruction import Engine, Instruction, Range, Space, entry, row
+from nnac.numerics import INTERPOLATION_ENTRIES, OCTAVE_ENTRIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class Lookup(Instruction):
     """Every element through a table in the weight buffer; element i uses table i % tables.
 
     An int8 input takes entry x + 128 of 256, which have the width of the output. An int16 input is interpolated between
-    513 int16 knots (`numerics.interpolate`).
+    513 int16 knots (`numerics.interpolate`), or between 385 by octaves (`numerics.interpolate_octaves`).
     """
 
     opcode: ClassVar[int] = 8
@@ -72,6 +73,7 @@ class Lookup(Instruction):
     tables: int = entry("u32")
     shift: int = entry("u8", default=0)
     out_zero: int = entry("i16", default=0)
+    octaves: int = entry("u8", default=0)
     in_bits: int = entry("u8", default=8)
     out_bits: int = entry("u8", default=8)
 
@@ -82,7 +84,9 @@ class Lookup(Instruction):
     @property
     def entries(self) -> int:
         """Entries of one table."""
-        return 256 if self.in_bits == 8 else 513
+        if self.in_bits == 8:
+            return 256
+        return OCTAVE_ENTRIES if self.octaves else INTERPOLATION_ENTRIES
 
     @property
     def entry_bits(self) -> int:

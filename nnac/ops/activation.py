@@ -1,4 +1,8 @@
-"""Functions of one value: a table of 256 entries on int8, of 513 knots with lines between them on int16."""
+"""Functions of one value: a table of 256 entries on int8; on int16 knots with lines between them.
+
+There are 513 knots at equal distances, or 385 by octaves where these come nearer to the function, by the largest error
+halfway between knots: a logarithm or a root bends near zero, a sigmoid does not.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from nnac import isa
-from nnac.numerics import INT16_HIGH, INT16_LOW, INTERPOLATION_ENTRIES, INTERPOLATION_SHIFT
+from nnac.numerics import (
+    INT16_HIGH,
+    INT16_LOW,
+    INTERPOLATION_ENTRIES,
+    INTERPOLATION_SHIFT,
+    OCTAVE_ENTRIES,
+    OCTAVE_SHIFT,
+    OCTAVE_ZERO,
+    octave_place,
+)
 from nnac.ops import exact
 from nnac.ops.base import Block, Bound, Constraint, Op, Sample, Shape, Step, random_type
 from nnac.ops.functions import EXAMPLES, FUNCTIONS
@@ -18,6 +31,11 @@ from nnac.types import Array, TensorType
 
 FIXED_RANGES = {"sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128), "hard_sigmoid": (0.0, 255 / 256)}
 """Output ranges that a function has by nature."""
+EVEN = 128 * np.arange(INTERPOLATION_ENTRIES, dtype=np.int64) + INT16_LOW
+_UP = np.array([octave_place(k) for k in range(OCTAVE_ZERO + 1)])
+OCTAVES = np.concatenate([-_UP[:0:-1], _UP])
+"""Inputs of the knots of `numerics.interpolate` and `numerics.interpolate_octaves`."""
+HALFWAY = np.concatenate([(places[1:] + places[:-1]) // 2 for places in (EVEN, OCTAVES)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +71,7 @@ class Activation(Op):
         return tuple(shapes[0])
 
     def tables(self, bound: Bound) -> Array:
-        """Return (tables, 256) outputs for input entry - 128, or (tables, 513) knots for input 128 * entry - 32768."""
+        """Return (tables, 256) outputs for input entry - 128, or (tables, 513) or (tables, 385) knots."""
         quant = bound.quant
         if bound.input_quant(0).bits == 8:
             reals = self._reals(bound, np.arange(-128, 128, dtype=np.int64))
@@ -61,13 +79,28 @@ class Activation(Op):
                 return quant.quantize(reals)
             y = reals / quant.scale + quant.zero_point
             return bound.result(np.clip(np.rint(y), quant.low, quant.high))  # y may be infinite
-        knots = 128 * np.arange(INTERPOLATION_ENTRIES, dtype=np.int64) + INT16_LOW
-        y = self._reals(bound, knots) / quant.scale * 2.0 ** (self._shift(bound) - INTERPOLATION_SHIFT)
+        even, octaves = (self._knots(bound, places) for places in (EVEN, OCTAVES))
+        return octaves if self._error(bound, octaves) < self._error(bound, even) else even
+
+    def _knots(self, bound: Bound, places: Array) -> Array:
+        """Return the int16 knots (tables, places) at int16 inputs."""
+        y = self._reals(bound, places) / bound.quant.scale * 2.0 ** _finer(bound)
         return np.clip(np.rint(y), INT16_LOW, INT16_HIGH).astype(np.int16)
 
-    def _shift(self, bound: Bound) -> int:
-        """Return the shift of `numerics.interpolate`."""
-        return INTERPOLATION_SHIFT + (7 if bound.quant.bits == 8 else 0)
+    def _error(self, bound: Bound, knots: Array) -> float:
+        """Return the largest error of the interpolated function halfway between knots, in steps of the output."""
+        quant = bound.quant
+        exact_y = np.clip(self._reals(bound, HALFWAY) / quant.scale + quant.zero_point, quant.low, quant.high)
+        found = np.stack([self._interpolated(bound, HALFWAY, row) for row in knots])
+        return float(np.abs(found - exact_y).max())
+
+    def _interpolated(self, bound: Bound, x: Array, knots: Array) -> Array:
+        """Return the exact integers for int16 inputs, by one table or by one per entry of the last axis."""
+        quant, finer = bound.quant, _finer(bound)
+        law = bound.law.mode, quant.low, quant.high
+        if knots.shape[-1] == OCTAVE_ENTRIES:
+            return exact.interpolate_octaves(x, knots, *law, OCTAVE_SHIFT + finer, quant.zero_point)
+        return exact.interpolate(x, knots, *law, INTERPOLATION_SHIFT + finer, quant.zero_point)
 
     def _reals(self, bound: Bound, x: Array) -> Array:
         """Return the function of quantized inputs (entries,), in float64 (tables, entries)."""
@@ -78,12 +111,9 @@ class Activation(Op):
         return FUNCTIONS[self.kind](real, *self.params)[None, :]
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        tables, quant = self.tables(bound), bound.quant
+        tables = self.tables(bound)
         if bound.input_quant(0).bits == 16:
-            table = tables[0] if len(tables) == 1 else tables
-            shift, law = self._shift(bound), bound.law
-            out = exact.interpolate(inputs[0], table, law.mode, quant.low, quant.high, shift, quant.zero_point)
-            return bound.result(out)
+            return bound.result(self._interpolated(bound, inputs[0], tables[0] if len(tables) == 1 else tables))
         x = inputs[0].astype(np.int64) + 128
         if len(tables) == 1:
             return np.asarray(tables[0][x])
@@ -100,14 +130,18 @@ class Activation(Op):
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         rows, _ = self.rows(bound)
         count = (step.output.hi - step.output.lo) * (bound.output.elements // rows)
+        tables, wide = self.tables(bound), bound.input_quant(0).bits == 16
+        octaves = wide and tables.shape[1] == OCTAVE_ENTRIES
+        base = OCTAVE_SHIFT if octaves else INTERPOLATION_SHIFT
         yield isa.Lookup(
             source=step.inputs[0].address,
             target=step.output.address,
             count=count,
             table=step.params,
-            tables=len(self.tables(bound)),
-            shift=self._shift(bound) if bound.input_quant(0).bits == 16 else 0,
-            out_zero=bound.quant.zero_point if bound.input_quant(0).bits == 16 else 0,
+            tables=len(tables),
+            shift=base + _finer(bound) if wide else 0,
+            out_zero=bound.quant.zero_point if wide else 0,
+            octaves=int(octaves),
             in_bits=bound.input_quant(0).bits,
             out_bits=bound.quant.bits,
         )
@@ -123,3 +157,8 @@ class Activation(Op):
             constants[1] = slopes
         op = cls(kind, EXAMPLES.get(kind, ()))
         return Sample(op, tuple(inputs), random_type(rng, shape), constants)
+
+
+def _finer(bound: Bound) -> int:
+    """Return how many bits the knots of an int16 input have more than the output."""
+    return 7 if bound.quant.bits == 8 else 0

@@ -20,6 +20,8 @@ from nnac.numerics import (
     INT32_LOW,
     INTERPOLATION_SHIFT,
     MULTIPLIER_BITS,
+    OCTAVE_SHIFT,
+    OCTAVE_ZERO,
     ROOT_FRACTION,
     SHIFT_MAX,
     SOFTMAX_ENTRIES,
@@ -225,6 +227,26 @@ def interpolate(
         own = np.arange(len(knots))
         left, right = knots[own, index], knots[own, index + 1]
     blend = left * (128 - fraction) + right * fraction
+    return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
+
+
+def interpolate_octaves(
+    x: npt.NDArray[np.integer],
+    table: npt.ArrayLike,
+    rounding: Rounding,
+    low: Integers = INT16_LOW,
+    high: Integers = INT16_HIGH,
+    shift: Integers = OCTAVE_SHIFT,
+    zero_point: Integers = 0,
+) -> Int64:
+    """385-entry int16 tables (one, or one per entry of the last axis) over int16 values; see the law's."""
+    knots = np.atleast_2d(_int64(table))
+    size, sign = np.abs(_int64(x)), np.where(x < 0, -1, 1)
+    width = np.maximum(np.frexp(size.astype(np.float64))[1].astype(np.int64) - 5, 0)
+    index, fraction = (width << 4) + (size >> width), size & (1 << width) - 1
+    own = np.arange(len(knots)) if len(knots) > 1 else 0
+    near, far = (knots[own, OCTAVE_ZERO + sign * np.minimum(k, OCTAVE_ZERO)] for k in (index, index + 1))
+    blend = (near * ((1 << width) - fraction) + far * fraction) << OCTAVE_SHIFT - width
     return saturate(round_shift(blend, shift, rounding) + zero_point, low, high)
 
 
