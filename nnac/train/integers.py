@@ -166,7 +166,8 @@ class _Steps(torch.autograd.Function):
 
 def weight_scales(weight: Tensor, bias: Tensor, input_scale: float, law: Arithmetic) -> Tensor:
     """Return float32 scales (O,) of weights (O, ...), as `passes.quantize.weight_scales` finds them."""
-    peak = torch.linalg.vector_norm(weight.detach().flatten(1), float("inf"), dim=1).double() / 127
+    rows = weight.detach().flatten(1)  # amax and amin are each many times faster than a norm
+    peak = torch.maximum(rows.amax(1), -rows.amin(1)).double() / 127
     scale = torch.maximum(peak, bias.detach().abs().double() / (BIAS_LIMIT * input_scale))
     if not law.per_channel:
         scale = scale.max().expand_as(scale)
@@ -210,7 +211,7 @@ def layer_integers(weight: Tensor, bias: Tensor, scale: Tensor | None, quant: Qu
     steps = _Steps.apply(bias, scale.double() * quant.scale)
     reach = max(abs(end) for end in limits(quant))
     with torch.no_grad():
-        products = torch.linalg.vector_norm(levels.flatten(1), 1, dim=1).max() * reach
+        products = levels.flatten(1).abs().sum(1).max() * reach
         found = torch.stack([products.double(), steps.abs().max()]).tolist()
     return Integers(levels, steps, scale, found[0] * (1 + 2**-10) + found[1], found[0] * (1 + 2**-10))
 
