@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="the training companions need the ex
 
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from nnac.errors import ModelError  # noqa: E402
 from nnac.train import (  # noqa: E402
@@ -29,7 +30,7 @@ from nnac.train import (  # noqa: E402
     mracos,
     random_sensing,
 )
-from nnac.train.gq import Grid, compand, expand, lloyd  # noqa: E402
+from nnac.train.gq import KNOTS, compand, expand, lloyd  # noqa: E402
 from nnac.train.pruning import sparse_copy  # noqa: E402
 from nnac.weights.folding import distinct_levels, lossless_scale  # noqa: E402
 
@@ -100,15 +101,6 @@ def test_companding_is_undone() -> None:
     assert compand(torch.tensor([1.0]), 5.0).item() == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 30, 255])
-def test_grid_is_bucketize(count: int) -> None:
-    """The grid gives what the binary search gives, on cuts, on their neighbours, and where cuts crowd."""
-    cuts = (gaussian(count, seed=count) ** 5).sort().values
-    around = torch.cat([cuts, torch.nextafter(cuts, cuts + 1), torch.nextafter(cuts, cuts - 1)])
-    values = torch.cat([around, gaussian(1000), gaussian(500) * 100])
-    assert torch.equal(Grid.of(cuts).find(values).long(), torch.bucketize(values, cuts))
-
-
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_gq_at_the_hard_end_is_its_codebook(bits: int) -> None:
     """Hardened weights take at most 2**bits values, all of them levels, and nearly minimize the error."""
@@ -124,38 +116,89 @@ def test_gq_at_the_hard_end_is_its_codebook(bits: int) -> None:
         assert (found - weight).square().mean() < 1.3 * best
 
 
-def test_gq_softness() -> None:
-    """Annealing goes from mixtures to single levels; two neighbours are the whole softmax but for a few percent."""
+def annealed(gq: Any, y: Any) -> Any:
+    """Return the weights that companded values become by the softmax over all centroids, as the method says."""
+    share = torch.softmax(-gq.alpha() * (y[:, None] - gq.table()).abs(), -1)
+    return expand(share @ gq.table(), gq.mu) * gq.size
+
+
+def on_knots(gq: Any, count: int) -> Any:
+    """Return weights at places where the function is known."""
+    return (
+        gq.size
+        * torch.linspace(-1, 1, KNOTS)[torch.randperm(KNOTS, generator=torch.Generator().manual_seed(0))][:count]
+    )
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.6])
+def test_gq_is_the_softmax(progress: float) -> None:
+    """Two neighbours are the whole softmax, but for what lies a spacing farther: exp(-alpha * spacing)."""
+    gq = GQ(gaussian(500), 3)
+    gq.step(gaussian(500), progress, 1)
+    weight, alpha = on_knots(gq, 500), gq.alpha()
+    assert alpha is not None
+    dropped = torch.exp(-alpha * gq.table().diff().min())
+    whole = annealed(gq, compand(weight / gq.size, gq.mu))
+    assert (gq(weight) - whole).abs().max() <= 4 * dropped * gq.size + 1e-4
+
+
+def test_gq_anneals_to_single_levels() -> None:
+    """Weights between two places take the nearer one; the mixtures become levels, and stay so."""
     weight = gaussian(500)
     gq = GQ(weight, 3)
-    y, table = compand(weight / gq.size, gq.mu), gq.table()
-    for progress in (0.0, 0.3, 0.6):
+    reach, step = float(gq.size), 2 * float(gq.size) / (KNOTS - 1)
+    places = ((weight + reach) / step).round() * step - reach
+    found = []
+    for progress in (0.0, 0.3, 0.6, 0.8):
         gq.step(weight, progress, 1)
-        alpha = gq.alpha()
-        assert alpha is not None
-        share = torch.softmax(-alpha * (y[:, None] - table).abs(), -1)
-        whole = expand(share @ table, gq.mu) * gq.size
-        spacing = table.diff().min() * alpha
-        assert (gq(weight) - whole).abs().max() <= 4 * torch.exp(-spacing) * gq.size + 1e-5
-    gq.step(weight, 0.8, 1)
+        assert torch.equal(gq(weight), gq(places))
+        found.append((gq(weight)[:, None] - gq.levels()).abs().amin(-1).mean().item())
     assert gq.alpha() is None
+    assert found == sorted(found, reverse=True) and found[0] > 0.05 and found[-1] == 0
 
 
 def test_gq_gradients() -> None:
-    """The soft phase's analytic gradients, of weights and of centroids."""
-    weight = (gaussian(40).double() * 0.5).requires_grad_(True)
-    gq = GQ(weight.detach(), 2).double()
-    gq.step(weight.detach(), 0.1, 1)
-    gq.size.mul_(1.25)  # so that no weight lies on the end of the scale
-    alpha = gq.alpha()
-    gq.alpha = lambda: alpha  # type: ignore[method-assign]
+    """The soft phase's gradients, of weights and of centroids, are those of the softmax."""
+    gq = GQ(gaussian(500), 2)
+    gq.step(gaussian(500), 0.2, 1)
+    weight, force = on_knots(gq, 500)[1:].requires_grad_(True), gaussian(499, seed=2)
+    wanted = torch.autograd.grad(annealed(gq, compand(weight / gq.size, gq.mu)), (weight, gq.centroids), force)
+    found = torch.autograd.grad(gq(weight), (weight, gq.centroids), force)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
 
-    def run(w: Any, c: Any) -> Any:
-        with torch.no_grad():
-            gq.centroids.copy_(c)
-        return torch.func.functional_call(gq, {"centroids": c}, (w,))
 
-    assert torch.autograd.gradcheck(run, (weight, gq.centroids.detach().clone().requires_grad_(True)), atol=1e-4)
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [part for part in (out if isinstance(out, tuple | list) else (out,)) if isinstance(part, torch.Tensor)]
+        self.size = max([self.size, *(part.numel() for part in made)])
+        return out
+
+
+@pytest.mark.parametrize("progress", [0.1, 1.0])
+@pytest.mark.parametrize("bits", [1, 8])
+def test_gq_takes_memory_for_weights_not_for_pairs(bits: int, progress: float) -> None:
+    """No tensor of a step is larger than the weight, and what is kept for the way back is not twice as large."""
+    weight, kept = gaussian(128, 128).requires_grad_(True), []
+    gq = GQ(weight.detach(), bits)
+    gq.step(weight.detach(), progress, 1)
+
+    def keep(part: Any) -> Any:
+        kept.append(part)
+        return part
+
+    with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(keep, lambda part: part):
+        gq(weight).sum().backward()
+    assert largest.size == weight.numel()
+    assert (
+        sum(part.numel() for part in {part.data_ptr(): part for part in kept}.values())
+        < 2 * weight.numel() + 12 * KNOTS
+    )
 
 
 def test_gq_trains_centroids_in_both_phases() -> None:

@@ -415,7 +415,7 @@ class Centroids(Compressor):
     def forward(self, weight: Tensor) -> Tensor:
         if float(self.settled):
             return weight
-        return self.table[self.places.long()]
+        return self.table.index_select(0, self.places.int().flatten()).reshape(weight.shape)
 
     def peak(self) -> Tensor | None:
         return self.table.detach().abs().max()

@@ -24,6 +24,7 @@ from nnac.targets import Arithmetic
 from nnac.train.law import (
     EXACT,
     Ratio,
+    blocks,
     channel_ratios,
     narrowed,
     one_ratio,
@@ -34,8 +35,6 @@ from nnac.types import Quant
 
 UNBOUNDED = (-inf, inf)
 BIAS_LIMIT = 2.0**30
-BLOCK = 1 << 16
-"""Elements that are worked on at once, so that float64 stays in a core's cache."""
 
 
 def limits(quant: Quant, clamp: tuple[float, float] = UNBOUNDED) -> tuple[int, int]:
@@ -102,7 +101,7 @@ class _Requantize(torch.autograd.Function):
     def forward(ctx: Any, acc: Tensor, stretch: Tensor | None, finish: Finish) -> Tensor:
         out = torch.empty(acc.shape, dtype=torch.float32, device=acc.device)
         inside = torch.empty(acc.shape, dtype=torch.bool, device=acc.device)
-        for part, rows, kept in _blocks(acc, out, inside):
+        for part, rows, kept in blocks(acc, out, inside):
             near = requantized(part, finish.ratio, finish.law, finish.low, finish.high, finish.two_step)
             rows.copy_(near.clamp(finish.low, finish.high))
             torch.eq(rows, near, out=kept)
@@ -114,16 +113,6 @@ class _Requantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         inside, slack, factor = ctx.saved_tensors
         return grad * inside * factor.float(), _stretched(grad, slack), None
-
-
-def _blocks(*tensors: Tensor) -> Any:
-    """Return runs along the first axis of tensors of one shape, small enough for a cache; on a GPU, all at once."""
-    first = tensors[0]
-    count = first.numel() // BLOCK if first.device.type == "cpu" and first.dim() > 1 else 0
-    if count < 2:
-        return [tensors]
-    rows = max(1, first.shape[0] // count)
-    return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
 def requantize(acc: Tensor, finish: Finish, stretch: Tensor | None = None) -> Tensor:
@@ -141,7 +130,7 @@ class _Levels(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
         shaped = scale.double().reshape(-1, *(1,) * (weight.dim() - 1))
         out = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for part, rows, steps in _blocks(weight, out, shaped.expand(weight.shape)):
+        for part, rows, steps in blocks(weight, out, shaped.expand(weight.shape)):
             rows.copy_(part.double().div_(steps[(slice(None), *(slice(0, 1),) * (weight.dim() - 1))]).round_())
         ctx.save_for_backward(shaped)
         return out.clamp_(-127, 127)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,18 @@ from nnac.targets import Arithmetic
 EXACT = 1 << 24
 """Integers below this are float32 values, all of them."""
 REACH_BITS = 54
+BLOCK = 1 << 16
+"""Elements that are worked on at once, so that float64 stays in a core's cache."""
+
+
+def blocks(*tensors: Tensor) -> Any:
+    """Return runs along the first axis of tensors of one shape, small enough for a cache; on a GPU, all at once."""
+    first = tensors[0]
+    count = first.numel() // BLOCK if first.device.type == "cpu" and first.dim() > 1 else 0
+    if count < 2:
+        return [tensors]
+    rows = max(1, first.shape[0] // count)
+    return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
 @dataclass(frozen=True, slots=True)
