@@ -255,6 +255,10 @@ class _Writer(fx.Interpreter):
                 self._op("Mul", sources, node.name)
             case steps.Function(kind=name, params=params):
                 self._function(node, name, params, sources[0])
+            case steps.Norm():
+                self._norm(node, step.module, sources[0])
+            case steps.Softmax():
+                self._op("Softmax", [sources[0]], node.name, axis=step.axis)
             case steps.Mean():
                 self._mean(node, step, sources[0])
             case steps.Recurrent():
@@ -315,6 +319,14 @@ class _Writer(fx.Interpreter):
                 self._op("Mul", [source, f"{name}.gate"], name)
             case _:
                 self._op(FUNCTION_OPS[kind], [source], name)
+
+    def _norm(self, node: fx.Node, module: nn.LayerNorm, source: str) -> None:
+        gain = torch.ones(module.normalized_shape) if module.weight is None else module.weight
+        names = [source, self._constant(f"{node.name}.gain", gain)]
+        if module.bias is not None:
+            names.append(self._constant(f"{node.name}.offset", module.bias))
+        axis = -len(module.normalized_shape)
+        self._op("LayerNormalization", names, node.name, axis=axis, epsilon=module.eps)
 
     def _mean(self, node: fx.Node, step: steps.Mean, source: str) -> None:
         if not step.kernel:

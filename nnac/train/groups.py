@@ -2,10 +2,11 @@
 
 Rules, those of `nnac.passes.fuse` and `nnac.passes.quantize` as far as a twin's operators need them:
 
-1. a ReLU or clamp behind a layer, sum, product, mean or largest value that nothing else reads becomes its clamp;
+1. a ReLU or clamp behind a layer, norm, sum, product, mean or largest value that nothing else reads becomes its clamp;
 2. values joined by what changes no value share a scale, and so do an LSTM's hidden values, coming in and going out;
-3. sigmoid and tanh have the range of their function;
-4. what the compiler would compose into one table is refused here, since the twin would round between its parts.
+3. sigmoid, tanh and softmax have the range of their function.
+
+Every other value has a scale of its own, which the export pins: the compiler then joins nothing across it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from nnac.calibration import Range
 from nnac.errors import ModelError, raise_all
 from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.recurrent import UNIT
+from nnac.ops.softmax import FIXED_RANGE
 from nnac.targets import Arithmetic
 from nnac.train import steps
 from nnac.train.scales import CELL, INT8, Scale
@@ -84,11 +86,13 @@ SUMS = {operator.add: 1, operator.iadd: 1, torch.add: 1, "add": 1, operator.sub:
 PRODUCTS = frozenset((operator.mul, operator.imul, torch.mul, "mul"))
 MEANS = nn.AvgPool1d | nn.AvgPool2d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d
 AFFINE = nn.Linear | nn.Conv1d | nn.Conv2d
+SOFTMAX = frozenset((torch.softmax, F.softmax, "softmax"))
 POOLS = nn.MaxPool1d | nn.MaxPool2d
 
 SUPPORTED = (
-    "Linear, Conv1d, Conv2d (any groups), LSTM, GRU, Embedding, BatchNorm behind a layer, MaxPool, AvgPool, "
-    "AdaptiveAvgPool to 1, Dropout, add, sub, mul, cat, views, and " + ", ".join(module.__name__ for module in MODULES)
+    "Linear, Conv1d, Conv2d (any groups), LSTM, GRU, Embedding, LayerNorm, Softmax, BatchNorm behind a layer, MaxPool, "
+    "AvgPool, AdaptiveAvgPool to 1, Dropout, add, sub, mul, cat, views, and "
+    + ", ".join(module.__name__ for module in MODULES)
 )
 
 
@@ -152,6 +156,17 @@ def function(model: nn.Module, node: fx.Node) -> tuple[str, Params] | None:
     return kind, tuple(float(np.float32(value)) for value in params)  # as ONNX's attributes hold them
 
 
+def softmax_axis(model: nn.Module, node: fx.Node) -> int | None:
+    """Return the axis of a node that is a softmax, or None."""
+    module = module_of(model, node)
+    if isinstance(module, nn.Softmax):
+        return module.dim
+    if node.op not in ("call_function", "call_method") or node.target not in SOFTMAX:
+        return None
+    axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return axis
+
+
 class _Planner:
     """Builds a plan: shared scales first, steps then."""
 
@@ -169,8 +184,6 @@ class _Planner:
         self._scales()
         for node in self.plan.nodes:
             self._step(node)
-        self._refuse_composed()
-        raise_all(ModelError, "the twin cannot follow the compiler here:", self.problems)
 
     # -- fusion ----------------------------------------------------------------------------------------------------
 
@@ -214,7 +227,7 @@ class _Planner:
     def _clamps(self, node: fx.Node) -> bool:
         module = module_of(self.model, node)
         computes = node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
-        return isinstance(module, AFFINE | MEANS) or computes or self._pools(node)
+        return isinstance(module, AFFINE | MEANS | nn.LayerNorm) or computes or self._pools(node)
 
     def _moves(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -304,7 +317,9 @@ class _Planner:
 
     def _check(self, node: fx.Node, module: Any) -> None:
         """Refuse what no step does."""
-        if node.op == "placeholder" or isinstance(module, nn.Embedding) or function(self.model, node) is not None:
+        if node.op == "placeholder" or isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding):
+            return
+        if function(self.model, node) is not None or softmax_axis(self.model, node) is not None:
             return
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -312,8 +327,6 @@ class _Planner:
             return
         if isinstance(module, MEANS):
             return self._check_mean(node, module)
-        if isinstance(module, nn.Linear):
-            return
         arithmetic = node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
         if not arithmetic:
             self._refuse(node, f"{type(module).__name__ if module is not None else node.target}")
@@ -343,6 +356,8 @@ class _Planner:
                 self.plan.observed.add(node)
 
     def _natural(self, node: fx.Node) -> tuple[float, float] | None:
+        if softmax_axis(self.model, node) is not None:
+            return FIXED_RANGE
         found = function(self.model, node)
         return FIXED_RANGES.get(found[0]) if found is not None else None
 
@@ -389,6 +404,10 @@ class _Planner:
             step = steps.Move(lambda c, *args, **kwargs: c)
         elif kind is not None:
             step = steps.Function(*kind, sources[0], result)
+        elif isinstance(module, nn.LayerNorm):
+            step = steps.Norm(module, sources[0], result, clamp)
+        elif (axis := softmax_axis(self.model, node)) is not None:
+            step = steps.Softmax(axis, sources[0], result)
         elif self._moves(node):
             step = self._move(node, result, clamp)
         elif node.target in SUMS:
@@ -415,24 +434,6 @@ class _Planner:
             layers.append(tuple(steps.Layer(end, source, self.scale(name), cell) for end, name, cell in parts))
             source = self.scale(names[0])
         return steps.Recurrent(module, tuple(layers))
-
-    def _refuse_composed(self) -> None:
-        """Refuse what becomes one table in the compiler (rule 4)."""
-        for node in self.plan.nodes:
-            sources = [arg for arg in node.all_input_nodes if not isinstance(self.plan.kinds[arg], tuple)]
-            step = self.plan.steps.get(node)
-            if isinstance(step, steps.Function) and any(self._elementwise(s) for s in sources):
-                self._refuse(node, "two functions one behind the other; write them as one activation")
-            if isinstance(step, steps.Sum | steps.Product) and len({self._root(s) for s in sources}) == 1:
-                self._refuse(node, "both operands depend on one value; write the function as one activation (as SiLU)")
-
-    def _elementwise(self, node: fx.Node) -> bool:
-        return isinstance(self.plan.steps.get(node), steps.Function)
-
-    def _root(self, node: fx.Node) -> fx.Node:
-        while self._elementwise(node) and isinstance(node.args[0], fx.Node):
-            node = node.args[0]
-        return node
 
 
 class _Everywhere(tuple[Any, ...]):

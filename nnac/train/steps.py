@@ -132,6 +132,31 @@ class Function:
 
 
 @dataclass(slots=True)
+class Norm:
+    """Layer norm, with the clamp of an activation behind it."""
+
+    module: nn.LayerNorm
+    source: Scale
+    result: Scale
+    clamp: Clamp = UNBOUNDED
+
+    def __call__(self, law: Arithmetic, c: Tensor) -> Tensor:
+        return integers.normalize(c, self.module, self.source.quant, self.result, law, self.clamp)
+
+
+@dataclass(slots=True)
+class Softmax:
+    """Softmax along an axis."""
+
+    axis: int
+    source: Scale
+    result: Scale
+
+    def __call__(self, law: Arithmetic, c: Tensor) -> Tensor:
+        return integers.softmax(c, self.axis, self.source.quant, self.result.quant, law)
+
+
+@dataclass(slots=True)
 class Clip:
     """A clamp inside one quantization, behind a largest value of a window."""
 
