@@ -30,6 +30,7 @@ from nnac.train import (  # noqa: E402
     mracos,
     random_sensing,
 )
+from nnac.train.compressors import nearest  # noqa: E402
 from nnac.train.gq import KNOTS, compand, expand, lloyd  # noqa: E402
 from nnac.train.pruning import sparse_copy  # noqa: E402
 from nnac.weights.folding import distinct_levels, lossless_scale  # noqa: E402
@@ -42,21 +43,30 @@ def gaussian(*shape: int, seed: int = 0) -> Any:
 
 # -- Lloyd-Max and MRACos ------------------------------------------------------------------------------------------
 
-MAX_1960 = {1: ([0.7979], 0.36338), 2: ([0.4528, 1.5104], 0.11748), 3: ([0.2451, 0.7560, 1.3439, 2.1519], 0.03455)}
+MAX_1960 = {
+    1: ([0.7979], 0.36338),
+    2: ([0.4528, 1.5104], 0.11748),
+    3: ([0.2451, 0.7560, 1.3439, 2.1519], 0.03455),
+    4: ([0.1284, 0.3880, 0.6568, 0.9423, 1.2562, 1.618, 2.069, 2.7326], 0.00950),
+    5: ([0.0659, 0.1981, 0.3314, 0.4667], 0.00250),
+}
+"""Positive levels of N(0, 1), the first ones, and the mean squared error, by bits."""
 
 
 @pytest.mark.parametrize("bits", MAX_1960)
 def test_lloyd_max_levels_of_a_gaussian(bits: int) -> None:
-    """Levels and error of N(0, 1) are those of Max (1960), up to the int8 grid and the sample."""
+    """Levels and error are those of Max (1960), as far as the int8 grid and 200 000 quantiles let them."""
     positive, error = MAX_1960[bits]
-    weight = gaussian(400, 500)
+    weight = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000).float().reshape(400, 500)
     table, step = lloyd_max(weight, bits)
-    wanted = torch.tensor([-v for v in reversed(positive)] + positive)
-    torch.testing.assert_close(table, wanted, atol=0.05, rtol=0)
+    half, count = 1 << bits - 1, len(positive)
+    torch.testing.assert_close(table[half : half + count], torch.tensor(positive), atol=step.item(), rtol=0)
     assert torch.equal((table / step).round() * step, table)
-    found = (weight[..., None] - table).abs().amin(-1).square().mean()
-    assert found.item() == pytest.approx(error, rel=0.02)
-    torch.testing.assert_close(lloyd(weight, 2**bits).float(), wanted, atol=0.05, rtol=0)
+    found = (weight - table[nearest(weight, table)]).square().mean()
+    assert found.item() == pytest.approx(error, rel=0.03)
+    torch.testing.assert_close(
+        lloyd(weight, 2**bits)[half : half + count].float(), torch.tensor(positive), atol=0.01, rtol=0
+    )
 
 
 def test_mracos_basins() -> None:
@@ -322,6 +332,36 @@ def test_double_rounding_nests() -> None:
     assert (levels % 16 == 0).all() and levels.abs().max() <= 112
 
 
+def test_fake_quantization_rounds_to_its_steps() -> None:
+    """Every channel has 255 levels of its own, none farther from its weight than half a step."""
+    weight = gaussian(6, 40) * torch.arange(1.0, 7)[:, None]
+    step = weight.abs().amax(1, keepdim=True) / 127
+    found = FakeQuant()(weight)
+    assert ((found / step) - (found / step).round()).abs().max() < 1e-4
+    assert ((found - weight).abs() <= step * 0.5001).all()
+
+
+@pytest.mark.parametrize("median", [False, True])
+def test_ternary_is_bitnets(median: bool) -> None:
+    """round(clip(w / unit, -1, 1)) * unit, where the unit is the mean magnitude, or the median one."""
+    weight = gaussian(8, 9)
+    unit = weight.abs().median() if median else weight.abs().mean()
+    torch.testing.assert_close(Ternary(weight, median)(weight), (weight / unit).clamp(-1, 1).round() * unit)
+
+
+def test_centroids_are_trained_and_their_weights_follow() -> None:
+    """A level's gradient is the sum of its weights' gradients, and who belongs to whom stays."""
+    weight = gaussian(20, 20)
+    part = Centroids(weight, 3)
+    places = part.places.long()
+    force = gaussian(20, 20, seed=1)
+    (gradient,) = torch.autograd.grad(part(weight), part.table, force)
+    torch.testing.assert_close(gradient, torch.stack([force[places == i].sum() for i in range(8)]))
+    with torch.no_grad():
+        part.table += 0.1
+    assert torch.equal(part(weight), part.table[places])
+
+
 def test_straight_through_gradients() -> None:
     """Rounded weights pass gradients on as they are."""
     weight = gaussian(8, 8).requires_grad_(True)
@@ -366,6 +406,22 @@ def test_distillation_is_zero_between_equals() -> None:
     assert loss.item() > 0 and teacher.grad is None and student.grad is not None
     wanted = F.kl_div((student / 3).log_softmax(-1), (teacher / 3).softmax(-1), reduction="batchmean") * 9
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_quantized_distillation_brings_a_student_to_its_teacher() -> None:
+    """A student of 3-bit levels comes nearer to the float teacher's predictions."""
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)) for _ in range(2))
+    student.load_state_dict(teacher.state_dict())
+    compress(student, {"*": lambda w: GQ(w, 3, anneal=0.0) if w.numel() > 100 else Ternary(w)})
+    optimizer, x, losses = torch.optim.Adam(student.parameters(), 1e-2), gaussian(256, 8), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = distillation_loss(student(x), teacher(x))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_rules_that_fit_nothing_are_named() -> None:

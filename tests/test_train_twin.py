@@ -17,11 +17,12 @@ from torch import nn  # noqa: E402
 
 import nnac  # noqa: E402
 from nnac.errors import ModelError  # noqa: E402
+from nnac.norms import encode_gains, encode_offsets  # noqa: E402
 from nnac.numerics import Rounding, encode_ratio  # noqa: E402
 from nnac.ops import exact  # noqa: E402
 from nnac.targets import Target, load_target  # noqa: E402
-from nnac.train import GQ, S8BQAT, Twin, compress, emulate, export, verify  # noqa: E402
-from nnac.train.law import Ratio, channel_ratios, requantized  # noqa: E402
+from nnac.train import CSP, GQ, S8BQAT, Twin, compress, emulate, export, verify  # noqa: E402
+from nnac.train.law import Ratio, channel_ratios, normalized, requantized  # noqa: E402
 
 
 class Pictures(nn.Module):
@@ -214,7 +215,14 @@ def test_states_that_are_given(tmp_path: Path) -> None:
     assert verify(twin, exported, inputs) >= 3
 
 
-@pytest.mark.parametrize("make", [lambda w: S8BQAT(w, 4), lambda w: GQ(w, 3)], ids=["S8BQAT", "GQ"])
+CLUSTERED: dict[str, Any] = {
+    "S8BQAT": lambda w: S8BQAT(w, 4),
+    "GQ": lambda w: GQ(w, 3),
+    "CSP and GQ": lambda w: [CSP(w, 0.5), GQ(w, 3, zero=True)],
+}
+
+
+@pytest.mark.parametrize("make", CLUSTERED.values(), ids=CLUSTERED)
 def test_clustered_weights_are_found_again(make: Any, tmp_path: Path) -> None:
     """Hardened codebooks come through export, folding and quantization in every bit."""
     torch.manual_seed(1)
@@ -253,6 +261,23 @@ def test_ratios_are_the_laws() -> None:
     found = channel_ratios(torch.from_numpy(values))
     wanted = [encode_ratio(float(value)) for value in values]
     assert list(zip(found.multiplier.tolist(), found.shift.tolist(), strict=True)) == wanted
+
+
+def test_normalization_is_the_law() -> None:
+    """Small and large groups, gains and epsilons: what numpy's twin of the law gives."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n, mode = int(rng.integers(1, 40)), MODES[rng.integers(len(MODES))]
+        x = rng.integers(-255, 256, (3, n)) if rng.random() < 0.7 else np.full((3, n), rng.integers(-255, 256))
+        gains, gain_shift = encode_gains((rng.normal(size=n) * 10.0 ** rng.integers(-3, 6)).tolist())
+        offsets, shift = encode_offsets((rng.normal(size=n) * 10.0 ** rng.integers(-3, 6)).tolist(), gain_shift)
+        epsilon = int(10.0 ** rng.uniform(0, 18))
+        parts = torch.tensor(gains), gain_shift, torch.tensor(offsets), shift
+        found = normalized(torch.from_numpy(x), epsilon, *parts, mode).clamp(-(2**31), 2**31)
+        wanted = exact.normalize(
+            x, 0, True, epsilon, np.array(gains), gain_shift, np.array(offsets), shift, 0, mode, -(2**31), 2**31
+        )
+        np.testing.assert_array_equal(found.numpy(), wanted)
 
 
 # -- gradients -----------------------------------------------------------------------------------------------------
