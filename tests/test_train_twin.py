@@ -16,13 +16,17 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import nnac  # noqa: E402
+from nnac.calibration import Range  # noqa: E402
+from nnac.compiler import float_graph, integer_graphs  # noqa: E402
 from nnac.errors import ModelError  # noqa: E402
+from nnac.frontend import prepare  # noqa: E402
 from nnac.norms import encode_gains, encode_offsets  # noqa: E402
 from nnac.numerics import Rounding, encode_ratio  # noqa: E402
 from nnac.ops import exact  # noqa: E402
 from nnac.targets import Target, load_target  # noqa: E402
 from nnac.train import CSP, GQ, S8BQAT, Twin, compress, emulate, export, verify  # noqa: E402
 from nnac.train.law import Ratio, channel_ratios, normalized, requantized  # noqa: E402
+from nnac.train.scales import Scale  # noqa: E402
 
 
 class Pictures(nn.Module):
@@ -126,12 +130,29 @@ class Rows(nn.Module):
         return torch.softmax(self.last(z), -1), self.softmax(y)
 
 
+class Residual(nn.Module):
+    """A residual stream of int16: an embedding of frames, two blocks with a norm each, and a norm behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(3))
+        self.wide, self.narrow = (nn.ModuleList(nn.Linear(*s) for _ in range(2)) for s in ((12, 20), (20, 12)))
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x)
+        for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=False):
+            x = x + narrow(torch.relu(wide(norm(x))))
+        return self.head(self.norms[2](x))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]] = {
     "pictures": (Pictures, ((2, 3, 22, 22),), 25),
     "sounds": (Sounds, ((2, 5, 40),), 12),
     "sequences": (Sequences, ((2, 9, 6),), 2),
     "both": (Both, ((8, 2, 6),), 4),
     "rows": (Rows, ((2, 5, 6),), 14),
+    "residual": (Residual, ((2, 5, 6),), 12),
     "joint": (Joint, ((2, 5, 9), (2, 4, 7)), 9),
 }
 """Makers, shapes of the inputs, and how many tensors are compared at least (others vanish in the compiler)."""
@@ -172,6 +193,40 @@ def test_every_tensor_equals_the_compiled_graphs(name: str, law: str, tmp_path: 
     assert verify(twin, exported, inputs) >= NETS[name][2]
 
 
+def test_residual_streams_are_wide(tmp_path: Path) -> None:
+    """What is added up is int16, just what the compiler makes int16 when nobody tells it."""
+    twin, inputs = twin_of("residual", machine())
+    kinds = {node.name: kind for node, kind in twin.plan.kinds.items() if isinstance(kind, Scale)}
+    wide = {name for name, kind in kinds.items() if kind.quant.bits == 16}
+    assert wide == {"first", "narrow_0", "add", "narrow_1", "add_1"}
+    exported = export(twin, tmp_path / "net.onnx", inputs, check=False)
+    ranges = {name: Range(float(kind.low), float(kind.high)) for name, kind in kinds.items()}
+    graph, _ = integer_graphs(float_graph(prepare(exported.model)), ranges, twin.target)
+    made = [value for value in graph.values.values() if value.type.dtype == "int16" and value.origin is not None]
+    assert {value.origin.name for value in made if value.origin is not None} == wide
+
+
+class Skipping(nn.Module):
+    """An LSTM whose hidden values a norm and a sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.norm = nn.LSTM(6, 9), nn.LayerNorm(9)
+
+    def forward(self, x: Any) -> Any:
+        y = self.lstm(x)[0]
+        return y + self.norm(y)
+
+
+def test_hidden_values_stay_narrow(tmp_path: Path) -> None:
+    """The hidden values of a layer are int8, whoever reads them."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 6)
+    twin = emulate(Skipping(), machine(), [x])
+    assert {kind.quant.bits for kind in twin.plan.kinds.values() if isinstance(kind, Scale)} == {8}
+    assert verify(twin, export(twin, tmp_path / "net.onnx", x), (x,)) >= 3
+
+
 def test_verify_finds_a_wrong_bit(tmp_path: Path) -> None:
     """A weight that changed behind the export shows."""
     twin, inputs = twin_of("joint", machine())
@@ -182,7 +237,7 @@ def test_verify_finds_a_wrong_bit(tmp_path: Path) -> None:
         verify(twin, exported, inputs)
 
 
-@pytest.mark.parametrize("name", ["pictures", "sounds", "sequences", "rows", "joint"])
+@pytest.mark.parametrize("name", ["pictures", "sounds", "sequences", "rows", "residual", "joint"])
 def test_blob_equals_twin_without_calibration(name: str, tmp_path: Path) -> None:
     """The compiled program, run on the emulator, gives the twin's outputs."""
     twin, inputs = twin_of(name, machine())

@@ -4,7 +4,9 @@ Rules, those of `nnac.passes.fuse` and `nnac.passes.quantize` as far as a twin's
 
 1. a ReLU or clamp behind a layer, norm, sum, product, mean or largest value that nothing else reads becomes its clamp;
 2. values joined by what changes no value share a scale, and so do an LSTM's hidden values, coming in and going out;
-3. sigmoid, tanh and softmax have the range of their function.
+3. sigmoid, tanh and softmax have the range of their function;
+4. residual streams are int16, as `nnac.passes.accumulated` says: what only norms and sums read, and is no result, at
+   least one of each; with it go what is added to it and their sums, as far as all that shares their scales is so too.
 
 Every other value has a scale of its own, which the export pins: the compiler then joins nothing across it.
 """
@@ -12,7 +14,7 @@ Every other value has a scale of its own, which the export pins: the compiler th
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -29,7 +31,7 @@ from nnac.ops.recurrent import UNIT
 from nnac.ops.softmax import FIXED_RANGE
 from nnac.targets import Arithmetic
 from nnac.train import steps
-from nnac.train.scales import CELL, INT8, Scale
+from nnac.train.scales import CELL, INT8, INT16, Scale
 from nnac.types import Quant
 
 Params = tuple[float, ...]
@@ -176,11 +178,13 @@ class _Planner:
         self.parent: dict[str, str] = {}
         self.names: dict[fx.Node, Any] = {}
         self.clamps = self.plan.clamps
+        self.wide: set[str] = set()
         self.problems: list[str] = []
         self._fuse()
         for node in self.plan.nodes:
             self._name(node)
         raise_all(ModelError, f"the twin has no such operators (it has {SUPPORTED}):", self.problems)
+        self.wide = self._wide()
         self._scales()
         for node in self.plan.nodes:
             self._step(node)
@@ -345,6 +349,54 @@ class _Planner:
         self.names.setdefault(node, None)
         self.problems.append(f"{node.target if node.op == 'call_module' else node.name!s}: {what}")
 
+    # -- residual streams ------------------------------------------------------------------------------------------
+
+    def _wide(self) -> set[str]:
+        """Return the groups that are int16 (rule 4)."""
+        made = [node for node in self.plan.nodes if isinstance(self.names[node], str)]
+        readers = {node: list(self._readers(node)) for node in made}
+        private = {node for node in made if self._widens(node) and all(map(self._accumulates, readers[node]))}
+        wide: set[str] = set()
+        for node in private:
+            sums = [reader for reader in readers[node] if reader is not None and self._sums(reader)]
+            if 0 < len(sums) < len(readers[node]):
+                added = [arg for each in sums for arg in each.all_input_nodes if self._added(arg, readers)]
+                wide |= {self._find(self.names[each]) for each in (node, *sums, *added)}
+        rest = [name for node in self.plan.nodes if node not in private for name in _strings(self.names[node])]
+        return wide - set(map(self._find, rest))
+
+    def _readers(self, node: fx.Node) -> Iterator[fx.Node | None]:
+        """Yield who reads a value, perhaps through moves and fused clamps; None stands for the world outside."""
+        for user in node.users:
+            if user.op == "output":
+                yield None
+            elif self._moves(user) or node in self.plan.inside:
+                yield from self._readers(user)
+            else:
+                yield user
+
+    def _sums(self, node: fx.Node) -> bool:
+        return node.op in ("call_function", "call_method") and node.target in SUMS
+
+    def _accumulates(self, node: fx.Node | None) -> bool:
+        return node is not None and (self._sums(node) or isinstance(module_of(self.model, node), nn.LayerNorm))
+
+    def _added(self, node: fx.Node, readers: Mapping[fx.Node, Sequence[fx.Node | None]]) -> bool:
+        """Tell whether a layer makes a value, perhaps through moves, for one sum only."""
+        if len(readers.get(node, ())) != 1:
+            return False
+        while self._moves(node) or (node in self.clamps and function(self.model, node) is not None):
+            node = node.all_input_nodes[0]
+        return isinstance(module_of(self.model, node), AFFINE)
+
+    def _widens(self, node: fx.Node) -> bool:
+        """Tell whether a node can make int16."""
+        module, clamp = module_of(self.model, node), node in self.clamps and function(self.model, node) is not None
+        makes = isinstance(module, AFFINE | nn.LayerNorm | nn.Embedding) or node.op == "placeholder" or clamp
+        return makes or self._moves(node) or self._sums(node)
+
+    # -- scales ----------------------------------------------------------------------------------------------------
+
     def _scales(self) -> None:
         """Make one scale per group, with natural ranges where functions have one (rule 3)."""
         for node in self.plan.nodes:
@@ -373,7 +425,7 @@ class _Planner:
         root = self._find(name)
         if root not in self.plan.scales:
             cell = any(name.endswith(".c") for name in (root, *self.parent) if self._find(name) == root)
-            kind = CELL if cell else INT8
+            kind = CELL if cell else INT16 if root in self.wide else INT8
             self.plan.scales[root] = Scale(root, self.law.power_of_two_scales, kind, self.learned)
         return self.plan.scales[root]
 
@@ -445,6 +497,14 @@ class _Everywhere(tuple[Any, ...]):
 
 class _Mixed:
     """The states of several layers side by side, each in its own scale: of no use as one tensor."""
+
+
+def _strings(name: Any) -> Iterator[str]:
+    """Yield the names of groups among a node's."""
+    if isinstance(name, str):
+        yield name
+    for part in name if isinstance(name, tuple) else ():
+        yield from _strings(part)
 
 
 def suffixes(module: Any, layer: int) -> list[str]:
