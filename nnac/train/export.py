@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from nnac.program import write_file
 from nnac.reference import run as run_reference
 from nnac.train import steps
 from nnac.train.emulate import Twin
-from nnac.train.groups import POOLS, function, module_of
+from nnac.train.plan import POOLS, function, module_of
 from nnac.train.scales import Scale
 from nnac.types import Array, Quant
 
@@ -504,8 +505,6 @@ def _states_of(node: fx.Node) -> list[fx.Node]:
 
 def _permutations(source: Tensor, result: Tensor) -> list[tuple[int, ...]]:
     """Return the orders of axes that could lead from one shape to the other."""
-    from itertools import permutations
-
     if source.dim() != result.dim() or source.dim() > 6:
         return []
     orders = permutations(range(source.dim()))
