@@ -246,7 +246,15 @@ class FakeQuant(Compressor):
 
 
 class DoubleRounding(Compressor):
-    """int8 weights rounded again to fewer bits, so that one int8 tensor holds all widths (Double Rounding)."""
+    """int8 weights rounded again to fewer bits, so that one int8 tensor holds all widths.
+
+    The format of Double Rounding (q = round(round(w / s) / 2**(8 - bits))), at one width per training; its learning
+    rates per width and its search of widths are not here.
+
+    Args:
+        weight: whose largest magnitude is level 127.
+        bits: 2 to 8.
+    """
 
     def __init__(self, weight: Tensor, bits: int, power_of_two: bool = False) -> None:
         super().__init__(power_of_two)
@@ -270,7 +278,12 @@ class DoubleRounding(Compressor):
 
 
 class Ternary(Compressor):
-    """-1, 0, 1 times the mean (BitNet b1.58) or median (b1.58 Reloaded) magnitude of the weights."""
+    """-1, 0, 1 times the mean (BitNet b1.58) or the median (b1.58 Reloaded) magnitude of the weights.
+
+    Args:
+        weight: whose magnitudes decide the first unit; it follows the training.
+        median: the median instead of the mean.
+    """
 
     def __init__(self, weight: Tensor, median: bool = False, power_of_two: bool = False) -> None:
         super().__init__(power_of_two)
