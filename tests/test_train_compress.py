@@ -425,10 +425,14 @@ def test_quantized_distillation_brings_a_student_to_its_teacher() -> None:
 
 
 def test_rules_that_fit_nothing_are_named() -> None:
-    """A pattern without a weight, a table larger than its weight, a sensing matrix of another width."""
+    """A pattern without a weight, a table larger than its weight, widths that are none, a sensing matrix of another."""
     with pytest.raises(ModelError, match="no weight has a name"):
         compress(nn.Linear(3, 3), {"encoder.*": lambda w: None})
     with pytest.raises(ModelError, match="too small for a table"):
         GQ(gaussian(3, 3), 5)
+    with pytest.raises(ModelError, match="1 to 8 bits"):
+        GQ(gaussian(99, 99), 9)
+    with pytest.raises(ModelError, match="2 to 8 bits"):
+        DoubleRounding(gaussian(9, 9), 1)
     with pytest.raises(ModelError, match="has 4 columns"):
         CSP(gaussian(3, 4), 0.5, sensing=gaussian(8, 5))

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from nnac.errors import ModelError
 from nnac.passes.centroid_folding import SHARE
-from nnac.weights.codebooks import encode
+from nnac.weights.codebooks import check_bits, encode
 from nnac.weights.folding import lossless_scale
 
 LEVELS = 127
@@ -258,6 +258,8 @@ class DoubleRounding(Compressor):
 
     def __init__(self, weight: Tensor, bits: int, power_of_two: bool = False) -> None:
         super().__init__(power_of_two)
+        if not 2 <= bits <= 8:
+            raise ModelError(f"bits = {bits}: an int8 weight is rounded again to 2 to 8 bits")
         self.drop = 1 << 8 - bits
         self.limit = (1 << bits - 1) - 1
         self.register_buffer("largest", weight.abs().max())
@@ -312,6 +314,7 @@ class Ternary(Compressor):
 
 def check_room(weight: Tensor, bits: int) -> None:
     """Raise ModelError where the compiler would not look for a table: in a weight with few entries for its levels."""
+    check_bits(bits)
     if weight.numel() < SHARE << bits:
         raise ModelError(
             f"a weight of shape {tuple(weight.shape)} is too small for a table of {bits} bits, which needs "
