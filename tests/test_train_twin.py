@@ -127,7 +127,8 @@ class Rows(nn.Module):
         y = torch.relu(self.norm(x)) + self.bare(x)
         z = torch.tanh(torch.sigmoid(self.plane(y)))
         z = z * torch.sigmoid(z)
-        return torch.softmax(self.last(z), -1), self.softmax(y)
+        y = (1 - y / 3).mul(0.7) + F.gelu(-y, approximate="tanh")
+        return torch.softmax(self.last(z - 0.1), dim=-1), self.softmax(y)
 
 
 class Residual(nn.Module):
@@ -151,7 +152,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]
     "sounds": (Sounds, ((2, 5, 40),), 12),
     "sequences": (Sequences, ((2, 9, 6),), 2),
     "both": (Both, ((8, 2, 6),), 4),
-    "rows": (Rows, ((2, 5, 6),), 14),
+    "rows": (Rows, ((2, 5, 6),), 21),
     "residual": (Residual, ((2, 5, 6),), 12),
     "joint": (Joint, ((2, 5, 9), (2, 4, 7)), 9),
 }
@@ -413,7 +414,8 @@ class _Refused(nn.Module):
     ("run", "word"),
     [
         (lambda m, x: torch.log_softmax(m.dense(x), -1), "log_softmax"),
-        (lambda m, x: m.dense(x) * 2.0, "with a number"),
+        (lambda m, x: (lambda y: y + y)(m.dense(x)), "with itself"),
+        (lambda m, x: torch.add(m.dense(x), x, alpha=2), "alpha"),
         (lambda m, x: m.dense(m.lstm(x)[1][1]), "last states"),
     ],
 )

@@ -80,7 +80,7 @@ class Twin(nn.Module):
                 given = next(rest)
                 known[node] = step(self.target.arithmetic, given) if step is not None else given
             else:
-                args, kwargs = fx.map_arg((self.plan.args(node), node.kwargs), known.__getitem__)
+                args, kwargs = fx.map_arg(self.plan.arguments(node), known.__getitem__)
                 known[node] = step(self.target.arithmetic, *args, **kwargs)  # type: ignore[misc]
         return known
 

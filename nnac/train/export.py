@@ -309,6 +309,11 @@ class _Writer(fx.Interpreter):
             case "clip":
                 ends = [self._constant(f"{name}.{i}", np.float32(v)) for i, v in enumerate(params)]
                 self._op("Clip", [source, *ends], name)
+            case "affine":
+                scale, offset = params
+                number = self._constant(f"{name}.number", np.float32(offset if abs(scale) == 1 else scale))
+                inputs = [number, source] if scale == -1 else [source, number]
+                self._op("Mul" if abs(scale) != 1 else "Add" if scale == 1 else "Sub", inputs, name)
             case "leaky_relu" | "elu":
                 self._op("LeakyRelu" if kind == "leaky_relu" else "Elu", [source], name, alpha=params[0])
             case "hard_sigmoid":

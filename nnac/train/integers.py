@@ -407,5 +407,6 @@ TORCH_FUNCTIONS: dict[str, Any] = {
     "elu": lambda x, alpha: F.elu(x, alpha),
     "softplus": F.softplus,
     "softsign": F.softsign,
+    "affine": lambda x, scale, offset: x * scale + offset,
 }
 """The float functions whose slopes are the gradients, by the kinds of `nnac.ops.functions`."""

@@ -86,6 +86,8 @@ MOVES = frozenset(
 MOVING = nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool1d | nn.MaxPool2d
 SUMS = {operator.add: 1, operator.iadd: 1, torch.add: 1, "add": 1, operator.sub: -1, torch.sub: -1, "sub": -1}
 PRODUCTS = frozenset((operator.mul, operator.imul, torch.mul, "mul"))
+QUOTIENTS = frozenset((operator.truediv, operator.itruediv, torch.div, "div"))
+NEGATIONS = frozenset((operator.neg, torch.neg, "neg"))
 MEANS = nn.AvgPool1d | nn.AvgPool2d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d
 AFFINE = nn.Linear | nn.Conv1d | nn.Conv2d
 SOFTMAX = frozenset((torch.softmax, F.softmax, "softmax"))
@@ -93,7 +95,7 @@ POOLS = nn.MaxPool1d | nn.MaxPool2d
 
 SUPPORTED = (
     "Linear, Conv1d, Conv2d (any groups), LSTM, GRU, Embedding, LayerNorm, Softmax, BatchNorm behind a layer, MaxPool, "
-    "AvgPool, AdaptiveAvgPool to 1, Dropout, add, sub, mul, cat, views, and "
+    "AvgPool, AdaptiveAvgPool to 1, Dropout, add, sub, mul (and div by a number), cat, views, and "
     + ", ".join(module.__name__ for module in MODULES)
 )
 
@@ -125,11 +127,11 @@ class Plan:
         fused = node in self.clamps and node not in self.inside
         return not isinstance(self.steps.get(node), steps.Move) or fused
 
-    def args(self, node: fx.Node) -> tuple[Any, ...]:
-        """Return the arguments that a node's step takes."""
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments that a node's step takes: those of what is moved, else values alone."""
         if isinstance(self.steps[node], steps.Move | steps.Recurrent):
-            return node.args
-        return tuple(arg for arg in node.args if isinstance(arg, fx.Node))
+            return node.args, node.kwargs
+        return tuple(node.all_input_nodes), {}
 
 
 def plan(model: fx.GraphModule, law: Arithmetic, learned: bool) -> Plan:
@@ -153,9 +155,28 @@ def function(model: nn.Module, node: fx.Node) -> tuple[str, Params] | None:
         kind, params = MODULES[type(module)](module)
     elif node.op in ("call_function", "call_method") and node.target in FUNCTIONS:
         kind, params = FUNCTIONS[node.target](*node.args[1:], **node.kwargs)
+    elif (found := _with_number(node)) is not None:
+        kind, params = "affine", found
     else:
         return None
     return kind, tuple(float(np.float32(value)) for value in params)  # as ONNX's attributes hold them
+
+
+def _with_number(node: fx.Node) -> Params | None:
+    """Return scale and offset of a node that computes with one value and one number, or None."""
+    if node.op not in ("call_function", "call_method") or node.kwargs or len(node.all_input_nodes) != 1:
+        return None
+    if node.target in NEGATIONS:
+        return -1.0, 0.0
+    numbers = [arg for arg in node.args if isinstance(arg, int | float)]
+    if len(node.args) != 2 or len(numbers) != 1:
+        return None
+    number, leads, sign = float(numbers[0]), node.args[0] is numbers[0], SUMS.get(node.target)
+    if sign is not None:
+        return (sign, number) if leads else (1.0, sign * number)
+    if node.target in QUOTIENTS and number and not leads:
+        return 1 / number, 0.0
+    return (number, 0.0) if node.target in PRODUCTS else None
 
 
 def softmax_axis(model: nn.Module, node: fx.Node) -> int | None:
@@ -335,7 +356,11 @@ class _Planner:
         if not arithmetic:
             self._refuse(node, f"{type(module).__name__ if module is not None else node.target}")
         elif len(node.all_input_nodes) != 2 or any(isinstance(self.names[n], tuple) for n in node.all_input_nodes):
-            self._refuse(node, "a sum or product of two different tensors is possible, with a number or itself is not")
+            self._refuse(
+                node, "a sum or product of two different tensors, or with a number, is possible; with itself not"
+            )
+        elif node.kwargs:
+            self._refuse(node, f"{', '.join(node.kwargs)} of a sum; write a product with a number in front of it")
 
     def _check_mean(self, node: fx.Node, module: Any) -> None:
         if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
@@ -376,7 +401,7 @@ class _Planner:
                 yield user
 
     def _sums(self, node: fx.Node) -> bool:
-        return node.op in ("call_function", "call_method") and node.target in SUMS
+        return node.op in ("call_function", "call_method") and node.target in SUMS and len(node.all_input_nodes) == 2
 
     def _accumulates(self, node: fx.Node | None) -> bool:
         return node is not None and (self._sums(node) or isinstance(module_of(self.model, node), nn.LayerNorm))
