@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class Rows(nn.Module):
         y = torch.relu(self.norm(x)) + self.bare(x)
         z = torch.tanh(torch.sigmoid(self.plane(y)))
         z = z * torch.sigmoid(z)
-        y = (1 - y / 3).mul(0.7) + F.gelu(-y, approximate="tanh")
+        y = F.relu6(1 - y / 3).mul(0.7) + F.gelu(-y, approximate="tanh")
         return torch.softmax(self.last(z - 0.1), dim=-1), self.softmax(y)
 
 
@@ -145,6 +145,52 @@ class Residual(nn.Module):
         for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=False):
             x = x + narrow(torch.relu(wide(norm(x))))
         return self.head(self.norms[2](x))
+
+
+PIECES: dict[str, Callable[[int], tuple[nn.Module, ...]]] = {
+    "dense": lambda n: (nn.Linear(n, n),),
+    "norm": lambda n: (nn.LayerNorm(n),),
+    "softmax": lambda n: (nn.Softmax(-1),),
+    "relu": lambda n: (nn.ReLU(),),
+    "tanh": lambda n: (nn.Tanh(),),
+    "swish": lambda n: (nn.SiLU(),),
+    "convolution": lambda n: (nn.Conv1d(n, n, 3, padding=1),),
+    "depthwise": lambda n: (nn.Conv1d(n, n, 3, padding=1, groups=n),),
+    "largest": lambda n: (nn.MaxPool1d(3, 1, 1),),
+    "lstm": lambda n: (nn.LSTM(n, n, batch_first=True),),
+    "gru": lambda n: (nn.GRU(n, n, batch_first=True),),
+    "gate": lambda n: (nn.Linear(n, n),),
+    "both": lambda n: (nn.Linear(2 * n, n),),
+    "block": lambda n: (nn.LayerNorm(n), nn.Linear(n, n)),
+    "numbers": lambda n: (),
+}
+
+
+class Chain(nn.Module):
+    """Pieces behind each other, on (batch, time, n)."""
+
+    def __init__(self, names: Sequence[str], n: int) -> None:
+        super().__init__()
+        self.names, self.pieces = names, nn.ModuleList(nn.ModuleList(PIECES[name](n)) for name in names)
+
+    def forward(self, x: Any) -> Any:
+        for name, parts in zip(self.names, self.pieces, strict=True):
+            match name:
+                case "convolution" | "depthwise" | "largest":
+                    x = parts[0](x.transpose(1, 2)).transpose(1, 2)
+                case "lstm" | "gru":
+                    x = parts[0](x)[0]
+                case "gate":
+                    x = x * torch.sigmoid(parts[0](x))
+                case "both":
+                    x = parts[0](torch.cat([x, torch.tanh(x)], -1))
+                case "block":
+                    x = x + parts[1](torch.relu(parts[0](x)))
+                case "numbers":
+                    x = 0.25 - x * 3
+                case _:
+                    x = parts[0](x)
+        return x
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]] = {
@@ -192,6 +238,17 @@ def test_every_tensor_equals_the_compiled_graphs(name: str, law: str, tmp_path: 
     twin, inputs = twin_of(name, machine(**LAWS[law]), seed=len(law))
     exported = export(twin, tmp_path / "net.onnx", inputs, check=False)
     assert verify(twin, exported, inputs) >= NETS[name][2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_chains_equal_their_compiled_graphs(seed: int, tmp_path: Path) -> None:
+    """Whatever follows what, on machines of all kinds."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    names, n = rng.choice(list(PIECES), int(rng.integers(3, 10))).tolist(), int(rng.integers(3, 9))
+    x, law = torch.randn(2, 7, n), str(rng.choice(list(LAWS)))
+    twin = emulate(Chain(names, n).eval(), machine(**LAWS[law]), [x])
+    assert verify(twin, export(twin, tmp_path / "net.onnx", x, check=False), (x,)) >= 2
 
 
 def test_residual_streams_are_wide(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ class _Planner:
 
     def _clamps(self, node: fx.Node) -> bool:
         module = module_of(self.model, node)
-        computes = node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
+        computes = _arithmetic(node) and len(node.all_input_nodes) == 2
         return isinstance(module, AFFINE | MEANS | nn.LayerNorm) or computes or self._pools(node)
 
     def _moves(self, node: fx.Node) -> bool:
@@ -352,8 +352,7 @@ class _Planner:
             return
         if isinstance(module, MEANS):
             return self._check_mean(node, module)
-        arithmetic = node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
-        if not arithmetic:
+        if not _arithmetic(node):
             self._refuse(node, f"{type(module).__name__ if module is not None else node.target}")
         elif len(node.all_input_nodes) != 2 or any(isinstance(self.names[n], tuple) for n in node.all_input_nodes):
             self._refuse(
@@ -401,7 +400,7 @@ class _Planner:
                 yield user
 
     def _sums(self, node: fx.Node) -> bool:
-        return node.op in ("call_function", "call_method") and node.target in SUMS and len(node.all_input_nodes) == 2
+        return _arithmetic(node) and node.target in SUMS and len(node.all_input_nodes) == 2
 
     def _accumulates(self, node: fx.Node | None) -> bool:
         return node is not None and (self._sums(node) or isinstance(module_of(self.model, node), nn.LayerNorm))
@@ -511,6 +510,10 @@ class _Planner:
             layers.append(tuple(steps.Layer(end, source, self.scale(name), cell) for end, name, cell in parts))
             source = self.scale(names[0])
         return steps.Recurrent(module, tuple(layers))
+
+
+def _arithmetic(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
 
 
 class _Everywhere(tuple[Any, ...]):
