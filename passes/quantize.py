@@ -133,12 +133,12 @@ def _apart(
 ) -> tuple[Graph, Mapping[str, Range]]:
     """Return the graph with hidden values requantized where they meet what is int16 for another reason (rule 10).
 
-    The ranges of the values that this makes come along.
+    The ranges of the values that this makes come along. What the model pins is int16 for no other reason than that.
     """
     if activations == "int16":
         return graph, ranges
     draft, group = graph.draft(), _groups(graph, hidden=False)
-    forced = {group[name] for name in _forced(graph) if name in group}
+    forced = {group[name] for name in _forced(graph) if name in group} - _brought(graph, group).keys()
     for node in graph.nodes:
         if not isinstance(node.op, Recurrent) or not node.op.hidden_ties(node):
             continue

@@ -16,7 +16,21 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from nnac.errors import ModelError  # noqa: E402
-from nnac.train import CSP, GQ, Schedule, compress, emulate, train, transducer_loss  # noqa: E402
+from nnac.train import (  # noqa: E402
+    CSP,
+    GQ,
+    L1,
+    S8BQAT,
+    Centroids,
+    DoubleRounding,
+    Schedule,
+    Ternary,
+    compress,
+    emulate,
+    export,
+    train,
+    transducer_loss,
+)
 from nnac.train.trainer import CHECKPOINT, PICTURE, SUMMARY, TABLE, curves  # noqa: E402
 
 
@@ -143,14 +157,22 @@ def test_loss_refuses_lengths_that_do_not_fit() -> None:
 # -- the loop ------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path | None, steps: int = 12, stop: int | None = None, **options: Any) -> tuple[Any, Any, Any]:
-    """Train a small twin with CSP and GQ; `stop` breaks off as a crash would."""
+CHAINS: dict[str, Any] = {
+    "CSP and GQ": lambda w: [CSP(w, 0.5, strength=0.1, every=2), GQ(w, 3, zero=True, every=2)],
+    "S8BQAT": lambda w: S8BQAT(w, 4, every=5, strength=0.1, warm=0.5),
+    "L1 and centroids": lambda w: [L1(w, 0.5, end=0.5), Centroids(w, 3)],
+    "rounding": lambda w: DoubleRounding(w, 5),
+    "ternary": Ternary,
+}
+
+
+def run(folder: Path | None, steps: int = 12, stop: int | None = None, chain: str = "CSP and GQ") -> tuple[Any, Any]:
+    """Train a small twin with dropout and learned scales; `stop` breaks off as a crash would."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 8))
+    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 8))
     teacher = torch.randn(8, 8) * 0.5
-    rules = {"*": lambda w: [CSP(w, 0.5, strength=0.1, every=2), GQ(w, 3, zero=True)]}
-    compression = compress(net, rules)
-    twin = emulate(net, "nna8", [torch.randn(64, 8)])
+    compression = compress(net, {"*": CHAINS[chain]})
+    twin = emulate(net, "nna8", [torch.randn(64, 8)], learned=True)
     optimizer = torch.optim.Adam(twin.parameters(), 1e-2)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
 
@@ -164,19 +186,28 @@ def run(folder: Path | None, steps: int = 12, stop: int | None = None, **options
     history = train(
         twin, loss, optimizer, schedule, compression=compression, scheduler=scheduler, evaluate=lambda: {"wer": 0.5}
     )
-    return history, net, compression
+    return history, twin
 
 
-def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
-    """Broken off behind a checkpoint and taken up again, every weight and metric is the same."""
-    whole, net, compression = run(tmp_path / "whole")
+@pytest.mark.parametrize("chain", CHAINS)
+def test_resumed_training_is_the_same_training(chain: str, tmp_path: Path) -> None:
+    """Broken off behind a checkpoint and taken up again, every weight, scale and metric is the same."""
+    whole, one = run(tmp_path / "whole", chain=chain)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", stop=10)
-    parts, other, _ = run(tmp_path / "parts")
-    for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
+        run(tmp_path / "parts", stop=10, chain=chain)
+    parts, other = run(tmp_path / "parts", chain=chain)
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     assert [row["loss"] for row in whole.rows] == [row["loss"] for row in parts.rows]
-    assert all((each.owner.weight == 0).float().mean() >= 0.5 for each in compression.weights)
+
+
+def test_pruning_and_centroids_on_the_accelerator(tmp_path: Path) -> None:
+    """CSP, GQ and a twin together: zeros as asked, few levels, and the compiled integers are the twin's."""
+    _, twin = run(None)
+    for layer in (twin.model.get_submodule("0"), twin.model.get_submodule("3")):
+        assert (layer.weight == 0).float().mean() >= 0.5 and len(layer.weight.unique()) <= 8
+    export(twin.eval(), tmp_path / "net.onnx", torch.randn(4, 8))
 
 
 def test_metrics_are_written(tmp_path: Path) -> None:

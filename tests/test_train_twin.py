@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import nnac  # noqa: E402
+from nnac.calibration import Range  # noqa: E402
+from nnac.compiler import float_graph, integer_graphs  # noqa: E402
 from nnac.errors import ModelError  # noqa: E402
+from nnac.frontend import prepare  # noqa: E402
+from nnac.norms import encode_gains, encode_offsets  # noqa: E402
 from nnac.numerics import Rounding, encode_ratio  # noqa: E402
 from nnac.ops import exact  # noqa: E402
 from nnac.targets import Target, load_target  # noqa: E402
-from nnac.train import GQ, S8BQAT, Twin, compress, emulate, export, verify  # noqa: E402
-from nnac.train.law import Ratio, channel_ratios, requantized  # noqa: E402
+from nnac.train import CSP, GQ, S8BQAT, Twin, compress, emulate, export, verify  # noqa: E402
+from nnac.train.law import Ratio, channel_ratios, normalized, requantized  # noqa: E402
+from nnac.train.scales import Scale  # noqa: E402
 
 
 class Pictures(nn.Module):
@@ -108,12 +113,94 @@ class Joint(nn.Module):
         return self.out(torch.tanh(self.encoder(encoded).unsqueeze(2) + self.predictor(predicted).unsqueeze(1)))
 
 
+class Rows(nn.Module):
+    """Layer norms of all kinds, softmax along two axes, functions of functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.norm, self.bare, self.plane = nn.LayerNorm(16), nn.LayerNorm(16, 1e-3, False), nn.LayerNorm((5, 16))
+        self.softmax = nn.Softmax(1)
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x)
+        y = torch.relu(self.norm(x)) + self.bare(x)
+        z = torch.tanh(torch.sigmoid(self.plane(y)))
+        z = z * torch.sigmoid(z)
+        y = F.relu6(1 - y / 3).mul(0.7) + F.gelu(-y, approximate="tanh")
+        return torch.softmax(self.last(z - 0.1), dim=-1), self.softmax(y)
+
+
+class Residual(nn.Module):
+    """A residual stream of int16: an embedding of frames, two blocks with a norm each, and a norm behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 12), nn.Linear(12, 3)
+        self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(3))
+        self.wide, self.narrow = (nn.ModuleList(nn.Linear(*s) for _ in range(2)) for s in ((12, 20), (20, 12)))
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x)
+        for norm, wide, narrow in zip(self.norms, self.wide, self.narrow, strict=False):
+            x = x + narrow(torch.relu(wide(norm(x))))
+        return self.head(self.norms[2](x))
+
+
+PIECES: dict[str, Callable[[int], tuple[nn.Module, ...]]] = {
+    "dense": lambda n: (nn.Linear(n, n),),
+    "norm": lambda n: (nn.LayerNorm(n),),
+    "softmax": lambda n: (nn.Softmax(-1),),
+    "relu": lambda n: (nn.ReLU(),),
+    "tanh": lambda n: (nn.Tanh(),),
+    "swish": lambda n: (nn.SiLU(),),
+    "convolution": lambda n: (nn.Conv1d(n, n, 3, padding=1),),
+    "depthwise": lambda n: (nn.Conv1d(n, n, 3, padding=1, groups=n),),
+    "largest": lambda n: (nn.MaxPool1d(3, 1, 1),),
+    "lstm": lambda n: (nn.LSTM(n, n, batch_first=True),),
+    "gru": lambda n: (nn.GRU(n, n, batch_first=True),),
+    "gate": lambda n: (nn.Linear(n, n),),
+    "both": lambda n: (nn.Linear(2 * n, n),),
+    "block": lambda n: (nn.LayerNorm(n), nn.Linear(n, n)),
+    "numbers": lambda n: (),
+}
+
+
+class Chain(nn.Module):
+    """Pieces behind each other, on (batch, time, n)."""
+
+    def __init__(self, names: Sequence[str], n: int) -> None:
+        super().__init__()
+        self.names, self.pieces = names, nn.ModuleList(nn.ModuleList(PIECES[name](n)) for name in names)
+
+    def forward(self, x: Any) -> Any:
+        for name, parts in zip(self.names, self.pieces, strict=True):
+            match name:
+                case "convolution" | "depthwise" | "largest":
+                    x = parts[0](x.transpose(1, 2)).transpose(1, 2)
+                case "lstm" | "gru":
+                    x = parts[0](x)[0]
+                case "gate":
+                    x = x * torch.sigmoid(parts[0](x))
+                case "both":
+                    x = parts[0](torch.cat([x, torch.tanh(x)], -1))
+                case "block":
+                    x = x + parts[1](torch.relu(parts[0](x)))
+                case "numbers":
+                    x = 0.25 - x * 3
+                case _:
+                    x = parts[0](x)
+        return x
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]] = {
-    "pictures": (Pictures, ((2, 3, 22, 22),), 20),
-    "sounds": (Sounds, ((2, 5, 40),), 10),
+    "pictures": (Pictures, ((2, 3, 22, 22),), 25),
+    "sounds": (Sounds, ((2, 5, 40),), 12),
     "sequences": (Sequences, ((2, 9, 6),), 2),
-    "both": (Both, ((8, 2, 6),), 3),
-    "joint": (Joint, ((2, 5, 9), (2, 4, 7)), 8),
+    "both": (Both, ((8, 2, 6),), 4),
+    "rows": (Rows, ((2, 5, 6),), 21),
+    "residual": (Residual, ((2, 5, 6),), 12),
+    "joint": (Joint, ((2, 5, 9), (2, 4, 7)), 9),
 }
 """Makers, shapes of the inputs, and how many tensors are compared at least (others vanish in the compiler)."""
 
@@ -153,6 +240,51 @@ def test_every_tensor_equals_the_compiled_graphs(name: str, law: str, tmp_path: 
     assert verify(twin, exported, inputs) >= NETS[name][2]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_random_chains_equal_their_compiled_graphs(seed: int, tmp_path: Path) -> None:
+    """Whatever follows what, on machines of all kinds."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    names, n = rng.choice(list(PIECES), int(rng.integers(3, 10))).tolist(), int(rng.integers(3, 9))
+    x, law = torch.randn(2, 7, n), str(rng.choice(list(LAWS)))
+    twin = emulate(Chain(names, n).eval(), machine(**LAWS[law]), [x])
+    assert verify(twin, export(twin, tmp_path / "net.onnx", x, check=False), (x,)) >= 2
+
+
+def test_residual_streams_are_wide(tmp_path: Path) -> None:
+    """What is added up is int16, just what the compiler makes int16 when nobody tells it."""
+    twin, inputs = twin_of("residual", machine())
+    kinds = {node.name: kind for node, kind in twin.plan.kinds.items() if isinstance(kind, Scale)}
+    wide = {name for name, kind in kinds.items() if kind.quant.bits == 16}
+    assert wide == {"first", "narrow_0", "add", "narrow_1", "add_1"}
+    exported = export(twin, tmp_path / "net.onnx", inputs, check=False)
+    ranges = {name: Range(float(kind.low), float(kind.high)) for name, kind in kinds.items()}
+    graph, _ = integer_graphs(float_graph(prepare(exported.model)), ranges, twin.target)
+    made = [value for value in graph.values.values() if value.type.dtype == "int16" and value.origin is not None]
+    assert {value.origin.name for value in made if value.origin is not None} == wide
+
+
+class Skipping(nn.Module):
+    """An LSTM whose hidden values a norm and a sum read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.norm = nn.LSTM(6, 9), nn.LayerNorm(9)
+
+    def forward(self, x: Any) -> Any:
+        y = self.lstm(x)[0]
+        return y + self.norm(y)
+
+
+def test_hidden_values_stay_narrow(tmp_path: Path) -> None:
+    """The hidden values of a layer are int8, whoever reads them."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 6)
+    twin = emulate(Skipping(), machine(), [x])
+    assert {kind.quant.bits for kind in twin.plan.kinds.values() if isinstance(kind, Scale)} == {8}
+    assert verify(twin, export(twin, tmp_path / "net.onnx", x), (x,)) >= 3
+
+
 def test_verify_finds_a_wrong_bit(tmp_path: Path) -> None:
     """A weight that changed behind the export shows."""
     twin, inputs = twin_of("joint", machine())
@@ -163,7 +295,7 @@ def test_verify_finds_a_wrong_bit(tmp_path: Path) -> None:
         verify(twin, exported, inputs)
 
 
-@pytest.mark.parametrize("name", ["pictures", "sequences"])
+@pytest.mark.parametrize("name", ["pictures", "sounds", "sequences", "rows", "residual", "joint"])
 def test_blob_equals_twin_without_calibration(name: str, tmp_path: Path) -> None:
     """The compiled program, run on the emulator, gives the twin's outputs."""
     twin, inputs = twin_of(name, machine())
@@ -196,7 +328,14 @@ def test_states_that_are_given(tmp_path: Path) -> None:
     assert verify(twin, exported, inputs) >= 3
 
 
-@pytest.mark.parametrize("make", [lambda w: S8BQAT(w, 4), lambda w: GQ(w, 3)], ids=["S8BQAT", "GQ"])
+CLUSTERED: dict[str, Any] = {
+    "S8BQAT": lambda w: S8BQAT(w, 4),
+    "GQ": lambda w: GQ(w, 3),
+    "CSP and GQ": lambda w: [CSP(w, 0.5), GQ(w, 3, zero=True)],
+}
+
+
+@pytest.mark.parametrize("make", CLUSTERED.values(), ids=CLUSTERED)
 def test_clustered_weights_are_found_again(make: Any, tmp_path: Path) -> None:
     """Hardened codebooks come through export, folding and quantization in every bit."""
     torch.manual_seed(1)
@@ -235,6 +374,23 @@ def test_ratios_are_the_laws() -> None:
     found = channel_ratios(torch.from_numpy(values))
     wanted = [encode_ratio(float(value)) for value in values]
     assert list(zip(found.multiplier.tolist(), found.shift.tolist(), strict=True)) == wanted
+
+
+def test_normalization_is_the_law() -> None:
+    """Small and large groups, gains and epsilons: what numpy's twin of the law gives."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n, mode = int(rng.integers(1, 40)), MODES[rng.integers(len(MODES))]
+        x = rng.integers(-255, 256, (3, n)) if rng.random() < 0.7 else np.full((3, n), rng.integers(-255, 256))
+        gains, gain_shift = encode_gains((rng.normal(size=n) * 10.0 ** rng.integers(-3, 6)).tolist())
+        offsets, shift = encode_offsets((rng.normal(size=n) * 10.0 ** rng.integers(-3, 6)).tolist(), gain_shift)
+        epsilon = int(10.0 ** rng.uniform(0, 18))
+        parts = torch.tensor(gains), gain_shift, torch.tensor(offsets), shift
+        found = normalized(torch.from_numpy(x), epsilon, *parts, mode).clamp(-(2**31), 2**31)
+        wanted = exact.normalize(
+            x, 0, True, epsilon, np.array(gains), gain_shift, np.array(offsets), shift, 0, mode, -(2**31), 2**31
+        )
+        np.testing.assert_array_equal(found.numpy(), wanted)
 
 
 # -- gradients -----------------------------------------------------------------------------------------------------
@@ -314,10 +470,9 @@ class _Refused(nn.Module):
 @pytest.mark.parametrize(
     ("run", "word"),
     [
-        (lambda m, x: torch.softmax(m.dense(x), -1), "softmax"),
-        (lambda m, x: m.dense(x) * 2.0, "with a number"),
-        (lambda m, x: torch.tanh(torch.sigmoid(m.dense(x))), "one behind the other"),
-        (lambda m, x: (lambda y: y * torch.sigmoid(y))(m.dense(x)), "as SiLU"),
+        (lambda m, x: torch.log_softmax(m.dense(x), -1), "log_softmax"),
+        (lambda m, x: (lambda y: y + y)(m.dense(x)), "with itself"),
+        (lambda m, x: torch.add(m.dense(x), x, alpha=2), "alpha"),
         (lambda m, x: m.dense(m.lstm(x)[1][1]), "last states"),
     ],
 )

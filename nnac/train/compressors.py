@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from nnac.errors import ModelError
 from nnac.passes.centroid_folding import SHARE
-from nnac.weights.codebooks import encode
+from nnac.weights.codebooks import check_bits, encode
 from nnac.weights.folding import lossless_scale
 
 LEVELS = 127
@@ -246,10 +246,20 @@ class FakeQuant(Compressor):
 
 
 class DoubleRounding(Compressor):
-    """int8 weights rounded again to fewer bits, so that one int8 tensor holds all widths (Double Rounding)."""
+    """int8 weights rounded again to fewer bits, so that one int8 tensor holds all widths.
+
+    The format of Double Rounding (q = round(round(w / s) / 2**(8 - bits))), at one width per training; its learning
+    rates per width and its search of widths are not here.
+
+    Args:
+        weight: whose largest magnitude is level 127.
+        bits: 2 to 8.
+    """
 
     def __init__(self, weight: Tensor, bits: int, power_of_two: bool = False) -> None:
         super().__init__(power_of_two)
+        if not 2 <= bits <= 8:
+            raise ModelError(f"bits = {bits}: an int8 weight is rounded again to 2 to 8 bits")
         self.drop = 1 << 8 - bits
         self.limit = (1 << bits - 1) - 1
         self.register_buffer("largest", weight.abs().max())
@@ -270,7 +280,12 @@ class DoubleRounding(Compressor):
 
 
 class Ternary(Compressor):
-    """-1, 0, 1 times the mean (BitNet b1.58) or median (b1.58 Reloaded) magnitude of the weights."""
+    """-1, 0, 1 times the mean (BitNet b1.58) or the median (b1.58 Reloaded) magnitude of the weights.
+
+    Args:
+        weight: whose magnitudes decide the first unit; it follows the training.
+        median: the median instead of the mean.
+    """
 
     def __init__(self, weight: Tensor, median: bool = False, power_of_two: bool = False) -> None:
         super().__init__(power_of_two)
@@ -299,6 +314,7 @@ class Ternary(Compressor):
 
 def check_room(weight: Tensor, bits: int) -> None:
     """Raise ModelError where the compiler would not look for a table: in a weight with few entries for its levels."""
+    check_bits(bits)
     if weight.numel() < SHARE << bits:
         raise ModelError(
             f"a weight of shape {tuple(weight.shape)} is too small for a table of {bits} bits, which needs "
@@ -415,7 +431,7 @@ class Centroids(Compressor):
     def forward(self, weight: Tensor) -> Tensor:
         if float(self.settled):
             return weight
-        return self.table[self.places.long()]
+        return self.table.index_select(0, self.places.int().flatten()).reshape(weight.shape)
 
     def peak(self) -> Tensor | None:
         return self.table.detach().abs().max()

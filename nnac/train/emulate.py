@@ -20,8 +20,8 @@ from nnac.errors import ModelError, TargetError
 from nnac.numerics import Rounding
 from nnac.targets import Target, load_target
 from nnac.train import steps
-from nnac.train.groups import Plan, plan
 from nnac.train.integers import enter, leave
+from nnac.train.plan import Plan, plan
 from nnac.train.scales import Scale
 
 DEVICE, FAKE, FLOAT = MODES = ("device", "fake", "float")
@@ -80,7 +80,7 @@ class Twin(nn.Module):
                 given = next(rest)
                 known[node] = step(self.target.arithmetic, given) if step is not None else given
             else:
-                args, kwargs = fx.map_arg((self.plan.args(node), node.kwargs), known.__getitem__)
+                args, kwargs = fx.map_arg(self.plan.arguments(node), known.__getitem__)
                 known[node] = step(self.target.arithmetic, *args, **kwargs)  # type: ignore[misc]
         return known
 
@@ -182,7 +182,7 @@ def emulate(
     Dropout works in training, on integers that it scales; the result then is no longer one of the accelerator's.
 
     Args:
-        model: of `nnac.train.groups.SUPPORTED`; its `forward` is traced symbolically, so that control flow must not
+        model: of `nnac.train.plan.SUPPORTED`; its `forward` is traced symbolically, so that control flow must not
             depend on values. Parts that run apart on the accelerator (encoder, predictor, joint) are twins apart.
         target: name of a shipped target, path of a TOML, or a `Target`.
         samples: inputs whose ranges decide the scales; without them call `Twin.observe`.

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from nnac.program import write_file
 from nnac.reference import run as run_reference
 from nnac.train import steps
 from nnac.train.emulate import Twin
-from nnac.train.groups import POOLS, function, module_of
+from nnac.train.plan import POOLS, function, module_of
 from nnac.train.scales import Scale
 from nnac.types import Array, Quant
 
@@ -255,6 +256,10 @@ class _Writer(fx.Interpreter):
                 self._op("Mul", sources, node.name)
             case steps.Function(kind=name, params=params):
                 self._function(node, name, params, sources[0])
+            case steps.Norm():
+                self._norm(node, step.module, sources[0])
+            case steps.Softmax():
+                self._op("Softmax", [sources[0]], node.name, axis=step.axis)
             case steps.Mean():
                 self._mean(node, step, sources[0])
             case steps.Recurrent():
@@ -304,6 +309,11 @@ class _Writer(fx.Interpreter):
             case "clip":
                 ends = [self._constant(f"{name}.{i}", np.float32(v)) for i, v in enumerate(params)]
                 self._op("Clip", [source, *ends], name)
+            case "affine":
+                scale, offset = params
+                number = self._constant(f"{name}.number", np.float32(offset if abs(scale) == 1 else scale))
+                inputs = [number, source] if scale == -1 else [source, number]
+                self._op("Mul" if abs(scale) != 1 else "Add" if scale == 1 else "Sub", inputs, name)
             case "leaky_relu" | "elu":
                 self._op("LeakyRelu" if kind == "leaky_relu" else "Elu", [source], name, alpha=params[0])
             case "hard_sigmoid":
@@ -315,6 +325,14 @@ class _Writer(fx.Interpreter):
                 self._op("Mul", [source, f"{name}.gate"], name)
             case _:
                 self._op(FUNCTION_OPS[kind], [source], name)
+
+    def _norm(self, node: fx.Node, module: nn.LayerNorm, source: str) -> None:
+        gain = torch.ones(module.normalized_shape) if module.weight is None else module.weight
+        names = [source, self._constant(f"{node.name}.gain", gain)]
+        if module.bias is not None:
+            names.append(self._constant(f"{node.name}.offset", module.bias))
+        axis = -len(module.normalized_shape)
+        self._op("LayerNormalization", names, node.name, axis=axis, epsilon=module.eps)
 
     def _mean(self, node: fx.Node, step: steps.Mean, source: str) -> None:
         if not step.kernel:
@@ -492,8 +510,6 @@ def _states_of(node: fx.Node) -> list[fx.Node]:
 
 def _permutations(source: Tensor, result: Tensor) -> list[tuple[int, ...]]:
     """Return the orders of axes that could lead from one shape to the other."""
-    from itertools import permutations
-
     if source.dim() != result.dim() or source.dim() > 6:
         return []
     orders = permutations(range(source.dim()))

@@ -2,16 +2,19 @@
 
 A reconstruction of GQ (Zhen et al., arXiv 2210.09188). Weights are companded, y = sgn(w) ln(1 + mu |w| / s) / ln(1 +
 mu); each becomes a mixture of centroids with the weights softmax(-alpha |y - c|), alpha grows, and at the end the
-nearest centroid remains. The centroids are parameters of the task loss. Only the two centroids on both sides of a value
-enter the mixture: a third one is farther by at least one spacing, so that its share is under exp(-alpha * spacing),
-under 2 % where annealing starts and nothing where it ends. That makes memory and time of a step O(n), not O(n k).
+nearest centroid remains. The centroids are parameters of the task loss.
+
+Two things make a step cost O(n), not O(n k), in time and in memory:
+
+1. only the two centroids on both sides of a value enter the mixture. A third one is farther by at least one spacing, so
+   that its share is under exp(-alpha * spacing): under 2 % where annealing starts, and nothing where it ends;
+2. what a weight becomes is one function for the whole tensor. It is computed at `KNOTS` equally distant places, 1/16 of
+   an int8 step apart, and every weight takes what belongs to the place nearest to it, and the slope there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import copysign, expm1, log
+from math import log
 from typing import Any
 
 import torch
@@ -19,13 +22,12 @@ from torch import Tensor, nn
 
 from nnac.passes.centroid_folding import MOST_BITS
 from nnac.train.compressors import Compressor, check_room
+from nnac.train.law import blocks
 
 SOFTEST, HARDEST = 4.0, 200.0
 """alpha * spacing where annealing starts and where it ends."""
+KNOTS = 4097
 LLOYD_STEPS = 1000
-CELLS = 4096
-RUN = 1 << 15
-"""Weights that are worked on at once."""
 STILL = 1e-9
 
 
@@ -36,7 +38,7 @@ def compand(x: Tensor, mu: float) -> Tensor:
 
 def expand(y: Tensor, mu: float) -> Tensor:
     """Return the inverse of `compand`."""
-    return (torch.expm1(y.abs() * log(1 + mu)) / mu).copysign(y)
+    return torch.expm1(y.abs() * log(1 + mu)) * (y.sign() / mu)
 
 
 def lloyd(values: Tensor, count: int) -> Tensor:
@@ -61,154 +63,39 @@ def lloyd(values: Tensor, count: int) -> Tensor:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """What finds values among ascending cuts in a few passes, instead of by a binary search per value.
+class _Read(torch.autograd.Function):
+    """A function that is known at equally distant places over [-reach, reach], read at the nearest one.
 
-    A grid decides first. It is monotone, rounding included, so that cuts in a lower cell than a value's lie below the
-    value and cuts in a higher one do not; those in the same cell are compared.
-
-    Attributes:
-        first, rate: of the cells.
-        below: cuts in lower cells, int32 by cell.
-        most: cuts in one cell, at most.
-        ends: the cuts, and infinity.
+    Gradients pass to its values, and by its slope to where it is read; straight through if it is steps.
     """
 
-    first: float
-    rate: float
-    below: Tensor
-    most: int
-    ends: Tensor
-
-    @classmethod
-    def of(cls, cuts: Tensor) -> Grid:
-        """Return the grid of ascending cuts."""
-        cuts = cuts.detach()
-        ends = torch.cat([cuts, cuts.new_full((1,), torch.inf)])
-        first = float(cuts[0]) if cuts.numel() else 0.0
-        span = float(cuts[-1]) - first if cuts.numel() else 0.0
-        rate = CELLS / span if span > 0 else 1.0
-        counts = torch.bincount(_cells(cuts, first, rate), minlength=CELLS)
-        return cls(first, rate, (counts.cumsum(0) - counts).to(torch.int32), int(counts.max()), ends)
-
-    def find(self, values: Tensor) -> Tensor:
-        """Return how many cuts lie below each value, int32 and flat: what `torch.bucketize` returns."""
-        flat = values.detach().flatten()
-        found = self.below.index_select(0, _cells(flat, self.first, self.rate))
-        for _ in range(self.most):
-            found += flat > self.ends.index_select(0, found)
-        return found
-
-
-def _cells(x: Tensor, first: float, rate: float) -> Tensor:
-    return (x - first).mul_(rate).clamp_(0, CELLS - 1).to(torch.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class _Space:
-    """What maps weights to centroids: the largest magnitude, mu, alpha; the outer centroids."""
-
-    size: float
-    mu: float
-    alpha: float
-    low: float
-    high: float
-
-
-def _expanded(y: float, space: _Space) -> float:
-    """Return the weight that a companded value stands for."""
-    return copysign(expm1(abs(y) * log(1 + space.mu)) / space.mu * space.size, y)
-
-
-class _Soft(torch.autograd.Function):
-    """Weights as mixtures of the two centroids around them, run by run, so that what a step needs stays in a cache."""
-
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, centroids: Tensor, space: _Space) -> Tensor:
-        flat, out = weight.flatten(), torch.empty_like(weight, memory_format=torch.contiguous_format)
-        left, share = torch.empty_like(flat, dtype=torch.uint8), torch.empty_like(flat)
-        grid, width = Grid.of(centroids[1:-1]), centroids.diff()
-        for part in _runs(flat, left, share, out.flatten()):
-            _mix(part, centroids, width, grid, space)
-        ctx.save_for_backward(weight, centroids, left, share, out)
-        ctx.space = space
+    def forward(ctx: Any, x: Tensor, knots: Tensor, reach: float, steps: bool) -> Tensor:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for part, found in blocks(x, out):
+            torch.index_select(knots, 0, _places(part, len(knots), reach), out=found.view(-1))
+        ctx.save_for_backward(x, knots)
+        ctx.reach, ctx.steps = reach, steps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        weight, centroids, left, share, out = ctx.saved_tensors
-        moved = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        flat = (grad.flatten(), weight.flatten(), left, share, out.flatten(), moved.flatten())
-        width = centroids.diff()
-        pulled = sum(_unmix(part, width, ctx.space) for part in _runs(*flat))
-        return moved, pulled, None
+        x, knots = ctx.saved_tensors
+        out = grad if ctx.steps else torch.empty_like(x, memory_format=torch.contiguous_format)
+        (slopes,) = torch.gradient(knots, spacing=2 * ctx.reach / (len(knots) - 1))
+        sums = torch.zeros_like(knots)
+        for part, force, found in blocks(x, grad, out):
+            index, force = _places(part, len(knots), ctx.reach), force.flatten()
+            sums += torch.bincount(index, force, len(knots))
+            if not ctx.steps:
+                torch.mul(slopes.index_select(0, index), force, out=found.view(-1))
+        return out, sums, None, None
 
 
-def _runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Return equal runs of flat tensors; on a GPU, all at once."""
-    size = RUN if tensors[0].device.type == "cpu" else max(1, tensors[0].numel())
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
-
-
-def _mix(part: tuple[Tensor, ...], centroids: Tensor, widths: Tensor, grid: Grid, space: _Space) -> None:
-    """Find the centroid below each weight, the share of the one above it, and the mixture.
-
-    Args:
-        part: of the weights; then what is found, in that order.
-        centroids: ascending.
-        widths: from each to the next.
-        grid: of the inner centroids.
-        space: see there.
-    """
-    weight, left, share, out = part
-    y = compand(weight / space.size, space.mu).clamp_(space.low, space.high)
-    index = grid.find(y)
-    left.copy_(index)
-    low, width = centroids.index_select(0, index), widths.index_select(0, index)
-    torch.sigmoid((y - low).mul_(2).sub_(width).mul_(space.alpha), out=share)
-    out.copy_(expand(low.addcmul_(width, share), space.mu).mul_(space.size))
-
-
-def _unmix(part: tuple[Tensor, ...], widths: Tensor, space: _Space) -> Tensor:
-    """Write the gradient of the weights; return that of the centroids.
-
-    A weight outside of all centroids stands at the last one, and follows it.
-
-    Args:
-        part: of gradient, weight, centroid below, share of the one above, result, and the weight's gradient to be.
-        widths: from each centroid to the next.
-        space: as forward.
-    """
-    grad, weight, left, share, out, moved = part
-    slope = space.size * log(1 + space.mu) / space.mu  # of expand, at zero; times 1 + mu |x| elsewhere
-    grad = out.abs().mul_(space.mu / space.size).add_(1).mul_(slope).mul_(grad)
-    first, last = (_expanded(end, space) for end in (space.low, space.high))
-    below, above = (weight < first).to(grad.dtype), (weight > last).to(grad.dtype)
-    turn = (1 - share).mul_(share).mul_(widths.index_select(0, left.int())).mul_(space.alpha)
-    rate = weight.abs().mul_(space.mu).add_(space.size).reciprocal_().mul_(2 * space.mu / log(1 + space.mu))
-    torch.mul(rate.mul_(turn).mul_(grad), 1 - below - above, out=moved)
-    upper = above.mul_(2).sub_(1).mul_(turn).add_(share).mul_(grad)
-    lower = grad - below.mul_(-2).add_(1).mul_(turn).add_(share).mul_(grad)
-    index, count = left.long(), len(widths) + 1
-    sums = torch.bincount(index, lower, count) + torch.bincount(index, upper, count).roll(1)
-    return sums.to(widths.dtype)
-
-
-class _Hard(torch.autograd.Function):
-    """Weights as their nearest levels; gradients pass straight to them and add up in the levels."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, levels: Tensor, cuts: Tensor) -> Tensor:
-        index = Grid.of(cuts).find(weight)
-        ctx.save_for_backward(index.to(torch.uint8))
-        ctx.count = len(levels)
-        return levels.index_select(0, index).reshape(weight.shape)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (index,) = ctx.saved_tensors
-        return grad, torch.bincount(index.long(), grad.flatten(), ctx.count).to(grad.dtype), None
+def _places(x: Tensor, count: int, reach: float) -> Tensor:
+    """Return the nearest of `count` equally distant places over [-reach, reach], int32, flat."""
+    rate = (count - 1) / (2 * reach)
+    return (x.flatten() + (reach + 0.5 / rate)).mul_(rate).clamp_(0, count - 1).int()
 
 
 class GQ(Compressor):
@@ -225,6 +112,7 @@ class GQ(Compressor):
 
     size: Tensor
     progress: Tensor
+    places: Tensor
     memory = ("count",)
 
     def __init__(
@@ -245,6 +133,8 @@ class GQ(Compressor):
         start = lloyd(compand(weight / self.size, mu), 1 << bits).to(weight.dtype)
         self.centroids = nn.Parameter(start)
         self.pinned = int(start.abs().argmin()) if zero else None
+        knots = torch.linspace(-1, 1, KNOTS, dtype=weight.dtype, device=weight.device)
+        self.register_buffer("places", compand(knots, mu), persistent=False)
 
     def table(self) -> Tensor:
         """Return the centroids as they are used: ascending, one at zero if wanted."""
@@ -271,17 +161,25 @@ class GQ(Compressor):
             return weight
         if self.training and self.every > 1 and self.count % self.every:
             return weight
-        alpha, size = self.alpha(), float(self.size)
-        if alpha is not None:
-            table = self.table()
-            low, high = table.detach()[[0, -1]].tolist()
-            return _Soft.apply(weight, table, _Space(size, self.mu, alpha, low, high))
-        return _Hard.apply(weight, self.levels(), self._cuts())
+        return self._read(weight, self.alpha())
 
-    def _cuts(self) -> Tensor:
-        """Return the weights half-way between centroids in companded space."""
-        table = self.table().detach()
-        return expand((table[1:] + table[:-1]) / 2, self.mu) * self.size
+    def _read(self, weight: Tensor, alpha: float | None) -> Tensor:
+        knots = expand(self._nearest() if alpha is None else self._mixed(alpha), self.mu) * self.size
+        return _Read.apply(weight, knots, float(self.size), alpha is None)
+
+    def _nearest(self) -> Tensor:
+        """Return the centroid of every place."""
+        table = self.table()
+        cuts = (table.detach()[1:] + table.detach()[:-1]) / 2
+        return table.gather(0, torch.bucketize(self.places, cuts))
+
+    def _mixed(self, alpha: float) -> Tensor:
+        """Return the mixture of every place; those outside of all centroids stand at the last one."""
+        table = self.table()
+        y = self.places.clamp(table[0], table[-1])
+        index = torch.bucketize(self.places, table.detach()[1:-1])
+        low, high = table.gather(0, index), table.gather(0, index + 1)
+        return torch.lerp(low, high, torch.sigmoid(alpha * (2 * y - low - high)))
 
     def step(self, weight: Tensor, progress: float, count: int) -> None:
         self.progress.fill_(progress)
@@ -289,7 +187,7 @@ class GQ(Compressor):
         self.size.copy_(weight.abs().max().clamp(min=2.0**-100))
 
     def hard(self, weight: Tensor) -> Tensor:
-        return self.levels()[torch.bucketize(weight, self._cuts())]
+        return self._read(weight, None)
 
     def peak(self) -> Tensor | None:
         if self.bits > MOST_BITS:  # plain int8 weights: no table

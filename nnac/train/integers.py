@@ -15,27 +15,29 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnac.numerics import average_bits, encode_ratio, encode_ratios
+from nnac.norms import GAIN_BITS, encode_epsilon, encode_gains, encode_offsets
+from nnac.numerics import average_bits, encode_ratio, encode_ratios, softmax_table
 from nnac.ops import Activation
 from nnac.ops.base import Bound, activation, clamp_limits
 from nnac.targets import Arithmetic
 from nnac.train.law import (
     EXACT,
     Ratio,
+    blocks,
     channel_ratios,
     narrowed,
+    normalized,
     one_ratio,
     requantized,
     round_divide,
 )
+from nnac.train.scales import Scale
 from nnac.types import Quant
 
 UNBOUNDED = (-inf, inf)
 BIAS_LIMIT = 2.0**30
-BLOCK = 1 << 16
-"""Elements that are worked on at once, so that float64 stays in a core's cache."""
 
 
 def limits(quant: Quant, clamp: tuple[float, float] = UNBOUNDED) -> tuple[int, int]:
@@ -47,28 +49,26 @@ def limits(quant: Quant, clamp: tuple[float, float] = UNBOUNDED) -> tuple[int, i
 # -- in and out ----------------------------------------------------------------------------------------------------
 
 
-class _Enter(torch.autograd.Function):
-    """ONNX QuantizeLinear in float32, less the zero point."""
+class _Exact(torch.autograd.Function):
+    """The accelerator's integers in the place of the reals that they stand for; straight through, or saturated."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stretch: Tensor | None, scale: float, low: int, high: int) -> Tensor:
-        places = x.float() / torch.tensor(scale, dtype=torch.float32, device=x.device)
-        near = places.round()
-        out = near.clamp(low, high)
-        inside = out == near
+    def forward(ctx: Any, places: Tensor, near: Tensor, stretch: Tensor | None, low: int, high: int) -> Tensor:
+        whole = near.clamp(low, high)
+        inside, out = whole == near, whole.float()
         ctx.save_for_backward(inside, out - places * inside if stretch is not None else None)
-        ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         inside, slack = ctx.saved_tensors
-        return grad * inside / ctx.scale, _stretched(grad, slack), None, None, None
+        return grad * inside, None, _stretched(grad, slack), None, None
 
 
 def enter(x: Tensor, quant: Quant, stretch: Tensor | None = None) -> Tensor:
-    """Return the integers of reals, as the accelerator's border makes them."""
-    return _Enter.apply(x, stretch, quant.scale, *limits(quant))
+    """Return the integers of reals, as the accelerator's border makes them: ONNX QuantizeLinear in float32."""
+    places = x.float() / torch.tensor(quant.scale, dtype=torch.float32, device=x.device)
+    return _Exact.apply(places, places.detach().round(), stretch, *limits(quant))
 
 
 def leave(c: Tensor, quant: Quant) -> Tensor:
@@ -102,7 +102,7 @@ class _Requantize(torch.autograd.Function):
     def forward(ctx: Any, acc: Tensor, stretch: Tensor | None, finish: Finish) -> Tensor:
         out = torch.empty(acc.shape, dtype=torch.float32, device=acc.device)
         inside = torch.empty(acc.shape, dtype=torch.bool, device=acc.device)
-        for part, rows, kept in _blocks(acc, out, inside):
+        for part, rows, kept in blocks(acc, out, inside):
             near = requantized(part, finish.ratio, finish.law, finish.low, finish.high, finish.two_step)
             rows.copy_(near.clamp(finish.low, finish.high))
             torch.eq(rows, near, out=kept)
@@ -114,16 +114,6 @@ class _Requantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         inside, slack, factor = ctx.saved_tensors
         return grad * inside * factor.float(), _stretched(grad, slack), None
-
-
-def _blocks(*tensors: Tensor) -> Any:
-    """Return runs along the first axis of tensors of one shape, small enough for a cache; on a GPU, all at once."""
-    first = tensors[0]
-    count = first.numel() // BLOCK if first.device.type == "cpu" and first.dim() > 1 else 0
-    if count < 2:
-        return [tensors]
-    rows = max(1, first.shape[0] // count)
-    return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
 def requantize(acc: Tensor, finish: Finish, stretch: Tensor | None = None) -> Tensor:
@@ -141,7 +131,7 @@ class _Levels(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, scale: Tensor) -> Tensor:
         shaped = scale.double().reshape(-1, *(1,) * (weight.dim() - 1))
         out = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
-        for part, rows, steps in _blocks(weight, out, shaped.expand(weight.shape)):
+        for part, rows, steps in blocks(weight, out, shaped.expand(weight.shape)):
             rows.copy_(part.double().div_(steps[(slice(None), *(slice(0, 1),) * (weight.dim() - 1))]).round_())
         ctx.save_for_backward(shaped)
         return out.clamp_(-127, 127)
@@ -166,7 +156,8 @@ class _Steps(torch.autograd.Function):
 
 def weight_scales(weight: Tensor, bias: Tensor, input_scale: float, law: Arithmetic) -> Tensor:
     """Return float32 scales (O,) of weights (O, ...), as `passes.quantize.weight_scales` finds them."""
-    peak = torch.linalg.vector_norm(weight.detach().flatten(1), float("inf"), dim=1).double() / 127
+    rows = weight.detach().flatten(1)  # amax and amin are each many times faster than a norm
+    peak = torch.maximum(rows.amax(1), -rows.amin(1)).double() / 127
     scale = torch.maximum(peak, bias.detach().abs().double() / (BIAS_LIMIT * input_scale))
     if not law.per_channel:
         scale = scale.max().expand_as(scale)
@@ -210,7 +201,7 @@ def layer_integers(weight: Tensor, bias: Tensor, scale: Tensor | None, quant: Qu
     steps = _Steps.apply(bias, scale.double() * quant.scale)
     reach = max(abs(end) for end in limits(quant))
     with torch.no_grad():
-        products = torch.linalg.vector_norm(levels.flatten(1), 1, dim=1).max() * reach
+        products = levels.flatten(1).abs().sum(1).max() * reach
         found = torch.stack([products.double(), steps.abs().max()]).tolist()
     return Integers(levels, steps, scale, found[0] * (1 + 2**-10) + found[1], found[0] * (1 + 2**-10))
 
@@ -286,24 +277,6 @@ def multiply(
     return a * b, Finish(one_ratio(ratio, law, a.device), *limits(out, clamp), law)
 
 
-class _Average(torch.autograd.Function):
-    """Sums of windows to means, exact and rounded once."""
-
-    @staticmethod
-    def forward(ctx: Any, total: Tensor, counts: Tensor, pair: tuple[int, int], finish: Finish) -> Tensor:
-        multiplier, shift = pair
-        mean = round_divide(total.to(torch.int64) * multiplier, counts, shift, finish.law.mode)
-        out = mean.clamp(finish.low, finish.high)
-        ctx.save_for_backward(out == mean, counts)
-        ctx.ratio = multiplier * 2.0**-shift
-        return out.float()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        inside, counts = ctx.saved_tensors
-        return grad * inside * (ctx.ratio / counts), None, None, None
-
-
 def average(
     total: Tensor, counts: Tensor, taps: int, quant: Quant, out: Quant, law: Arithmetic, clamp: Any = UNBOUNDED
 ) -> Tensor:
@@ -318,8 +291,62 @@ def average(
         clamp: real limits of the output.
     """
     bits = average_bits(taps, quant.bits)
-    pair = encode_ratio(quant.scale / out.scale, law.power_of_two_scales, bits)
-    return _Average.apply(total, counts, pair, Finish(one_ratio(1.0, law), *limits(out, clamp), law))
+    multiplier, shift = encode_ratio(quant.scale / out.scale, law.power_of_two_scales, bits)
+    near = round_divide(total.detach().to(torch.int64) * multiplier, counts, shift, law.mode)
+    return _Exact.apply(total.float() * (multiplier * 2.0**-shift / counts), near, None, *limits(out, clamp))
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def normalize(c: Tensor, module: nn.LayerNorm, quant: Quant, scale: Scale, law: Arithmetic, clamp: Any) -> Tensor:
+    """Return a layer norm over the last axes; the gradient is the float function's.
+
+    Args:
+        c: of the input.
+        module: gains, offsets and epsilon.
+        quant: of the input.
+        scale: of the output.
+        law: the machine's.
+        clamp: real limits of the output.
+    """
+    shape, out = list(module.normalized_shape), scale.quant
+    epsilon = float(np.float32(module.eps))  # as ONNX's attribute holds it
+    places = F.layer_norm(c * quant.scale, shape, module.weight, module.bias, epsilon) / out.scale
+    with torch.no_grad():
+        ones = torch.ones(shape, device=c.device)
+        gains, gain_shift = _fixed(ones if module.weight is None else module.weight, out, encode_gains)
+        offset = torch.zeros_like(ones) if module.bias is None else module.bias
+        offsets, offset_shift = _fixed(offset, out, lambda peak: encode_offsets(peak, gain_shift))
+        multiplier, shift = encode_epsilon(epsilon, quant.scale, gains.numel())
+        x = c.flatten(c.dim() - len(shape)).to(torch.int64)
+        near = normalized(x, multiplier << shift, gains, gain_shift, offsets, offset_shift, law.mode)
+    return _Exact.apply(places, near.reshape(c.shape), scale.stretch, *limits(out, clamp))
+
+
+def _fixed(values: Tensor, out: Quant, encode: Any) -> tuple[Tensor, int]:
+    """Return reals over the output's scale as integers (n,) with the shift that `encode` finds for the largest."""
+    steps = values.double().flatten() / out.scale
+    shift = encode([float(steps.abs().max())])[1]
+    limit = float((1 << GAIN_BITS) - 1)
+    return torch.ldexp(steps, torch.tensor(shift)).round().clamp(-limit, limit).to(torch.int64), shift
+
+
+def softmax(c: Tensor, axis: int, quant: Quant, out: Quant, law: Arithmetic) -> Tensor:
+    """Return a softmax along an axis; the gradient is the float function's."""
+    places = F.softmax(c * quant.scale, axis) / out.scale
+    with torch.no_grad():
+        table = _exponentials(quant.scale, str(c.device))
+        found = table.take((c.amax(axis, keepdim=True) - c).long())
+        multiplier, shift = encode_ratio(1.0 / out.scale, law.power_of_two_scales)
+        near = round_divide(found * multiplier, found.sum(axis, keepdim=True), shift, law.mode)
+    return _Exact.apply(places, near, None, *limits(out))
+
+
+@cache
+def _exponentials(scale: float, device: str) -> Tensor:
+    """Return `numerics.softmax_table`, int64."""
+    return torch.tensor(softmax_table(scale), dtype=torch.int64, device=device)
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -380,5 +407,6 @@ TORCH_FUNCTIONS: dict[str, Any] = {
     "elu": lambda x, alpha: F.elu(x, alpha),
     "softplus": F.softplus,
     "softsign": F.softsign,
+    "affine": lambda x, scale, offset: x * scale + offset,
 }
 """The float functions whose slopes are the gradients, by the kinds of `nnac.ops.functions`."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nnac.norms import ROOT_BITS
 from nnac.numerics import (
     INT16_HIGH,
     INT16_LOW,
@@ -33,6 +35,18 @@ from nnac.targets import Arithmetic
 EXACT = 1 << 24
 """Integers below this are float32 values, all of them."""
 REACH_BITS = 54
+BLOCK = 1 << 16
+"""Elements that are worked on at once, so that float64 stays in a core's cache."""
+
+
+def blocks(*tensors: Tensor) -> Any:
+    """Return runs along the first axis of tensors of one shape, small enough for a cache; on a GPU, all at once."""
+    first = tensors[0]
+    count = first.numel() // BLOCK if first.device.type == "cpu" and first.dim() > 1 else 0
+    if count < 2:
+        return [tensors]
+    rows = max(1, first.shape[0] // count)
+    return zip(*(t.split(rows) for t in tensors), strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +169,41 @@ def _tie_up(floor: Tensor, value: Tensor, rounding: Rounding) -> Tensor:
     if rounding == Rounding.HALF_EVEN:
         return (floor & 1) == 1
     return torch.ones_like(value, dtype=torch.bool) if rounding == Rounding.HALF_UP else value >= 0
+
+
+def normalized(
+    x: Tensor, epsilon: int, gains: Tensor, gain_shift: int, offsets: Tensor, offset_shift: int, rounding: Rounding
+) -> Tensor:
+    """Return int64 groups along the last axis normalised, before saturation; see `exact.normalize`.
+
+    Args:
+        x: int64 (..., n), less the zero point.
+        epsilon: in units of the squared input times n**2.
+        gains, offsets: int64 (n,), in units of 2**-gain_shift and 2**-offset_shift.
+        gain_shift, offset_shift: of `norms.encode_gains` and `norms.encode_offsets`.
+        rounding: the machine's.
+    """
+    count, total = x.shape[-1], x.sum(-1, keepdim=True)
+    root, lift = inverse_root(count * (x * x).sum(-1, keepdim=True) - total * total + epsilon)
+    product, part = gains * (count * x - total), (1 << MULTIPLIER_BITS) - 1
+    under = (product & part) * root
+    above = (product >> MULTIPLIER_BITS) * root + (under >> MULTIPLIER_BITS)
+    shift = ROOT_BITS - MULTIPLIER_BITS + gain_shift - lift - offset_shift
+    floor = above >> shift
+    cut = ((under & part) != 0) | (floor << shift != above)
+    return round_shift(2 * (floor + offsets) + cut, lift.new_tensor(offset_shift + 1), rounding)
+
+
+def inverse_root(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (root, lift) of int64 values in 1 .. 2**62 - 1; see `norms.inverse_root`."""
+    lift = torch.zeros_like(value)
+    for step in (16, 8, 4, 2, 1):
+        lift += step * ((value << 2 * lift) >> (62 - 2 * step) == 0)
+    square = value << 2 * lift
+    root = square.double().sqrt().long()  # off by one at most
+    root -= (root * root > square).long()
+    root += ((root + 1) * (root + 1) <= square).long()
+    return torch.div(1 << ROOT_BITS, root, rounding_mode="floor"), lift
 
 
 def narrowed(acc: Tensor, law: Arithmetic) -> Tensor:

@@ -17,8 +17,8 @@ from nnac.numerics import UNIT_BITS
 from nnac.passes.quantize import activation_quant
 from nnac.types import Quant
 
-INT8, CELL = "int8", "cell"
-"""Kinds of groups: an activation; the inner state of an LSTM, int16 in steps of a power of two."""
+INT8, INT16, CELL = "int8", "int16", "cell"
+"""Kinds of groups: activations of 8 and of 16 bits; the inner state of an LSTM, int16 in steps of a power of two."""
 
 
 class Scale(nn.Module):
@@ -85,7 +85,7 @@ class Scale(nn.Module):
     def _found(self, low: float, high: float, stretch: float) -> Quant:
         if self.kind == CELL:
             return Quant(max(activation_quant(low, high, True, 16).scale, 2.0**-UNIT_BITS), bits=16)
-        quant = activation_quant(low, high, self.power_of_two)
+        quant = activation_quant(low, high, self.power_of_two, 16 if self.kind == INT16 else 8)
         if not stretch:
             return quant
         factor = float(torch.exp(torch.tensor(stretch, dtype=torch.float64)))

@@ -1,13 +1,14 @@
 """Steps of a twin: what an operator of a traced model is on the accelerator, one class per kind.
 
 A step takes integers less their zero point (see `nnac.train.integers`) and gives such integers; which scale each value
-has was decided before (`nnac.train.groups`).
+has was decided before (`nnac.train.plan`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -132,6 +133,31 @@ class Function:
 
 
 @dataclass(slots=True)
+class Norm:
+    """Layer norm, with the clamp of an activation behind it."""
+
+    module: nn.LayerNorm
+    source: Scale
+    result: Scale
+    clamp: Clamp = UNBOUNDED
+
+    def __call__(self, law: Arithmetic, c: Tensor) -> Tensor:
+        return integers.normalize(c, self.module, self.source.quant, self.result, law, self.clamp)
+
+
+@dataclass(slots=True)
+class Softmax:
+    """Softmax along an axis."""
+
+    axis: int
+    source: Scale
+    result: Scale
+
+    def __call__(self, law: Arithmetic, c: Tensor) -> Tensor:
+        return integers.softmax(c, self.axis, self.source.quant, self.result.quant, law)
+
+
+@dataclass(slots=True)
 class Clip:
     """A clamp inside one quantization, behind a largest value of a window."""
 
@@ -158,9 +184,7 @@ class Mean:
     def __call__(self, law: Arithmetic, c: Tensor) -> Tensor:
         kernel = self.kernel or tuple(c.shape[2:])
         pads, stride = self.padding or (0,) * self.rank, self.stride or kernel
-        taps = 1
-        for side in kernel:
-            taps *= side
+        taps = prod(kernel)
         ones = torch.ones((1, 1, *c.shape[2:]), device=c.device)
         counts = self._sums(ones, kernel, stride, pads).round().long()
         if self.count_pads:

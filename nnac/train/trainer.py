@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,9 @@ class _Run:
         """Do one step and return its loss."""
         self.optimizer.zero_grad()
         value = loss(number, np.random.default_rng((schedule.seed, number)))
-        if not bool(torch.isfinite(value)):
-            raise ModelError(f"step {number}: the loss is {float(value)}; lower the learning rate")
+        found = float(value.detach())
+        if not isfinite(found):
+            raise ModelError(f"step {number}: the loss is {found}; lower the learning rate")
         total = value + self.compression.penalty() if self.compression is not None else value
         total.backward()  # type: ignore[no-untyped-call]
         if schedule.clip:
@@ -158,7 +160,7 @@ class _Run:
             self.scheduler.step()
         if self.compression is not None:
             self.compression.step((number + 1) / schedule.steps)
-        return float(value)
+        return found
 
     def save(self, schedule: Schedule, done: int) -> None:
         """Write checkpoint and metrics; each file then is whole, or what it was."""

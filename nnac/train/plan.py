@@ -2,16 +2,19 @@
 
 Rules, those of `nnac.passes.fuse` and `nnac.passes.quantize` as far as a twin's operators need them:
 
-1. a ReLU or clamp behind a layer, sum, product, mean or largest value that nothing else reads becomes its clamp;
+1. a ReLU or clamp behind a layer, norm, sum, product, mean or largest value that nothing else reads becomes its clamp;
 2. values joined by what changes no value share a scale, and so do an LSTM's hidden values, coming in and going out;
-3. sigmoid and tanh have the range of their function;
-4. what the compiler would compose into one table is refused here, since the twin would round between its parts.
+3. sigmoid, tanh and softmax have the range of their function;
+4. residual streams are int16, as `nnac.passes.accumulated` says: what only norms and sums read, and is no result, at
+   least one of each; with it go what is added to it and their sums, as far as all that shares their scales is so too.
+
+Every other value has a scale of its own, which the export pins: the compiler then joins nothing across it.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -25,9 +28,10 @@ from nnac.calibration import Range
 from nnac.errors import ModelError, raise_all
 from nnac.ops.activation import FIXED_RANGES
 from nnac.ops.recurrent import UNIT
+from nnac.ops.softmax import FIXED_RANGE
 from nnac.targets import Arithmetic
 from nnac.train import steps
-from nnac.train.scales import CELL, INT8, Scale
+from nnac.train.scales import CELL, INT8, INT16, Scale
 from nnac.types import Quant
 
 Params = tuple[float, ...]
@@ -82,13 +86,17 @@ MOVES = frozenset(
 MOVING = nn.Identity | nn.Dropout | nn.Flatten | nn.MaxPool1d | nn.MaxPool2d
 SUMS = {operator.add: 1, operator.iadd: 1, torch.add: 1, "add": 1, operator.sub: -1, torch.sub: -1, "sub": -1}
 PRODUCTS = frozenset((operator.mul, operator.imul, torch.mul, "mul"))
+QUOTIENTS = frozenset((operator.truediv, operator.itruediv, torch.div, "div"))
+NEGATIONS = frozenset((operator.neg, torch.neg, "neg"))
 MEANS = nn.AvgPool1d | nn.AvgPool2d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d
 AFFINE = nn.Linear | nn.Conv1d | nn.Conv2d
+SOFTMAX = frozenset((torch.softmax, F.softmax, "softmax"))
 POOLS = nn.MaxPool1d | nn.MaxPool2d
 
 SUPPORTED = (
-    "Linear, Conv1d, Conv2d (any groups), LSTM, GRU, Embedding, BatchNorm behind a layer, MaxPool, AvgPool, "
-    "AdaptiveAvgPool to 1, Dropout, add, sub, mul, cat, views, and " + ", ".join(module.__name__ for module in MODULES)
+    "Linear, Conv1d, Conv2d (any groups), LSTM, GRU, Embedding, LayerNorm, Softmax, BatchNorm behind a layer, MaxPool, "
+    "AvgPool, AdaptiveAvgPool to 1, Dropout, add, sub, mul (and div by a number), cat, views, and "
+    + ", ".join(module.__name__ for module in MODULES)
 )
 
 
@@ -119,11 +127,11 @@ class Plan:
         fused = node in self.clamps and node not in self.inside
         return not isinstance(self.steps.get(node), steps.Move) or fused
 
-    def args(self, node: fx.Node) -> tuple[Any, ...]:
-        """Return the arguments that a node's step takes."""
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments that a node's step takes: those of what is moved, else values alone."""
         if isinstance(self.steps[node], steps.Move | steps.Recurrent):
-            return node.args
-        return tuple(arg for arg in node.args if isinstance(arg, fx.Node))
+            return node.args, node.kwargs
+        return tuple(node.all_input_nodes), {}
 
 
 def plan(model: fx.GraphModule, law: Arithmetic, learned: bool) -> Plan:
@@ -147,9 +155,39 @@ def function(model: nn.Module, node: fx.Node) -> tuple[str, Params] | None:
         kind, params = MODULES[type(module)](module)
     elif node.op in ("call_function", "call_method") and node.target in FUNCTIONS:
         kind, params = FUNCTIONS[node.target](*node.args[1:], **node.kwargs)
+    elif (found := _with_number(node)) is not None:
+        kind, params = "affine", found
     else:
         return None
     return kind, tuple(float(np.float32(value)) for value in params)  # as ONNX's attributes hold them
+
+
+def _with_number(node: fx.Node) -> Params | None:
+    """Return scale and offset of a node that computes with one value and one number, or None."""
+    if node.op not in ("call_function", "call_method") or node.kwargs or len(node.all_input_nodes) != 1:
+        return None
+    if node.target in NEGATIONS:
+        return -1.0, 0.0
+    numbers = [arg for arg in node.args if isinstance(arg, int | float)]
+    if len(node.args) != 2 or len(numbers) != 1:
+        return None
+    number, leads, sign = float(numbers[0]), node.args[0] is numbers[0], SUMS.get(node.target)
+    if sign is not None:
+        return (sign, number) if leads else (1.0, sign * number)
+    if node.target in QUOTIENTS and number and not leads:
+        return 1 / number, 0.0
+    return (number, 0.0) if node.target in PRODUCTS else None
+
+
+def softmax_axis(model: nn.Module, node: fx.Node) -> int | None:
+    """Return the axis of a node that is a softmax, or None."""
+    module = module_of(model, node)
+    if isinstance(module, nn.Softmax):
+        return module.dim
+    if node.op not in ("call_function", "call_method") or node.target not in SOFTMAX:
+        return None
+    axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return axis
 
 
 class _Planner:
@@ -161,16 +199,16 @@ class _Planner:
         self.parent: dict[str, str] = {}
         self.names: dict[fx.Node, Any] = {}
         self.clamps = self.plan.clamps
+        self.wide: set[str] = set()
         self.problems: list[str] = []
         self._fuse()
         for node in self.plan.nodes:
             self._name(node)
         raise_all(ModelError, f"the twin has no such operators (it has {SUPPORTED}):", self.problems)
+        self.wide = self._wide()
         self._scales()
         for node in self.plan.nodes:
             self._step(node)
-        self._refuse_composed()
-        raise_all(ModelError, "the twin cannot follow the compiler here:", self.problems)
 
     # -- fusion ----------------------------------------------------------------------------------------------------
 
@@ -213,8 +251,8 @@ class _Planner:
 
     def _clamps(self, node: fx.Node) -> bool:
         module = module_of(self.model, node)
-        computes = node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
-        return isinstance(module, AFFINE | MEANS) or computes or self._pools(node)
+        computes = _arithmetic(node) and len(node.all_input_nodes) == 2
+        return isinstance(module, AFFINE | MEANS | nn.LayerNorm) or computes or self._pools(node)
 
     def _moves(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -304,7 +342,9 @@ class _Planner:
 
     def _check(self, node: fx.Node, module: Any) -> None:
         """Refuse what no step does."""
-        if node.op == "placeholder" or isinstance(module, nn.Embedding) or function(self.model, node) is not None:
+        if node.op == "placeholder" or isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding):
+            return
+        if function(self.model, node) is not None or softmax_axis(self.model, node) is not None:
             return
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             if module.padding_mode != "zeros" or isinstance(module.padding, str):
@@ -312,13 +352,14 @@ class _Planner:
             return
         if isinstance(module, MEANS):
             return self._check_mean(node, module)
-        if isinstance(module, nn.Linear):
-            return
-        arithmetic = node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
-        if not arithmetic:
+        if not _arithmetic(node):
             self._refuse(node, f"{type(module).__name__ if module is not None else node.target}")
         elif len(node.all_input_nodes) != 2 or any(isinstance(self.names[n], tuple) for n in node.all_input_nodes):
-            self._refuse(node, "a sum or product of two different tensors is possible, with a number or itself is not")
+            self._refuse(
+                node, "a sum or product of two different tensors, or with a number, is possible; with itself not"
+            )
+        elif node.kwargs:
+            self._refuse(node, f"{', '.join(node.kwargs)} of a sum; write a product with a number in front of it")
 
     def _check_mean(self, node: fx.Node, module: Any) -> None:
         if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d):
@@ -332,6 +373,54 @@ class _Planner:
         self.names.setdefault(node, None)
         self.problems.append(f"{node.target if node.op == 'call_module' else node.name!s}: {what}")
 
+    # -- residual streams ------------------------------------------------------------------------------------------
+
+    def _wide(self) -> set[str]:
+        """Return the groups that are int16 (rule 4)."""
+        made = [node for node in self.plan.nodes if isinstance(self.names[node], str)]
+        readers = {node: list(self._readers(node)) for node in made}
+        private = {node for node in made if self._widens(node) and all(map(self._accumulates, readers[node]))}
+        wide: set[str] = set()
+        for node in private:
+            sums = [reader for reader in readers[node] if reader is not None and self._sums(reader)]
+            if 0 < len(sums) < len(readers[node]):
+                added = [arg for each in sums for arg in each.all_input_nodes if self._added(arg, readers)]
+                wide |= {self._find(self.names[each]) for each in (node, *sums, *added)}
+        rest = [name for node in self.plan.nodes if node not in private for name in _strings(self.names[node])]
+        return wide - set(map(self._find, rest))
+
+    def _readers(self, node: fx.Node) -> Iterator[fx.Node | None]:
+        """Yield who reads a value, perhaps through moves and fused clamps; None stands for the world outside."""
+        for user in node.users:
+            if user.op == "output":
+                yield None
+            elif self._moves(user) or node in self.plan.inside:
+                yield from self._readers(user)
+            else:
+                yield user
+
+    def _sums(self, node: fx.Node) -> bool:
+        return _arithmetic(node) and node.target in SUMS and len(node.all_input_nodes) == 2
+
+    def _accumulates(self, node: fx.Node | None) -> bool:
+        return node is not None and (self._sums(node) or isinstance(module_of(self.model, node), nn.LayerNorm))
+
+    def _added(self, node: fx.Node, readers: Mapping[fx.Node, Sequence[fx.Node | None]]) -> bool:
+        """Tell whether a layer makes a value, perhaps through moves, for one sum only."""
+        if len(readers.get(node, ())) != 1:
+            return False
+        while self._moves(node) or (node in self.clamps and function(self.model, node) is not None):
+            node = node.all_input_nodes[0]
+        return isinstance(module_of(self.model, node), AFFINE)
+
+    def _widens(self, node: fx.Node) -> bool:
+        """Tell whether a node can make int16."""
+        module, clamp = module_of(self.model, node), node in self.clamps and function(self.model, node) is not None
+        makes = isinstance(module, AFFINE | nn.LayerNorm | nn.Embedding) or node.op == "placeholder" or clamp
+        return makes or self._moves(node) or self._sums(node)
+
+    # -- scales ----------------------------------------------------------------------------------------------------
+
     def _scales(self) -> None:
         """Make one scale per group, with natural ranges where functions have one (rule 3)."""
         for node in self.plan.nodes:
@@ -343,6 +432,8 @@ class _Planner:
                 self.plan.observed.add(node)
 
     def _natural(self, node: fx.Node) -> tuple[float, float] | None:
+        if softmax_axis(self.model, node) is not None:
+            return FIXED_RANGE
         found = function(self.model, node)
         return FIXED_RANGES.get(found[0]) if found is not None else None
 
@@ -358,7 +449,7 @@ class _Planner:
         root = self._find(name)
         if root not in self.plan.scales:
             cell = any(name.endswith(".c") for name in (root, *self.parent) if self._find(name) == root)
-            kind = CELL if cell else INT8
+            kind = CELL if cell else INT16 if root in self.wide else INT8
             self.plan.scales[root] = Scale(root, self.law.power_of_two_scales, kind, self.learned)
         return self.plan.scales[root]
 
@@ -389,6 +480,10 @@ class _Planner:
             step = steps.Move(lambda c, *args, **kwargs: c)
         elif kind is not None:
             step = steps.Function(*kind, sources[0], result)
+        elif isinstance(module, nn.LayerNorm):
+            step = steps.Norm(module, sources[0], result, clamp)
+        elif (axis := softmax_axis(self.model, node)) is not None:
+            step = steps.Softmax(axis, sources[0], result)
         elif self._moves(node):
             step = self._move(node, result, clamp)
         elif node.target in SUMS:
@@ -416,23 +511,9 @@ class _Planner:
             source = self.scale(names[0])
         return steps.Recurrent(module, tuple(layers))
 
-    def _refuse_composed(self) -> None:
-        """Refuse what becomes one table in the compiler (rule 4)."""
-        for node in self.plan.nodes:
-            sources = [arg for arg in node.all_input_nodes if not isinstance(self.plan.kinds[arg], tuple)]
-            step = self.plan.steps.get(node)
-            if isinstance(step, steps.Function) and any(self._elementwise(s) for s in sources):
-                self._refuse(node, "two functions one behind the other; write them as one activation")
-            if isinstance(step, steps.Sum | steps.Product) and len({self._root(s) for s in sources}) == 1:
-                self._refuse(node, "both operands depend on one value; write the function as one activation (as SiLU)")
 
-    def _elementwise(self, node: fx.Node) -> bool:
-        return isinstance(self.plan.steps.get(node), steps.Function)
-
-    def _root(self, node: fx.Node) -> fx.Node:
-        while self._elementwise(node) and isinstance(node.args[0], fx.Node):
-            node = node.args[0]
-        return node
+def _arithmetic(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and (node.target in SUMS or node.target in PRODUCTS)
 
 
 class _Everywhere(tuple[Any, ...]):
@@ -444,6 +525,14 @@ class _Everywhere(tuple[Any, ...]):
 
 class _Mixed:
     """The states of several layers side by side, each in its own scale: of no use as one tensor."""
+
+
+def _strings(name: Any) -> Iterator[str]:
+    """Yield the names of groups among a node's."""
+    if isinstance(name, str):
+        yield name
+    for part in name if isinstance(name, tuple) else ():
+        yield from _strings(part)
 
 
 def suffixes(module: Any, layer: int) -> list[str]:
