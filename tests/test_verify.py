@@ -23,7 +23,7 @@ from nnac.ops.base import bind
 from nnac.rationals import exact
 from nnac.targets import load_target
 from nnac.types import Array
-from nnac.verify import Verification, verify
+from nnac.verify import Verdict, Verification, verify
 from tests.graphs import graph_of, random_inputs
 from tests.qdqnets import KINDS, RandomQdq, random_samples
 
@@ -42,8 +42,8 @@ def samples_of(assets: Path, name: str, count: int) -> list[dict[str, Array]]:
 
 def sums(result: Verification) -> tuple[int, int, int]:
     """Return ties, rules and faults."""
-    rows = result.rows
-    return sum(row.ties for row in rows), sum(row.rules for row in rows), sum(row.faults for row in rows)
+    counts = sum((row.counts for row in result.rows), Counter[Verdict]())
+    return counts[Verdict.TIE], counts[Verdict.RULE], counts[Verdict.FAULT]
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -154,7 +154,6 @@ def test_a_wrong_bit_is_a_fault(step: int, monkeypatch: pytest.MonkeyPatch) -> N
     result = verify(model, random_samples(model, rng, 1), "nna8-onnx")
     assert result.faults == 1 and result.first is not None
     assert (result.first.op, result.first.faults) == ("Conv", 1)
-    assert result.first.example is not None and result.first.example.value is not None
 
 
 def test_exact_values_are_what_the_reference_rounds() -> None:
@@ -210,4 +209,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace = Emulator.trace
     monkeypatch.setattr(Emulator, "trace", lambda *a: {k: v ^ 64 for k, v in trace(*a).items()})
     broken = CliRunner().invoke(cli, arguments)
-    assert broken.exit_code == 1 and "first to differ" in broken.output
+    assert broken.exit_code == 1 and "(fault)" in broken.output
