@@ -3,17 +3,17 @@
 onnxruntime runs the model as it was given, without graph optimizations, with every integer tensor visible; a QDQ model
 then computes in float32. As "onnxruntime-integer" its convolutions, matrix products, sums and products become the
 integer operators first (`frontend.integer_form`): that is what machines of arithmetic onnx reproduce. As
-"onnxruntime-optimized" its own optimizer rewrites the graph. The program runs operator by operator on onnxruntime's own
-integers (each tensor is replaced by the oracle's once it is made; one that the model gives no integers, by the quantized
-real one), so that no difference is carried on.
+"onnxruntime-optimized" its own optimizer rewrites the graph. The program runs operator by operator on onnxruntime's
+own integers (each tensor is replaced by the oracle's once it is made; one that the model gives no integers, by the
+quantized real one), so that no difference is carried on.
 
-An element that differs is a fault unless three things hold. Ours is what the operator's integer reference makes of the
-same integers; ours is as near to the exact rational value (`rationals`) as the machine's law promises; theirs is as near
-as float32, in which onnxruntime computes, allows. Then it is
+An element that differs is a fault unless three things hold. Ours is what the operator's integer reference makes of
+the same integers; ours is as near to the exact rational value (`rationals`) as the machine's law promises; theirs is
+as near as float32, in which onnxruntime computes, allows. Then it is
 
 - *tie*: both integers are nearest to the exact value, as far as float32 can tell;
-- *rule*: ours is not nearest, since the law is coarser there (a table, two roundings), or since an operand was rounded
-  that onnxruntime keeps real (a tensor without a scale of its own).
+- *rule*: one of them is not nearest, since its rule is coarser there (our table or two roundings, the cut-off scale of
+  QLinearSoftmax), or since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own).
 
 Of an operator without an exact value (recurrent cells, choices) a neighbour counts as another rule.
 """
@@ -21,7 +21,7 @@ Of an operator without an exact value (recurrent cells, choices) a neighbour cou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
@@ -43,13 +43,15 @@ from nnac.ops.base import Bound, bind
 from nnac.program import Program, Tensor
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic, Target, load_target
-from nnac.types import Array
+from nnac.types import Array, Quant
 from nnac.verify.rationals import Exact, exact
 
 ORACLES = ("onnxruntime", "onnxruntime-integer", "onnxruntime-optimized")
 HALF = Fraction(1, 2)
 TWO_STEPS = Fraction(3, 4)
 """What gemmlowp's rounding may be off: half a step, and half of at most half a step before it."""
+OWN_RULE = "QLinearSoftmax"
+"""onnxruntime's integer operator that is not nearest to the exact value."""
 LISTED = 20
 """Differing elements of a tensor that are kept."""
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "ai.onnx.ml")
@@ -223,7 +225,7 @@ class _Pair:
         if not names:
             raise ModelError("the model has no quantized tensors: `nnac diff` compares with float")
         rounded = _real_tensors(program, prepared, names)
-        judge = _Judge(legal, machine.arithmetic)
+        judge = _Judge(legal, machine.arithmetic, optimized or any(n.op_type == OWN_RULE for n in source.graph.node))
         rows = {}
         for tensor in sorted((t for t in program.tensors if t.name in names), key=lambda t: t.ready):
             node = judge.makers.get(tensor.name)
@@ -267,10 +269,11 @@ class _Judge:
     Args:
         graph: what the machine executes.
         law: its arithmetic.
+        own_rule: whether the oracle may have its integer softmax.
     """
 
-    def __init__(self, graph: Graph, law: Arithmetic) -> None:
-        self.graph, self.law = graph, law
+    def __init__(self, graph: Graph, law: Arithmetic, own_rule: bool) -> None:
+        self.graph, self.law, self.own_rule = graph, law, own_rule
         self.makers = {name: node for node in graph.nodes for name in node.outputs}
 
     def start(self, found: Mapping[str, Array], truth: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
@@ -306,18 +309,25 @@ class _Judge:
         if element is None:
             near = abs(ours - theirs) <= 1 and node.op.name not in SHARING
             return Difference(index, ours, theirs, Verdict.RULE if near else Verdict.FAULT)
-        value = min(max(element.value, Fraction(bound.quant.low)), Fraction(bound.quant.high))
-        off = [abs(value - integer) for integer in (ours, theirs)]
-        return Difference(index, ours, theirs, self._verdict(node, bound, element, off), float(value))
+        value = _saturated(element.value, bound.quant)
+        return Difference(index, ours, theirs, self._verdict(node, bound, element, ours, theirs), float(value))
 
-    def _verdict(self, node: Node, bound: Bound, element: Exact, off: Sequence[Fraction]) -> Verdict:
-        """Return the verdict on two integers that are so far off the exact value."""
+    def _verdict(self, node: Node, bound: Bound, element: Exact, ours: int, theirs: int) -> Verdict:
+        """Return the verdict on two integers of which ours is the law's."""
+        value, nearest = _saturated(element.value, bound.quant), HALF + element.blur
         single = element.blur if bound.single else 0
         lawful = (TWO_STEPS if self.law.mode == Rounding.TFLITE else HALF) + max(element.coarse, single)
         real = [gain / 2 for name, gain in zip(node.inputs, element.gains, strict=False) if name not in self.known]
-        if off[0] > lawful or off[1] > HALF + element.blur + sum(real):
+        off = abs(theirs - value)
+        if self.own_rule and element.other is not None:
+            off = min(off, abs(theirs - _saturated(element.other, bound.quant)))
+        if abs(ours - value) > lawful or off > nearest + sum(real):
             return Verdict.FAULT
-        return Verdict.TIE if max(off) <= HALF + element.blur else Verdict.RULE
+        return Verdict.TIE if max(abs(ours - value), abs(theirs - value)) <= nearest else Verdict.RULE
+
+
+def _saturated(value: Fraction, quant: Quant) -> Fraction:
+    return min(max(value, Fraction(quant.low)), Fraction(quant.high))
 
 
 def _places(tensor: Tensor) -> Any:

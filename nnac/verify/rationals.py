@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import prod, sqrt
-from typing import Any
+from math import floor, prod, sqrt
 
 import numpy as np
 
@@ -63,20 +62,22 @@ class Exact:
         blur: how far off, in steps, the same computed in float32 may be.
         coarse: how far off, in steps, the integer algorithm may be before it rounds.
         gains: per operand, by how many steps the value moves at most for each step that the operand is off.
+        other: the value by onnxruntime's integer operator, where that is another.
     """
 
     value: Fraction
     blur: Fraction
     coarse: Fraction
     gains: tuple[Fraction, ...]
+    other: Fraction | None = None
 
 
 def exact(node: Node, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact | None:
-    """Return the exact element of a node's output for integer inputs, or None for an operator without a rule here."""
+    """Return the exact element of a node's output for integer inputs, or None where there is none."""
     rule = _RULES.get(type(node.op))
-    if rule is None:
+    found = rule(node.op, bound, inputs, index) if rule is not None else None
+    if found is None:
         return None
-    found = rule(node.op, bound, inputs, index)
     low, high = clamp_limits(getattr(node.op, "clamp", (-np.inf, np.inf)), bound.quant)
     return replace(found, value=min(max(found.value, Fraction(low)), Fraction(high)))
 
@@ -254,7 +255,9 @@ def _softmax(op: Softmax, bound: Bound, inputs: Sequence[Array], index: Index) -
     off = (lost[place] + share * lost.sum()) / max(powers.sum() - lost.sum(), 1.0)  # exp(0) is exact
     value, moved = Fraction(float(share / bound.quant.scale)), np.expm1(min(quant.scale, 80.0))
     coarse = Fraction(float(off / bound.quant.scale)) + _met(value)
-    return _element(bound, value, _function_blur(value), coarse, [2 * value * Fraction(float(moved))])
+    found = _element(bound, value, _function_blur(value), coarse, [2 * value * Fraction(float(moved))])
+    cut = floor(np.float32(1.0) / np.float32(bound.quant.scale))  # QLinearSoftmax multiplies with a whole number
+    return replace(found, other=Fraction(float(share * cut)) + bound.quant.zero_point)
 
 
 def _table_loss(bound: Bound, distance: Array) -> Array:
@@ -318,7 +321,7 @@ def _ratio(bound: Bound, which: int) -> Fraction:
     return _scale(bound, which) / Fraction(bound.quant.scale)
 
 
-_RULES: dict[type, Callable[..., Any]] = {
+_RULES: dict[type, Callable[..., Exact | None]] = {
     Conv: _conv,
     Dense: _dense,
     MatMul: _matmul,
