@@ -30,7 +30,7 @@ from nnac.isa.stream import decode, encode
 from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
 from nnac.types import DTYPES, Array, Quant, TensorType
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ def _quant(use: Use, dtype: str) -> Quant:
     offset = int(zero.reshape(-1)[0]) - shift
     if bits == 16 and offset:
         raise Refused(f"the zero point of {dtype} is {shift}, found {offset + shift}")
-    return Quant(step, offset, bits)
+    return Quant(step, offset, bits, dtype == "uint8")
 
 
 def _fixed_parameters(use: Use) -> bool:

@@ -148,6 +148,11 @@ class Bound:
         quants = [kind.quant for kind in (*self.inputs, self.output) if kind.quant is not None]
         return self.law.mode == Rounding.ONNX and all(quant.bits == 8 for quant in quants)
 
+    @property
+    def lifted(self) -> int:
+        """What float32 forms have in the place of the shift (see `nnac.float32`)."""
+        return 7 if self.quant.unsigned else 0
+
     def result(self, values: Array) -> Array:
         """Return exact integers, which are inside its range, in the output's dtype."""
         return np.asarray(values).astype(self.output.dtype)
