@@ -333,7 +333,7 @@ def random_quant(rng: np.random.Generator, spread: float = 1.0, bits: int | None
     if bits == 16 or (bits is None and rng.random() < 1 / 3):
         return Quant(float(np.float32(scale / 256)), bits=16)
     zero = int(rng.choice([-128, 127, 0, int(rng.integers(-128, 128))]))
-    return Quant(float(np.float32(scale)), zero)
+    return Quant(float(np.float32(scale)), zero, unsigned=bool(rng.integers(2)))
 
 
 def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0, bits: int | None = None) -> TensorType:

@@ -13,7 +13,8 @@ as near as float32, in which onnxruntime computes, allows. Then it is
 
 - *tie*: both integers are nearest to the exact value, as far as float32 can tell;
 - *rule*: one of them is not nearest, since its rule is coarser there (our table or two roundings, the cut-off scale of
-  QLinearSoftmax), or since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own).
+  QLinearSoftmax), since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own), or
+  since the reals have no value (0 / 0).
 
 Of an operator without an exact value (recurrent cells, choices) a neighbour counts as another rule.
 """
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from nnac.border import quantized
+from nnac.border import quantized, signed
 from nnac.calibration import Range, load_samples
 from nnac.compiler import OWN_SCALES, float_graph, input_shapes, integer_graphs, lower, measured_ranges
 from nnac.emulator import Emulator
@@ -250,10 +251,7 @@ class _Pair:
 
     def _device(self, name: str, integers: Array) -> Array:
         """Return an oracle's integers as the machine has them."""
-        tensor = self.program.tensor(name)
-        array = integers
-        if integers.dtype.kind == "u":
-            array = (integers ^ (1 << 8 * integers.itemsize - 1)).view(f"int{8 * integers.itemsize}")
+        tensor, array = self.program.tensor(name), signed(integers)
         return tensor.origin.from_onnx(array, tensor.type.shape) if tensor.origin else array
 
     def _quantized(self, name: str, reals: Array) -> Array:
@@ -321,6 +319,8 @@ class _Judge:
         off = abs(theirs - value)
         if self.own_rule and element.other is not None:
             off = min(off, abs(theirs - _saturated(element.other, bound.quant)))
+        if not element.defined:
+            return Verdict.RULE
         if abs(ours - value) > lawful or off > nearest + sum(real):
             return Verdict.FAULT
         return Verdict.TIE if max(abs(ours - value), abs(theirs - value)) <= nearest else Verdict.RULE

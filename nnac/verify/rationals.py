@@ -48,6 +48,8 @@ FUNCTION = Fraction(1, 1 << 12)
 """Absolute error, in steps, that an implementation of a function (exponential, tanh) in float32 may have."""
 TINY = Fraction(1, 1 << 30)
 """Steps that a multiplier behind a shift of 62, or float64 here, may lose."""
+FAR = 1 << 100
+"""Takes any real number far behind the largest integer."""
 LANES = 8
 """A float32 sum of n terms runs in as many lanes or more: n / 8 roundings."""
 Index = tuple[int, ...]
@@ -63,6 +65,7 @@ class Exact:
         coarse: how far off, in steps, the integer algorithm may be before it rounds.
         gains: per operand, by how many steps the value moves at most for each step that the operand is off.
         other: the value by onnxruntime's integer operator, where that is another.
+        defined: whether the reals have a value at all (0 / 0 has none).
     """
 
     value: Fraction
@@ -70,6 +73,7 @@ class Exact:
     coarse: Fraction
     gains: tuple[Fraction, ...]
     other: Fraction | None = None
+    defined: bool = True
 
 
 def exact(node: Node, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact | None:
@@ -183,12 +187,13 @@ def _mul(op: Mul, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact:
     return _element(bound, value, abs(value) * ROUNDINGS * FLOAT32, _met(value), gains)
 
 
-def _div(op: Div, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact | None:
+def _div(op: Div, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact:
     a, b = (_operand(bound, inputs, i, index) for i in (0, 1))
     if b == 0:
-        return None
+        return replace(_element(bound, a * FAR, Fraction(), Fraction()), defined=a != 0)
     value = a / b / Fraction(bound.quant.scale)
-    return _element(bound, value, abs(value) * ROUNDINGS * FLOAT32, _met(value))
+    gains = [_scale(bound, 0) / abs(b) / Fraction(bound.quant.scale) ** 2, 2 * abs(value / b) * _ratio(bound, 1)]
+    return _element(bound, value, abs(value) * ROUNDINGS * FLOAT32, _met(value), gains)
 
 
 def _extreme(op: Extreme, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact:
@@ -203,7 +208,8 @@ def _magnitude(op: Magnitude, bound: Bound, inputs: Sequence[Array], index: Inde
     squares, offset = sum(entry * entry for entry in entries), Fraction(op.offset) / _scale(bound, 0) ** 2
     root, rounded = sqrt(squares + offset), sqrt(squares + round(offset))
     value, lost = Fraction(root) * _ratio(bound, 0), Fraction(abs(root - rounded)) + Fraction(1, 1 << ROOT_FRACTION)
-    return _element(bound, value, abs(value) * ROUNDINGS * FLOAT32, _met(value) + lost * _ratio(bound, 0))
+    gains = [_ratio(bound, 0)] * len(inputs)
+    return _element(bound, value, abs(value) * ROUNDINGS * FLOAT32, _met(value) + lost * _ratio(bound, 0), gains)
 
 
 def _activation(op: Activation, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact:
@@ -287,7 +293,9 @@ def _norm(op: Norm, bound: Bound, inputs: Sequence[Array], index: Index) -> Exac
     normal, reach = float(x[index[op.lead :]] - mean) / deviation, float(np.abs(group).max()) / deviation
     rounded = (ROUNDINGS + Fraction(group.size, LANES)) * FLOAT32
     blur = Fraction(abs(gain) * (reach + abs(normal) * reach**2)) * rounded + Fraction(abs(offset)) * 2 * FLOAT32
-    return _element(bound, Fraction(normal * gain + offset), blur, _norm_loss(op, bound, normal, gain, deviation))
+    moved = abs(gain) * quant.scale / deviation * (2 + abs(normal) * reach)
+    lost = _norm_loss(op, bound, normal, gain, deviation)
+    return _element(bound, Fraction(normal * gain + offset), blur, lost, [Fraction(moved)])
 
 
 def _norm_loss(op: Norm, bound: Bound, normal: float, gain: float, deviation: float) -> Fraction:
