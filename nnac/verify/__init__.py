@@ -16,7 +16,8 @@ as near as float32, in which onnxruntime computes, allows. Then it is
   QLinearSoftmax), since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own), or
   since the reals have no value (0 / 0).
 
-Of an operator without an exact value (recurrent cells, choices) a neighbour counts as another rule.
+Of an operator without an exact value (recurrent cells, choices, moves of what was rounded first) a neighbour counts as
+another rule.
 """
 
 from __future__ import annotations
@@ -305,7 +306,8 @@ class _Judge:
         bound = bind(self.graph, node, self.law)
         element = exact(node, bound, [self.seen[name] for name in node.inputs], index)
         if element is None:
-            near = abs(ours - theirs) <= 1 and node.op.name not in SHARING
+            moved = node.op.name in SHARING and all(name in self.known for name in node.inputs)
+            near = abs(ours - theirs) <= 1 and not moved
             return Difference(index, ours, theirs, Verdict.RULE if near else Verdict.FAULT)
         value = _saturated(element.value, bound.quant)
         return Difference(index, ours, theirs, self._verdict(node, bound, element, ours, theirs), float(value))
