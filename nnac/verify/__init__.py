@@ -5,7 +5,7 @@ then computes in float32. As "onnxruntime-integer" its convolutions, matrix prod
 integer operators first (`frontend.integer_form`): that is what machines of arithmetic onnx reproduce. As
 "onnxruntime-optimized" its own optimizer rewrites the graph. The program runs operator by operator on onnxruntime's
 own integers (each tensor is replaced by the oracle's once it is made; one that the model gives no integers, by the
-quantized real one), so that no difference is carried on.
+quantized real one, which is compared as well), so that no difference is carried on.
 
 An element that differs is a fault unless three things hold. Ours is what the operator's integer reference makes of
 the same integers; ours is as near to the exact rational value (`rationals`) as the machine's law promises; theirs is
@@ -194,18 +194,16 @@ class _Pair:
     Attributes:
         program: ours.
         oracle: theirs.
-        reals: the prepared model with the real tensors that have no integers in the oracle, or None.
         names: tensors of the program, and the oracle's integers.
-        rounded: tensors of the program, and the names of the real ones.
+        reals: tensors of the program, and the oracle's real ones, which have no integers.
         judge: of what differs.
         rows: by tensor of the program.
     """
 
     program: Program
     oracle: FloatModel
-    reals: FloatModel | None
     names: dict[str, str]
-    rounded: dict[str, str]
+    reals: dict[str, str]
     judge: _Judge
     rows: dict[str, Row]
 
@@ -226,26 +224,24 @@ class _Pair:
         names = _common(program, prepared, source)
         if not names:
             raise ModelError("the model has no quantized tensors: `nnac diff` compares with float")
-        rounded = _real_tensors(program, prepared, names)
+        reals = _real_tensors(program, source, names)
         judge = _Judge(legal, machine.arithmetic, optimized or any(n.op_type == OWN_RULE for n in source.graph.node))
-        rows = {}
-        for tensor in sorted((t for t in program.tensors if t.name in names), key=lambda t: t.ready):
+        rows, both = {}, names | reals
+        for tensor in sorted((t for t in program.tensors if t.name in both), key=lambda t: t.ready):
             node = judge.makers.get(tensor.name)
-            rows[tensor.name] = Row(names[tensor.name], node.name if node else "", node.op.name if node else "input")
-        theirs = FloatModel(source, list(dict.fromkeys(names.values())), optimized=optimized)
-        reals = FloatModel(prepared, list(rounded.values())) if rounded else None
-        return cls(program, theirs, reals, names, rounded, judge, rows)
+            rows[tensor.name] = Row(both[tensor.name], node.name if node else "", node.op.name if node else "input")
+        theirs = FloatModel(source, list(dict.fromkeys(both.values())), optimized=optimized)
+        return cls(program, theirs, names, reals, judge, rows)
 
     def run(self, sample: Mapping[str, Array]) -> None:
         """Run one sample through both and judge what differs."""
-        integers = self.oracle.run(sample)
-        truth = {name: self._device(name, integers[tensor]) for name, tensor in self.names.items()}
-        reals = self.reals.run(sample) if self.reals is not None else {}
-        rounded = {name: self._quantized(name, reals[tensor]) for name, tensor in self.rounded.items()}
+        theirs = self.oracle.run(sample)
+        truth = {name: self._device(name, theirs[tensor]) for name, tensor in self.names.items()}
+        rounded = {name: self._quantized(name, theirs[tensor]) for name, tensor in self.reals.items()}
         found = Emulator(self.program).trace(quantized(self.program, sample), truth | rounded)
         self.judge.start(found, truth, rounded)
         for name, row in self.rows.items():
-            row.elements += truth[name].size
+            row.elements += found[name].size
             places = _places(self.program.tensor(name))
             for difference in self.judge.differences(name):
                 row.add(replace(difference, index=places(difference.index)))
@@ -277,8 +273,9 @@ class _Judge:
 
     def start(self, found: Mapping[str, Array], truth: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
         """Take the tensors of one run: ours; the oracle's integers; and its reals, rounded."""
-        self.found, self.truth = found, truth
-        self.seen: dict[str, Array] = {**found, **truth, **rounded, **self.graph.constants}
+        self.found = found
+        self.truth = {**truth, **rounded}
+        self.given: dict[str, Array] = {**self.truth, **self.graph.constants}
         self.known = {*truth, *self.graph.constants}
         for node in self.graph.nodes:
             if node.op.name in SHARING and all(name in self.known for name in node.inputs):
@@ -288,7 +285,7 @@ class _Judge:
         """Yield the elements of a tensor that differ, with indices of the device."""
         found, truth, node = self.found[name], self.truth[name], self.makers.get(name)
         wrong = np.argwhere(found != truth)
-        lawful = self._lawful(node, name) if node is not None and len(wrong) else truth
+        lawful = self._made(node)[name] if node is not None and len(wrong) else truth
         for index in map(tuple, wrong.tolist()):
             ours, theirs = int(found[index]), int(truth[index])
             if node is None or ours != lawful[index]:  # inputs: both follow ONNX's own definition of QuantizeLinear
@@ -296,15 +293,22 @@ class _Judge:
             else:
                 yield self._difference(node, index, ours, theirs)
 
-    def _lawful(self, node: Node, name: str) -> Array:
-        """Return what the integer reference makes of the integers that our instructions saw."""
-        results = node.op.results(bind(self.graph, node, self.law), [self.seen[name] for name in node.inputs])
-        return np.asarray(results[node.outputs.index(name)])
+    def _made(self, node: Node) -> dict[str, Array]:
+        """Return what the integer references make of the oracle's tensors."""
+        results = node.op.results(bind(self.graph, node, self.law), self._inputs(node))
+        return dict(zip(node.outputs, results, strict=True))
+
+    def _inputs(self, node: Node) -> list[Array]:
+        """Return a node's inputs: the oracle's; those that it does not have as they follow from others."""
+        for name in node.inputs:
+            if name not in self.given:
+                self.given.update(self._made(self.makers[name]) if name in self.makers else {name: self.found[name]})
+        return [self.given[name] for name in node.inputs]
 
     def _difference(self, node: Node, index: tuple[int, ...], ours: int, theirs: int) -> Difference:
         """Judge an element that our law made."""
         bound = bind(self.graph, node, self.law)
-        element = exact(node, bound, [self.seen[name] for name in node.inputs], index)
+        element = exact(node, bound, self._inputs(node), index)
         if element is None:
             moved = node.op.name in SHARING and all(name in self.known for name in node.inputs)
             near = abs(ours - theirs) <= 1 and not moved
@@ -359,11 +363,11 @@ def _common(program: Program, prepared: onnx.ModelProto, source: onnx.ModelProto
     return found
 
 
-def _real_tensors(program: Program, prepared: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
-    """Return the real tensor of each computed tensor of the program that has no integers in the oracle."""
-    made = {name for node in prepared.graph.node for name in node.output}
-    others = (t for t in program.tensors if t.name not in names and t.origin is not None)
-    return {t.name: t.origin.name for t in others if t.origin is not None and t.origin.name in made}
+def _real_tensors(program: Program, source: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the oracle's real tensor of each computed tensor of the program that has no integers there."""
+    made = {name for node in source.graph.node for name in node.output}
+    others = {t.name: t.origin.name for t in program.tensors if t.name not in names and t.origin is not None}
+    return {name: real for name, real in others.items() if real in made}
 
 
 def _integers(prepared: onnx.ModelProto) -> set[str]:
