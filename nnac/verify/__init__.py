@@ -13,8 +13,8 @@ as near as float32, in which onnxruntime computes, allows. Then it is
 
 - *tie*: both integers are nearest to the exact value, as far as float32 can tell;
 - *rule*: one of them is not nearest, since its rule is coarser there (our table or two roundings, the cut-off scale of
-  QLinearSoftmax), since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own), or
-  since the reals have no value (0 / 0).
+  QLinearSoftmax), since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own, a
+  bias in float), or since the reals have no value (0 / 0).
 
 Of an operator without an exact value (recurrent cells, choices, moves of what was rounded first) a neighbour counts as
 another rule.
@@ -23,7 +23,7 @@ another rule.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
@@ -225,7 +225,8 @@ class _Pair:
         if not names:
             raise ModelError("the model has no quantized tensors: `nnac diff` compares with float")
         reals = _real_tensors(program, source, names)
-        judge = _Judge(legal, machine.arithmetic, optimized or any(n.op_type == OWN_RULE for n in source.graph.node))
+        own_rule = optimized or any(node.op_type == OWN_RULE for node in source.graph.node)
+        judge = _Judge(legal, machine.arithmetic, _stored_integers(graph, legal), own_rule)
         rows, both = {}, names | reals
         for tensor in sorted((t for t in program.tensors if t.name in both), key=lambda t: t.ready):
             node = judge.makers.get(tensor.name)
@@ -264,11 +265,12 @@ class _Judge:
     Args:
         graph: what the machine executes.
         law: its arithmetic.
+        stored: constants that are the model's own integers; all others were rounded.
         own_rule: whether the oracle may have its integer softmax.
     """
 
-    def __init__(self, graph: Graph, law: Arithmetic, own_rule: bool) -> None:
-        self.graph, self.law, self.own_rule = graph, law, own_rule
+    def __init__(self, graph: Graph, law: Arithmetic, stored: Set[str], own_rule: bool) -> None:
+        self.graph, self.law, self.stored, self.own_rule = graph, law, stored, own_rule
         self.makers = {name: node for node in graph.nodes for name in node.outputs}
 
     def start(self, found: Mapping[str, Array], truth: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
@@ -276,7 +278,7 @@ class _Judge:
         self.found = found
         self.truth = {**truth, **rounded}
         self.given: dict[str, Array] = {**self.truth, **self.graph.constants}
-        self.known = {*truth, *self.graph.constants}
+        self.known = {*truth, *self.stored}
         for node in self.graph.nodes:
             if node.op.name in SHARING and all(name in self.known for name in node.inputs):
                 self.known.update(node.outputs)
@@ -361,6 +363,16 @@ def _common(program: Program, prepared: onnx.ModelProto, source: onnx.ModelProto
         if name in integers and name in present:
             found[tensor.name] = name
     return found
+
+
+def _stored_integers(graph: Graph, legal: Graph) -> set[str]:
+    """Return the constants of the integer graph that the model itself stores as integers (`quantize` adds a suffix)."""
+    found = {
+        name
+        for name, array in graph.constants.items()
+        if array.dtype.kind == "i" or graph.values[name].type.quant is not None
+    }
+    return {name for name in legal.constants if name in found or name.rpartition(".")[0] in found}
 
 
 def _real_tensors(program: Program, source: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:

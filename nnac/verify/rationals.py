@@ -63,7 +63,7 @@ class Exact:
         value: in steps of the output, clamped as the operator clamps, not saturated.
         blur: how far off, in steps, the same computed in float32 may be.
         coarse: how far off, in steps, the integer algorithm may be before it rounds.
-        gains: per operand, by how many steps the value moves at most for each step that the operand is off.
+        gains: per input, by how many steps the value moves at most for each step that the input is off.
         other: the value by onnxruntime's integer operator, where that is another.
         defined: whether the reals have a value at all (0 / 0 has none).
     """
@@ -115,20 +115,22 @@ def _conv(op: Conv, bound: Bound, inputs: Sequence[Array], index: Index) -> Exac
             h = row * op.strides[0] - op.pads[0] + i * op.dilations[0]
             w = column * op.strides[1] - op.pads[1] + j * op.dilations[1]
             if 0 <= h < x.shape[0] and 0 <= w < x.shape[1]:
-                terms.append(x[h, w, group * depth : (group + 1) * depth] * weights[i, j])
-    return _layer(bound, np.concatenate(terms or [np.zeros(1, np.int64)]), weights, channel)
+                terms.append((x[h, w, group * depth : (group + 1) * depth], weights[i, j]))
+    pairs = [np.concatenate([term[i] for term in terms] or [np.zeros(1, np.int64)]) for i in (0, 1)]
+    return _layer(bound, pairs[0], pairs[1], channel)
 
 
 def _dense(op: Dense, bound: Bound, inputs: Sequence[Array], index: Index) -> Exact:
     weights = inputs[WEIGHT][index[-1]].astype(np.int64)
-    return _layer(bound, _entries(bound, inputs, INPUT)[index[:-1]] * weights, weights, index[-1])
+    return _layer(bound, _entries(bound, inputs, INPUT)[index[:-1]], weights, index[-1])
 
 
-def _layer(bound: Bound, terms: Array, weights: Array, channel: int) -> Exact:
+def _layer(bound: Bound, x: Array, weights: Array, channel: int) -> Exact:
     bias, bits = int(bound.constants[BIAS][channel]), bound.input_quant(INPUT).bits
     ratio = _ratio(bound, INPUT) * Fraction(float(bound.constants[SCALE][channel]))
     multiplier = MULTIPLIER_BITS if bits == 8 else WIDE_MULTIPLIER_BITS
-    return _products(bound, terms, bias, ratio, multiplier, [int(np.abs(weights).sum()) * ratio])
+    gains = [int(np.abs(weights).sum()) * ratio, int(np.abs(x).sum()) * ratio, ratio]
+    return _products(bound, x * weights, bias, ratio, multiplier, gains)
 
 
 def _products(
