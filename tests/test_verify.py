@@ -255,7 +255,7 @@ ERRORS: Mapping[str, tuple[type[Any], str, Callable[[Any], Any]]] = {
     "Tanh": (Activation, "tables", lambda found: np.roll(found, 1, axis=1)),
     "Sum": (Sum, "_ratios", lambda found: ((-found[0][0], *found[0][1:]), found[1])),
 }
-"""Errors of the law as an operator has it, by a kind of node: its reference and what the machine executes are wrong alike."""
+"""Errors of the law as operators have it, by a kind of node: reference and program are wrong alike."""
 
 
 @pytest.mark.parametrize("name", ERRORS)
