@@ -15,6 +15,7 @@ from nnac.frontend.foreign import infer_foreign
 from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
+from nnac.frontend.logic import split_conditions
 from nnac.frontend.masks import add_masks
 from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.qoperator import rewrite_quantized
@@ -92,6 +93,7 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     if fold_quantizers(model) | rewrite_quantized(model):  # whose constants had to be computed first
         model = fold(model, limits)
     forget_inferred(model.graph)
+    split_conditions(model.graph)
     add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)

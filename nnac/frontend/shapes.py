@@ -10,6 +10,7 @@ import onnx
 from nnac.errors import ModelError, one_line
 from nnac.frontend.check import report, shape_problems
 from nnac.frontend.limits import Limits
+from nnac.frontend.weights import misfits
 
 Shape = tuple[int, ...]
 
@@ -179,4 +180,5 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
         if len(dims) == len(info.type.tensor_type.shape.dim):
             problems += [f"tensor {info.name!r} {text}" for text in shape_problems(dims, limits)]
     report(problems)
+    report(misfits(model.graph))
     return model
