@@ -4,12 +4,12 @@ Rules, for a Where (or a Cast of truth values to float32, which is a Where of 1 
 
 1. Where(not c, x, y) is Where(c, y, x);
 2. Where(a and b, x, y) is Where(a, Where(b, x, y), y), and Where(a or b, x, y) is Where(a, x, Where(b, x, y));
-3. a xor b is that their numbers, 0 and 1, are not equal.
+3. a xor b is that their numbers, 0 and 1, are not equal (of float32, since opset 11).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import numpy as np
 import onnx
@@ -18,15 +18,20 @@ from onnx import helper, numpy_helper
 from nnac.frontend.rewriter import drop_unread
 from nnac.frontend.walk import stem
 
+SPLIT = frozenset({"And", "Or", "Xor", "Not"})
+EQUAL_FLOATS = 11
+"""Opset since which Equal compares float32."""
 MOST = 4096
 """Nodes that may come to those of the model: conditions that share their parts could double with every operator."""
 
 
-def split_conditions(graph: onnx.GraphProto) -> None:
+def split_conditions(model: onnx.ModelProto) -> None:
     """Rewrite choices by conditions of conditions; results keep their names. The import reports what is left."""
+    graph = model.graph
     if all(node.op_type not in ("And", "Or", "Xor") for node in graph.node):
         return
-    splitter, limit = _Splitter(graph), len(graph.node) + MOST
+    opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 1)
+    splitter, limit = _Splitter(graph, SPLIT if opset >= EQUAL_FLOATS else SPLIT - {"Xor"}), len(graph.node) + MOST
     waiting, done = list(reversed(graph.node)), list[onnx.NodeProto]()
     while waiting:
         node = waiting.pop()
@@ -41,15 +46,15 @@ def split_conditions(graph: onnx.GraphProto) -> None:
 class _Splitter:
     """Knows what makes each tensor, and stores constants."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, graph: onnx.GraphProto, known: Set[str]) -> None:
+        self.graph, self.known = graph, known
         self.made = {node.output[0]: node for node in graph.node if node.output}
         self.count = 0
 
     def parts(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         """Yield what stands for a node, in order; nothing if it stays."""
         condition = self.made.get(node.input[0]) if node.input else None
-        if condition is None or condition.op_type not in ("And", "Or", "Xor", "Not"):
+        if condition is None or condition.op_type not in self.known:
             return
         if node.op_type == "Cast" and helper.get_attribute_value(node.attribute[0]) == onnx.TensorProto.FLOAT:
             sides = [self._number(node, value) for value in (1.0, 0.0)]

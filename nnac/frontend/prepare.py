@@ -93,7 +93,7 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     if fold_quantizers(model) | rewrite_quantized(model):  # whose constants had to be computed first
         model = fold(model, limits)
     forget_inferred(model.graph)
-    split_conditions(model.graph)
+    split_conditions(model)
     add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
