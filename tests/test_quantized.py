@@ -423,7 +423,7 @@ def test_float32_law_is_onnxruntime(name: str, lift: int, scales: tuple[float, .
     dtype, kind = (np.uint8, TensorProto.UINT8) if lift else (np.int8, TensorProto.INT8)
     pairs = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128), indexing="ij")
     a, b = (side.reshape(-1) for side in pairs)
-    stored = {f"s{i}": np.float32(s) for i, s in enumerate(scales)}
+    stored: dict[str, Any] = {f"s{i}": np.float32(s) for i, s in enumerate(scales)}
     stored |= {f"z{i}": np.array(z + lift, dtype) for i, z in enumerate(zeros)}
     node = op(name, "a s0 z0 b s1 z1 s2 z2", "y", domain="com.microsoft")
     model = model_of([node], {"a": (kind, a.shape), "b": (kind, a.shape)}, "y", **stored)
@@ -450,7 +450,7 @@ def test_averages_are_onnxruntime(
     dtype, kind = (np.uint8, TensorProto.UINT8) if lift else (np.int8, TensorProto.INT8)
     rng, whole = np.random.default_rng(seed), name == "QLinearGlobalAveragePool"
     x = rng.integers(0, 256, (1, 300, 2, 4) if whole else (1, 12, 9, 8)).astype(np.uint8).view(dtype)
-    stored = {"s0": np.float32(scale), "s1": np.float32(scale * over)}
+    stored: dict[str, Any] = {"s0": np.float32(scale), "s1": np.float32(scale * over)}
     stored |= {f"z{i}": np.array(z + lift, dtype) for i, z in enumerate(zeros)}
     given = {} if whole else {"kernel_shape": [2, 2 + 2 * (seed % 2)], "count_include_pad": 1, "pads": [0, 0, 1, 1]}
     node = op(name, "x s0 z0 s1 z1", "y", domain="com.microsoft", channels_last=0, **given)

@@ -177,7 +177,7 @@ def counts(result: Verification) -> Counter[Verdict]:
     return sum((row.counts for row in result.rows), Counter[Verdict]())
 
 
-def mutated(program: Program, kind: type[Any], change: Callable[[Any], dict[str, int]]) -> Program:
+def mutated(program: Program, kind: type[Any], change: Callable[[Any], dict[str, Any]]) -> Program:
     """Return a program with some fields of all its instructions of a kind changed."""
     return replace(
         program,

@@ -349,6 +349,9 @@ def _other_rule(node: onnx.NodeProto) -> Rule | None:
     return plain.get(node.op_type) if node.domain == "" else None
 
 
+QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant")
+"""QONNX's operators, in whatever domain."""
+
 RULES: Mapping[tuple[str, str], Rule] = {
     ("", "QLinearConv"): _conv,
     ("", "QLinearMatMul"): _matmul,
@@ -368,3 +371,23 @@ RULES: Mapping[tuple[str, str], Rule] = {
     (MICROSOFT, "DequantizeLinear"): _microsoft,
 }
 """Rewriting by domain and operator; a rule tells whether it applied."""
+
+ON_REALS: Mapping[str, str] = {
+    "QLinearConv": "Conv",
+    "QLinearMatMul": "MatMul",
+    "MatMulInteger": "MatMul",
+    "ConvInteger": "Conv",
+    "DynamicQuantizeLinear": "QuantizeLinear",
+    "QGemm": "Gemm",
+    "QLinearAdd": "Add",
+    "QLinearMul": "Mul",
+    "QLinearAveragePool": "AveragePool",
+    "QLinearGlobalAveragePool": "GlobalAveragePool",
+    "QLinearLeakyRelu": "LeakyRelu",
+    "QLinearSigmoid": "Sigmoid",
+    "QLinearSoftmax": "Softmax",
+    "QLinearConcat": "Concat",
+    "QuantizeLinear": "QuantizeLinear",
+    "DequantizeLinear": "DequantizeLinear",
+}
+"""The operator on reals that each of them becomes."""
