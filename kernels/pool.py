@@ -1,10 +1,13 @@
 """Pooling of int8 tensors with channels last."""
 
+from typing import Any
+
 import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
 from nnac.kernels.requantize import FLOAT32, float_of, nearest, round_divide, saturate
+from nnac.kernels.single import Float32
 
 
 @inner
@@ -19,6 +22,13 @@ def _add(x: Int8, total: Int64) -> None:
     """Adds x to each channel's total."""
     for n in range(total.size):
         total[n] += x[n]
+
+
+@inner
+def _add_reals(x: Int8, zero: int, scale: Any, total: Float32) -> None:
+    """Adds what x stands for to each channel's total."""
+    for n in range(total.size):
+        total[n] += np.float32(np.float32(x[n] - zero) * scale)
 
 
 @kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 10)
@@ -131,3 +141,56 @@ def average_pool(
                     continue
                 mean = round_divide(total[n] * multiplier, count, shift, rounding)
                 y[row, column, n] = saturate(mean + y_zero, low, high)
+
+
+@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)
+def average_reals(
+    x: Int8,
+    y: Int8,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_top: int,
+    pad_left: int,
+    padded_h: int,
+    padded_w: int,
+    count_include_pad: int,
+    x_zero: int,
+    multiplier: int,
+    over: int,
+    lift: int,
+    y_zero: int,
+    low: int,
+    high: int,
+) -> None:
+    """The mean of each window as `float32.window` defines it.
+
+    Args:
+        x, y, kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left: as for `average_pool`.
+        padded_h, padded_w, count_include_pad, x_zero: as for `average_pool`.
+        multiplier: the bits of the float32 scale of x.
+        over: of y.
+        lift: 128 for uint8, else 0.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+    """
+    total = np.empty(x.shape[2], np.float32)
+    for row in range(y.shape[0]):
+        top = row * stride_h - pad_top
+        first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
+        for column in range(y.shape[1]):
+            left = column * stride_w - pad_left
+            first_w, last_w = max(left, 0), min(left + kernel_w, x.shape[1])
+            total[:] = 0
+            for h in range(first_h, last_h):
+                for v in range(first_w, last_w):
+                    _add_reals(x[h, v], x_zero, float_of(multiplier), total)
+            values = (last_h - first_h) * (last_w - first_w)
+            padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
+            count = np.float32(padded if count_include_pad else values)
+            for n in range(total.size):
+                mean = np.float32(np.float32(total[n] / count) / float_of(over))
+                real = np.float32(mean + np.float32(y_zero + lift))
+                y[row, column, n] = nearest(real, -lift, low, high)

@@ -16,43 +16,45 @@ def start(total: Float32, pattern: int) -> None:
     total[:] = float_of(pattern)
 
 
-@kernel(sink(types.float32, 4, "C"), source(types.int8, 4, "A"), INT)
-def fuse_product(total: Float32, x: Int8, pattern: int) -> None:
-    """``total = x * ratio + total`` in one rounding, one operand of `float32.add`.
+@kernel(sink(types.float32, 4, "C"), source(types.int8, 4, "A"), INT, INT)
+def fuse_product(total: Float32, x: Int8, pattern: int, lift: int) -> None:
+    """``total = (x + lift) * ratio + total`` in one rounding, one operand of `float32.add`.
 
     Args:
         total: any shape of four axes.
         x: the same shape, any strides.
         pattern: the bits of the float32 ratio.
+        lift: 128 for uint8, else 0.
     """
     ratio = np.float64(float_of(pattern))
     for i in range(total.shape[0]):
         for j in range(total.shape[1]):
             for k in range(total.shape[2]):
                 for n in range(total.shape[3]):
-                    total[i, j, k, n] = np.float32(x[i, j, k, n] * ratio + np.float64(total[i, j, k, n]))
+                    total[i, j, k, n] = np.float32((x[i, j, k, n] + lift) * ratio + np.float64(total[i, j, k, n]))
 
 
-@kernel(source(types.float32, 4), sink(types.int8, 4), INT, INT)
-def round_sum(total: Float32, y: Int8, low: int, high: int) -> None:
-    """``y = saturate(rint(total))``: ends a sum of `fuse_product`.
+@kernel(source(types.float32, 4), sink(types.int8, 4), INT, INT, INT)
+def round_sum(total: Float32, y: Int8, low: int, high: int, lift: int) -> None:
+    """``y = saturate(rint(total) - lift)``: ends a sum of `fuse_product`.
 
     Args:
         total: any shape of four axes.
         y: the same shape, any strides.
         low: smallest output.
         high: largest output.
+        lift: 128 for uint8, else 0.
     """
     for i in range(total.shape[0]):
         for j in range(total.shape[1]):
             for k in range(total.shape[2]):
                 for n in range(total.shape[3]):
-                    y[i, j, k, n] = nearest(total[i, j, k, n], 0, low, high)
+                    y[i, j, k, n] = nearest(total[i, j, k, n], -lift, low, high)
 
 
-@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 4)
+@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 5)
 def multiply(
-    a: Int8, a_zero: int, b: Int8, b_zero: int, y: Int8, pattern: int, y_zero: int, low: int, high: int
+    a: Int8, a_zero: int, b: Int8, b_zero: int, y: Int8, pattern: int, y_zero: int, low: int, high: int, lift: int
 ) -> None:
     """``y = float32.multiply((a - a_zero) * (b - b_zero))``.
 
@@ -66,6 +68,7 @@ def multiply(
         y_zero: zero point of y.
         low: smallest output.
         high: largest output.
+        lift: 128 for uint8, else 0.
     """
     ratio = float_of(pattern)
     for i in range(y.shape[0]):
@@ -73,5 +76,5 @@ def multiply(
             for k in range(y.shape[2]):
                 for n in range(y.shape[3]):
                     product = np.float32((a[i, j, k, n] - a_zero) * (b[i, j, k, n] - b_zero))
-                    real = np.float32(np.float32(product * ratio) + np.float32(y_zero))
-                    y[i, j, k, n] = nearest(real, 0, low, high)
+                    real = np.float32(np.float32(product * ratio) + np.float32(y_zero + lift))
+                    y[i, j, k, n] = nearest(real, -lift, low, high)

@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnx.backend.base import Backend, BackendRep
 
+from nnac.border import signed
 from nnac.compiler import compile as compile_model
 from nnac.errors import ModelError
 from nnac.frontend import evaluate, import_graph, prepare
@@ -146,8 +147,7 @@ def _sums(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> tuple[Array, .
     copy.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     graph = import_graph(prepare(copy))
     x = arrays[name]
-    integers = (x ^ 0x80).view(np.int8) if x.dtype == np.uint8 else x
-    return tuple(found.astype(np.int32) for found in _walk(graph, {name: integers.astype(np.int64)}))
+    return tuple(found.astype(np.int32) for found in _walk(graph, {name: signed(x).astype(np.int64)}))
 
 
 def _moved(model: onnx.ModelProto, arrays: Mapping[str, Array]) -> tuple[Array, ...]:

@@ -45,10 +45,10 @@ def _problems(name: str, tensor: Tensor, array: Array) -> list[str]:
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         inside = array.size == 0 or (low <= int(array.min()) and int(array.max()) <= high)
         return [] if inside else [f"input {name!r} has integers outside of {low} to {high}"]
-    if array.dtype.kind != "f" and array.dtype != dtype and not (array.dtype == np.uint8 and dtype == "int8"):
+    if array.dtype.kind != "f" and array.dtype not in (dtype, f"u{dtype}"):
         return [
             f"input {name!r} has dtype {array.dtype}, expected floats, or {dtype} for values that are quantized already"
-            f"{' (uint8: the same plus 128)' if dtype == 'int8' else ''}"
+            f" (u{dtype}: the same plus {1 << tensor.type.itemsize * 8 - 1})"
         ]
     return [f"input {name!r} has NaN or infinite values"] if not np.isfinite(array).all() else []
 
@@ -61,8 +61,16 @@ def _to_device(tensor: Tensor, array: Array) -> Array:
     elif _stands_for_itself(tensor, array):
         integers = array.astype(tensor.type.dtype)
     else:
-        integers = array if array.dtype != np.uint8 else (array ^ 0x80).view(np.int8)
+        integers = signed(array)
     return tensor.origin.from_onnx(integers, tensor.type.shape) if tensor.origin else integers
+
+
+def signed(integers: Array) -> Array:
+    """Return unsigned integers as the machine has them, of which it has none: half their range lower."""
+    if integers.dtype.kind != "u":
+        return integers
+    bits = 8 * integers.itemsize
+    return np.asarray((integers ^ (1 << bits - 1)).view(f"int{bits}"))
 
 
 def _stands_for_itself(tensor: Tensor, array: Array) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnac.border import present, quantized
+from nnac.border import present, quantized, signed
 from nnac.calibration import count
 from nnac.emulator import Emulator
 from nnac.errors import ModelError
@@ -175,7 +175,7 @@ def _one(
 ) -> None:
     """Add one sample; the first emulator keeps its own states, the second takes the float model's."""
     program = pair[0].program
-    truth, inputs = twin.run(sample), quantized(program, sample)
+    truth, inputs = _reals(twin.run(sample), tensors), quantized(program, sample)
     if isinstance(sample, First):
         for emulator in pair:
             emulator.clear_states()
@@ -183,6 +183,15 @@ def _one(
     alone = pair[1].trace(inputs, _truths(program, truth))
     for tensor in tensors:
         tallies[tensor.name].add(tensor, truth[tensor.onnx_name], found[tensor.name], alone[tensor.name])
+
+
+def _reals(truth: Mapping[str, Array], tensors: list[Tensor]) -> dict[str, Array]:
+    """Return what tensors that the model itself has as integers of 8 or 16 bits stand for."""
+    quants = {t.onnx_name: t.type.quant for t in tensors if t.type.quant is not None and not t.type.quant.is_whole}
+    return {
+        name: quants[name].dequantize(signed(array)) if name in quants and array.dtype.kind in "iu" else array
+        for name, array in truth.items()
+    }
 
 
 def _truths(program: Program, truth: Mapping[str, Array]) -> dict[str, Array]:

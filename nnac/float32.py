@@ -1,11 +1,15 @@
 """onnxruntime's integer operators: the named forms of rounding ONNX, one value at a time.
 
 This is the one arithmetic of nnac with a float in it: machines that are declared to requantize as onnxruntime's
-QLinearConv, QLinearMatMul, QGemm, QLinearAdd, QLinearMul and QLinearGlobalAveragePool do. Every step is a float32 that
-is rounded half to even, as IEEE 754 says, so that any two executions agree in every bit. It holds for int8; operators
-that onnxruntime has no integer form of stay exact and round once, half to even.
+QLinearConv, QLinearMatMul, QGemm, QLinearAdd, QLinearMul, QLinearAveragePool and QLinearGlobalAveragePool do. Every
+step is a float32 that is rounded half to even, as IEEE 754 says, so that any two executions agree in every bit. It
+holds for int8; operators that onnxruntime has no integer form of stay exact and round once, half to even.
 
-Ratios of scales travel as the bits of a float32 in the place of a multiplier; the shift is 0.
+Where a form adds zero points in float32, its bits depend on whether the model has int8 or uint8, which is int8 on the
+machine with everything 128 lower: `lift` is how much higher the model's integers are.
+
+Ratios of scales travel as the bits of a float32 in the place of a multiplier; in the place of the shift stands 7 for
+a lift of 128, or 0 for none.
 """
 
 import math
@@ -56,9 +60,17 @@ def requantize(acc: int, pattern: int, zero_point: int, low: int = INT8_LOW, hig
     return _rounded(float32(float32(acc) * float_of(pattern)), zero_point, low, high)
 
 
-def multiply(product: int, pattern: int, zero_point: int, low: int = INT8_LOW, high: int = INT8_HIGH) -> int:
+def lift_of(shift: int) -> int:
+    """How much higher the model's own integers are than the machine's, for the number in the place of a shift."""
+    return 1 << shift if shift else 0
+
+
+def multiply(
+    product: int, pattern: int, zero_point: int, low: int = INT8_LOW, high: int = INT8_HIGH, lift: int = 0
+) -> int:
     """QLinearMul: as `requantize`, but the zero point is added, in float32, before rounding."""
-    return _rounded(float32(float32(float32(product) * float_of(pattern)) + zero_point), 0, low, high)
+    real = float32(float32(product) * float_of(pattern))
+    return _rounded(float32(real + (zero_point + lift)), -lift, low, high)
 
 
 def add(
@@ -68,6 +80,7 @@ def add(
     zero_point: int,
     low: int = INT8_LOW,
     high: int = INT8_HIGH,
+    lift: int = 0,
 ) -> int:
     """QLinearAdd on processors with fused multiply-add; any number of operands.
 
@@ -82,25 +95,55 @@ def add(
         zero_point: of the output.
         low: smallest output.
         high: largest output.
+        lift: of all operands and the output.
     """
-    total = sum_start(zeros, patterns, zero_point)
+    total = sum_start(zeros, patterns, zero_point, lift)
     for value, pattern in reversed(list(zip(x, patterns, strict=True))):
-        total = float32(value * float_of(pattern) + total)
-    return _rounded(total, 0, low, high)
+        total = float32((value + lift) * float_of(pattern) + total)
+    return _rounded(total, -lift, low, high)
 
 
-def sum_start(zeros: Sequence[int], patterns: Sequence[int], zero_point: int) -> float:
+def sum_start(zeros: Sequence[int], patterns: Sequence[int], zero_point: int, lift: int = 0) -> float:
     """What all zero points together contribute to `add`."""
     offset = 0.0
     for zero, pattern in reversed(list(zip(zeros, patterns, strict=True))):
-        offset = float32(float_of(pattern) * zero + offset)
-    return float32(zero_point - offset)
+        offset = float32(float_of(pattern) * (zero + lift) + offset)
+    return float32(zero_point + lift - offset)
 
 
 def average(total: int, count: int, pattern: int, zero_point: int, low: int = INT8_LOW, high: int = INT8_HIGH) -> int:
     """QLinearGlobalAveragePool: ``rint(float32(total) * (ratio / count)) + zero_point``, saturated."""
     share = float32(float_of(pattern) / count)
     return _rounded(float32(float32(total) * share), zero_point, low, high)
+
+
+def window(
+    values: Sequence[int],
+    count: int,
+    pattern: int,
+    over: int,
+    zero_point: int,
+    low: int = INT8_LOW,
+    high: int = INT8_HIGH,
+    lift: int = 0,
+) -> int:
+    """QLinearAveragePool: reals summed one after the other, then divided twice; the zero point comes before rounding.
+
+    Args:
+        values: x - zero point of x, row by row.
+        count: what their sum is divided by.
+        pattern: of the scale of x.
+        over: of the scale of the output.
+        zero_point: of the output.
+        low: smallest output.
+        high: largest output.
+        lift: of the output.
+    """
+    total = 0.0
+    for value in values:
+        total = float32(total + float32(value * float_of(pattern)))
+    mean = float32(float32(total / count) / float_of(over))
+    return _rounded(float32(mean + (zero_point + lift)), -lift, low, high)
 
 
 def _rounded(value: float, zero_point: int, low: int, high: int) -> int:

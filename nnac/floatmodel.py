@@ -1,4 +1,4 @@
-"""A float ONNX model in onnxruntime whose intermediate tensors can be read, one thread, no graph optimizations."""
+"""An ONNX model in onnxruntime whose intermediate tensors can be read, on one thread."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class FloatModel:
             once, in this order after the graph outputs; None for the graph outputs alone.
         states: graph inputs by name, and the graph output that becomes each in the next run. Left out of the inputs,
             they start from zeros, with the first run and with every `First`.
+        optimized: whether onnxruntime may rewrite the graph.
 
     Raises:
         ModelError: a tensor name does not exist, the weights are outside the file, or onnxruntime refuses the model.
@@ -44,7 +45,11 @@ class FloatModel:
     __slots__ = ("_kept", "_names", "_optional", "_session", "_specs", "_states")
 
     def __init__(
-        self, model: onnx.ModelProto, tensors: Sequence[str] | None = None, states: Mapping[str, str] | None = None
+        self,
+        model: onnx.ModelProto,
+        tensors: Sequence[str] | None = None,
+        states: Mapping[str, str] | None = None,
+        optimized: bool = False,
     ) -> None:
         if any(uses_external_data(tensor) for tensor in _tensors_of(model)):
             raise ModelError("the model's weights are in external files: load them (onnx.load does) before running it")
@@ -53,7 +58,7 @@ class FloatModel:
         self._optional = frozenset(tensor.name for tensor in model.graph.initializer)
         self._specs = {info.name: info for info in model.graph.input}
         self._names = list(dict.fromkeys([*(info.name for info in model.graph.output), *wanted]))
-        self._session = _start(_exposing(model, self._names))
+        self._session = _start(_exposing(model, self._names), optimized)
         self._states, self._kept = dict(states or {}), dict[str, Array]()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -142,14 +147,15 @@ def _exposing(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
         raise ModelError(f"the model cannot be serialized: {one_line(error)}") from error
 
 
-def _start(model: bytes) -> Any:
-    """Return an onnxruntime session: one thread, as written, silent. onnxruntime has no types."""
+def _start(model: bytes, optimized: bool) -> Any:
+    """Return an onnxruntime session: one thread, as written unless optimized, silent. onnxruntime has no types."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = _LOG_FATAL
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -24,11 +24,15 @@ class Quant:
 
     The scale is a float32 value, so that every reader (onnxruntime too) computes with the same number. Integers have 8
     bits, or 16 with a zero point of 0.
+
+    Attributes:
+        unsigned: the model has it as uint8, 128 higher; only `nnac.float32` sees a difference.
     """
 
     scale: float
     zero_point: int = 0
     bits: int = 8
+    unsigned: bool = field(default=False, compare=False)
 
     @property
     def low(self) -> int:

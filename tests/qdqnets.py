@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nnac.types import Array
 
-OPSET, IR_VERSION = 17, 8
+OPSET, IR_VERSION = 21, 10
 FUNCTIONS = ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "HardSwish", "Neg")
 KINDS = (
     *FUNCTIONS,
@@ -21,14 +21,20 @@ KINDS = (
     "ConvRelu",
     "ConvClip",
     "MatMul",
+    "Product",
     "Add",
     "AddConstant",
     "Sub",
     "Mul",
+    "Div",
+    "Max",
+    "Min",
     "Sum",
     "AveragePool",
     "GlobalAveragePool",
     "ReduceMean",
+    "ReduceSum",
+    "LayerNormalization",
     "MaxPool",
     "Clip",
     "PRelu",
@@ -40,7 +46,12 @@ KINDS = (
     "Pad",
     "Split",
 )
-TYPES = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8}
+TYPES = {
+    np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(np.uint8): TensorProto.UINT8,
+    np.dtype(np.int16): TensorProto.INT16,
+    np.dtype(np.uint16): TensorProto.UINT16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +63,23 @@ class Quantized:
     scale: float
     dtype: Any
 
+    @property
+    def reach(self) -> float:
+        """About its largest real value."""
+        return self.scale * float(1 << 8 * np.dtype(self.dtype).itemsize - 1)
+
 
 @dataclass(slots=True)
 class RandomQdq:
-    """A QDQ model under construction; every step reads tensors that are there."""
+    """A QDQ model under construction; every step reads tensors that are there.
+
+    Attributes:
+        rng: where all choices come from.
+        wide: share of the tensors that have 16 bits.
+    """
 
     rng: np.random.Generator
+    wide: float = 0.0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     tensors: list[Quantized] = field(default_factory=list)
@@ -85,7 +107,7 @@ class RandomQdq:
     def _step(self, kind: str, x: Quantized) -> bool:
         """Add one operator; tell if that was possible on this tensor."""
         if kind in FUNCTIONS:
-            return self._put(kind, [x], x.shape, 1.0 if kind in ("Sigmoid", "Tanh", "HardSigmoid") else x.scale * 128)
+            return self._put(kind, [x], x.shape, 1.0 if kind in ("Sigmoid", "Tanh", "HardSigmoid") else x.reach)
         spatial = len(x.shape) == 4
         match kind:
             case "Conv" | "ConvRelu" | "ConvClip":
@@ -96,22 +118,28 @@ class RandomQdq:
                 return spatial and self._conv(x, x.shape[1], x.shape[1], "Relu")
             case "MatMul":
                 return self._matmul(x)
-            case "Add" | "Sub" | "Mul" | "Sum" | "Concat":
+            case "Product":
+                return self._product(x)
+            case "Add" | "Sub" | "Mul" | "Div" | "Max" | "Min" | "Sum" | "Concat":
                 return self._several(kind, x)
             case "AddConstant":
                 constant = self._constant_operand((*(1 for _ in x.shape[1:]), x.shape[-1]), x.scale)
-                return self._put("Add", [x], x.shape, x.scale * 256, extra=[constant])
+                return self._put("Add", [x], x.shape, 2 * x.reach, extra=[constant])
             case "AveragePool" | "MaxPool":
                 return spatial and self._pool(kind, x)
             case "GlobalAveragePool":
-                return spatial and self._put(kind, [x], (*x.shape[:2], 1, 1), x.scale * 64)
-            case "ReduceMean":
-                return self._put(kind, [x], (*x.shape[:-1], 1), x.scale * 64, axes=[-1])
+                return spatial and self._put(kind, [x], (*x.shape[:2], 1, 1), x.reach / 2)
+            case "ReduceMean" | "ReduceSum":
+                axes, reach = self._stored(np.array([-1])), x.reach * (0.5 if kind == "ReduceMean" else x.shape[-1] / 4)
+                return self._put(kind, [x], (*x.shape[:-1], 1), reach, extra=[axes])
+            case "LayerNormalization":
+                extra = [self._stored(self.rng.normal(1, 0.3, x.shape[-1]).astype(np.float32)) for _ in range(2)]
+                return self._put(kind, [x], x.shape, 4.0, extra=extra)
             case "Clip":
                 ends = [self._stored(np.float32(v * x.scale)) for v in (-20.3, 31.7)]
-                return self._put(kind, [x], x.shape, x.scale * 32, extra=ends)
+                return self._put(kind, [x], x.shape, x.reach / 4, extra=ends)
             case "PRelu":
-                return self._put(kind, [x], x.shape, x.scale * 128, extra=[self._stored(np.array([0.37], np.float32))])
+                return self._put(kind, [x], x.shape, x.reach, extra=[self._stored(np.array([0.37], np.float32))])
             case "Softmax":
                 return self._put(kind, [x], x.shape, 1.0, axis=-1)
             case _:
@@ -121,7 +149,7 @@ class RandomQdq:
         depth, kernel = x.shape[1] // groups, [min(self.pick(1, 2, 3), side) for side in x.shape[2:]]
         strides, pads = [self.pick(1, 2), self.pick(1, 2)], [self.pick(0, (side - 1)) for side in (*kernel, *kernel)]
         weights, scale = self._weights((out, depth, *kernel), 0)
-        reach = x.scale * 128 * scale.mean() * 60 * (depth * kernel[0] * kernel[1]) ** 0.5
+        reach = x.reach * scale.mean() * 60 * (depth * kernel[0] * kernel[1]) ** 0.5
         bias = self._bias(x, scale, out)
         sides = [(s + pads[i] + pads[i + 2] - kernel[i]) // strides[i] + 1 for i, s in enumerate(x.shape[2:])]
         attributes = {"group": groups, "strides": strides, "pads": pads}
@@ -138,14 +166,23 @@ class RandomQdq:
         y = self._add("MatMul", [self._real(x), weights])
         if self.rng.random() < 0.5:
             y = self._add("Add", [y, *self._bias(x, scale, out, True)])
-        return self._quantize(y, (*x.shape[:-1], out), float(x.scale * 128 * scale.mean() * 60 * depth**0.5))
+        return self._quantize(y, (*x.shape[:-1], out), float(x.reach * scale.mean() * 60 * depth**0.5))
+
+    def _product(self, x: Quantized) -> bool:
+        turned = self._add(
+            "Transpose", [self._real(x)], perm=[*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2]
+        )
+        y = self._add("MatMul", [self._real(x), turned])
+        return self._quantize(y, (*x.shape[:-1], x.shape[-2]), x.reach**2 * x.shape[-1] / 8)
 
     def _several(self, kind: str, x: Quantized) -> bool:
         others = [t for t in self.tensors if t.shape == x.shape]
         operands = [x, *(self.pick(*others) for _ in range(2 if kind == "Sum" else 1))]
-        reach = max(t.scale for t in operands) * 128
+        reach = max(t.reach for t in operands)
         if kind == "Mul":
-            reach = operands[0].scale * operands[1].scale * 128 * 64
+            reach = operands[0].reach * operands[1].reach / 2
+        if kind == "Div":
+            reach = 3 * operands[0].reach / operands[1].reach
         if kind == "Concat":
             shape = (*x.shape[:-1], x.shape[-1] * 2)
             return shape[-1] <= 32 and self._put(kind, operands, shape, reach, axis=-1)
@@ -159,31 +196,31 @@ class RandomQdq:
         attributes: dict[str, Any] = {"kernel_shape": kernel, "pads": pads, "strides": strides}
         if kind == "AveragePool":
             attributes["count_include_pad"] = self.pick(0, 1)
-        return self._put(kind, [x], (*x.shape[:2], *sides), x.scale * 100, **attributes)
+        return self._put(kind, [x], (*x.shape[:2], *sides), x.reach, **attributes)
 
     def _move(self, kind: str, x: Quantized) -> bool:
         rank = len(x.shape)
         if kind == "Transpose":
             perm = [int(v) for v in self.rng.permutation(rank)]
-            return self._put(kind, [x], tuple(x.shape[i] for i in perm), x.scale * 128, perm=perm)
+            return self._put(kind, [x], tuple(x.shape[i] for i in perm), x.reach, perm=perm)
         if kind == "Reshape":
             shape: tuple[int, ...] = (x.shape[0], int(np.prod(x.shape[1:-1])), x.shape[-1])
-            return self._put(kind, [x], shape, x.scale * 128, extra=[self._stored(np.array(shape, np.int64))])
+            return self._put(kind, [x], shape, x.reach, extra=[self._stored(np.array(shape, np.int64))])
         if kind == "Pad":
             pads = [self.pick(0, 1, 2) if i % rank else 0 for i in range(2 * rank)]
             shape = tuple(s + pads[i] + pads[i + rank] for i, s in enumerate(x.shape))
             extra = [self._stored(np.array(pads, np.int64)), self._stored(np.float32(x.scale * 17.4))]
-            return max(shape) <= 40 and self._put(kind, [x], shape, x.scale * 128, extra=extra)
+            return max(shape) <= 40 and self._put(kind, [x], shape, x.reach, extra=extra)
         if x.shape[-1] < 2:
             return False
         if kind == "Split":
             sizes = self._stored(np.array([1, x.shape[-1] - 1], np.int64))
             name = f"split{len(self.nodes)}"
             self.nodes.append(helper.make_node("Split", [self._real(x), sizes], [f"{name}.a", f"{name}.b"], axis=-1))
-            self._quantize(f"{name}.a", (*x.shape[:-1], 1), x.scale * 128)
-            return self._quantize(f"{name}.b", (*x.shape[:-1], x.shape[-1] - 1), x.scale * 128)
+            self._quantize(f"{name}.a", (*x.shape[:-1], 1), x.reach)
+            return self._quantize(f"{name}.b", (*x.shape[:-1], x.shape[-1] - 1), x.reach)
         ends = [self._stored(np.array([v], np.int64)) for v in (x.shape[-1] - 1, 0, rank - 1, -1)]
-        return self._put("Slice", [x], (*x.shape[:-1], x.shape[-1] - 1), x.scale * 128, extra=ends)
+        return self._put("Slice", [x], (*x.shape[:-1], x.shape[-1] - 1), x.reach, extra=ends)
 
     # -- quantization ----------------------------------------------------------------------------------------------
 
@@ -192,17 +229,22 @@ class RandomQdq:
         if self.rng.random() < 0.5:
             self._quantize(name, shape, 2.0)
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-        dtype = self.pick(np.int8, np.uint8)
-        self.tensors.append(Quantized(name, shape, self._scale(2.0), dtype))
+        dtype = self._dtype()
+        self.tensors.append(Quantized(name, shape, self._scale(2.0, dtype), dtype))
         return helper.make_tensor_value_info(name, TYPES[np.dtype(dtype)], shape)
 
-    def _scale(self, reach: float) -> float:
-        """Return a scale about which `reach` fits into 8 bits; now and then much too coarse or too fine."""
+    def _dtype(self) -> Any:
+        return self.pick(np.int16, np.uint16) if self.rng.random() < self.wide else self.pick(np.int8, np.uint8)
+
+    def _scale(self, reach: float, dtype: Any) -> float:
+        """Return a scale about which `reach` fits into the type; now and then much too coarse or too fine."""
         spread = self.rng.uniform(-8, 8) if self.rng.random() < 0.1 else self.rng.uniform(-2, 2)
-        return float(np.float32(max(reach, 1e-9) / 128 * 2.0**spread))
+        return float(np.float32(max(reach, 1e-9) / (1 << 8 * np.dtype(dtype).itemsize - 1) * 2.0**spread))
 
     def _zero(self, dtype: Any) -> Array:
         info = np.iinfo(dtype)
+        if info.bits == 16:
+            return np.array((int(info.min) + int(info.max) + 1) // 2, dtype)
         middle = (int(info.min) + int(info.max) + 1) // 2
         return np.array(self.pick(info.min, info.max, middle, int(self.rng.integers(info.min, info.max + 1))), dtype)
 
@@ -219,7 +261,8 @@ class RandomQdq:
         return self._quantize(y, shape, reach)
 
     def _quantize(self, y: str, shape: tuple[int, ...], reach: float) -> bool:
-        dtype, scale = self.pick(np.int8, np.uint8), self._scale(reach)
+        dtype = self._dtype()
+        scale = self._scale(reach, dtype)
         name = self._add("QuantizeLinear", [y, self._stored(np.float32(scale)), self._stored(self._zero(dtype))])
         self.tensors.append(Quantized(name, shape, scale, dtype))
         return True
@@ -286,7 +329,7 @@ def random_samples(model: onnx.ModelProto, rng: np.random.Generator, count: int)
         kind = info.type.tensor_type.elem_type
         if kind == TensorProto.FLOAT:
             return rng.normal(0, 1.2, shape).astype(np.float32)
-        limits = np.iinfo(np.int8 if kind == TensorProto.INT8 else np.uint8)
+        limits = np.iinfo(onnx.helper.tensor_dtype_to_np_dtype(kind))
         return rng.integers(limits.min, limits.max + 1, shape).astype(limits.dtype)
 
     return [{info.name: draw(info) for info in model.graph.input} for _ in range(count)]

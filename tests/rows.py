@@ -365,6 +365,25 @@ PRODUCTS: list[Case] = [
         (f"choice {name}", f"c = {name} (x, z)\ny = Where (c, z, x)", (9, 16), {**X3, "z": (6, 1)}, {}, ["Select"])
         for name in ("Less", "Greater")
     ),
+    *(
+        (
+            f"choice by {name}",
+            f"a = Less (x, z)\nb = GreaterOrEqual (x, k)\nc = {name} (a, b)\ny = Where (c, z, x)",
+            (12, 16),
+            {**X3, "z": (6, 1)},
+            {"k": np.float32(0.2)},
+            ["Select"] * (3 if name == "Xor" else 2),
+        )
+        for name in ("And", "Or", "Xor")
+    ),
+    (
+        "choice by several",
+        "a = Less (x, z)\nb = Greater (x, k)\nc = And (a, b)\nn = Not (c)\nd = Or (n, a)\ny = Cast <to=1> (d)",
+        (13,),
+        {**X3, "z": (6, 1)},
+        {"k": np.float32(0.2)},
+        ["Select"] * 3,
+    ),
     ("choice equal", "c = Equal (x, z)\ny = Where (c, z, x)", (11, 13), {**X3, "z": (6, 1)}, {}, ["Select"]),
     (
         "choice negated",

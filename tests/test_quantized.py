@@ -400,35 +400,80 @@ def test_float32_requantization(acc: int, scales: tuple[float, float, float], ze
     assert int(single.multiply(np.array(acc), pattern, zero)) == float32.multiply(acc, pattern, zero)
 
 
-@given(x=st.lists(st.tuples(INT8, INT8, SCALES), min_size=1, max_size=4), over=SCALES, zero=INT8)
-def test_float32_sums(x: list[tuple[int, int, float]], over: float, zero: int) -> None:
+@given(
+    x=st.lists(st.tuples(INT8, INT8, SCALES), min_size=1, max_size=4),
+    over=SCALES,
+    zero=INT8,
+    lift=st.sampled_from([0, 128]),
+)
+def test_float32_sums(x: list[tuple[int, int, float]], over: float, zero: int, lift: int) -> None:
     """Any number of operands: the array form is the law."""
     values, zeros = [v for v, _, _ in x], [z for _, z, _ in x]
     patterns = [float32.ratio((s,), over)[0] for _, _, s in x]
-    found = single.add([np.array(v) for v in values], zeros, patterns, zero)
-    assert int(found) == float32.add(values, zeros, patterns, zero)
+    found = single.add([np.array(v) for v in values], zeros, patterns, zero, lift=lift)
+    assert int(found) == float32.add(values, zeros, patterns, zero, lift=lift)
 
 
+@pytest.mark.parametrize("lift", [0, 128])
 @pytest.mark.parametrize("name", ["QLinearAdd", "QLinearMul"])
 @settings(max_examples=25, deadline=None)
 @given(scales=st.tuples(SCALES, SCALES, SCALES), zeros=st.tuples(INT8, INT8, INT8))
-def test_float32_law_is_onnxruntime(name: str, scales: tuple[float, ...], zeros: tuple[int, ...]) -> None:
-    """All 65,536 pairs of int8 through onnxruntime's own operator."""
+def test_float32_law_is_onnxruntime(name: str, lift: int, scales: tuple[float, ...], zeros: tuple[int, ...]) -> None:
+    """All 65,536 pairs of int8, and of uint8, through onnxruntime's own operator."""
+    dtype, kind = (np.uint8, TensorProto.UINT8) if lift else (np.int8, TensorProto.INT8)
     pairs = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128), indexing="ij")
-    a, b = (side.astype(np.int8).reshape(-1) for side in pairs)
-    stored = {f"s{i}": np.float32(s) for i, s in enumerate(scales)} | {f"z{i}": np.int8(z) for i, z in enumerate(zeros)}
+    a, b = (side.reshape(-1) for side in pairs)
+    stored: dict[str, Any] = {f"s{i}": np.float32(s) for i, s in enumerate(scales)}
+    stored |= {f"z{i}": np.array(z + lift, dtype) for i, z in enumerate(zeros)}
     node = op(name, "a s0 z0 b s1 z1 s2 z2", "y", domain="com.microsoft")
-    model = model_of([node], {"a": (TensorProto.INT8, a.shape), "b": (TensorProto.INT8, a.shape)}, "y", **stored)
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT8
-    theirs = qdq.run(model, {"a": a, "b": b}, "off")["y"]
+    model = model_of([node], {"a": (kind, a.shape), "b": (kind, a.shape)}, "y", **stored)
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    theirs = qdq.run(model, {"a": (a + lift).astype(dtype), "b": (b + lift).astype(dtype)}, "off")["y"]
     if name == "QLinearAdd":
         patterns = [float32.ratio((s,), scales[2])[0] for s in scales[:2]]
-        ours = single.add([a, b], zeros[:2], patterns, zeros[2])
+        ours = single.add([a, b], zeros[:2], patterns, zeros[2], lift=lift)
     else:
-        product = (a.astype(np.int64) - zeros[0]) * (b.astype(np.int64) - zeros[1])
-        ours = single.multiply(product, float32.ratio(scales[:2], scales[2])[0], zeros[2])
-    wrong = int((ours != theirs).sum())
+        product = (a - zeros[0]) * (b - zeros[1])
+        ours = single.multiply(product, float32.ratio(scales[:2], scales[2])[0], zeros[2], lift=lift)
+    wrong = int((ours + lift != theirs).sum())
     assert wrong <= (0 if FUSED else 2), f"{wrong} of {ours.size}"
+
+
+@pytest.mark.parametrize("lift", [0, 128])
+@pytest.mark.parametrize("name", ["QLinearAveragePool", "QLinearGlobalAveragePool"])
+@settings(max_examples=25, deadline=None)
+@given(scale=SCALES, over=st.sampled_from([0.5, 1.0, 2.0, 0.3]), zeros=st.tuples(INT8, INT8), seed=st.integers(0, 99))
+def test_averages_are_onnxruntime(
+    name: str, lift: int, scale: float, over: float, zeros: tuple[int, int], seed: int
+) -> None:
+    """Windows of 4 and 8 and scales that make ties of most: compiled, on the emulator, against its own operators."""
+    dtype, kind = (np.uint8, TensorProto.UINT8) if lift else (np.int8, TensorProto.INT8)
+    rng, whole = np.random.default_rng(seed), name == "QLinearGlobalAveragePool"
+    x = rng.integers(0, 256, (1, 300, 2, 4) if whole else (1, 12, 9, 8)).astype(np.uint8).view(dtype)
+    stored: dict[str, Any] = {"s0": np.float32(scale), "s1": np.float32(scale * over)}
+    stored |= {f"z{i}": np.array(z + lift, dtype) for i, z in enumerate(zeros)}
+    given = {} if whole else {"kernel_shape": [2, 2 + 2 * (seed % 2)], "count_include_pad": 1, "pads": [0, 0, 1, 1]}
+    node = op(name, "x s0 z0 s1 z1", "y", domain="com.microsoft", channels_last=0, **given)
+    model = model_of([node], {"x": (kind, x.shape)}, "y", **stored)
+    shape = [1, 300, 1, 1] if whole else [1, 12, 9, 8 - 2 * (seed % 2)]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", kind, shape))
+    theirs = qdq.run(model, {"x": x}, "off")["y"]
+    ours = nnac.compile(model, "nna8-onnx", check=True).run({"x": x}, raw=True)["y"]
+    assert ((ours.view(np.uint8) ^ np.uint8(lift)).view(dtype) == theirs).all()
+
+
+@given(
+    values=st.lists(st.integers(-255, 255), min_size=1, max_size=9),
+    scales=st.tuples(SCALES, SCALES),
+    zero=INT8,
+    lift=st.sampled_from([0, 128]),
+)
+def test_float32_windows(values: list[int], scales: tuple[float, float], zero: int, lift: int) -> None:
+    """The array form of a window's mean is the law."""
+    pattern, over = (float32.pattern_of(float(np.float32(scale))) for scale in scales)
+    arguments = (len(values), pattern, over, zero)
+    expected = float32.window(values, *arguments, lift=lift)
+    assert int(single.window(np.array(values), np.array(arguments[0]), *arguments[1:], lift=lift)) == expected
 
 
 @given(

@@ -1,7 +1,9 @@
 """Every model of the assets on one machine: what runs on the NNA, how close to float, how long, how large.
 
-Calibration and comparison use seeded random data: the column SQNR tells gross faults from sound programs, not how well
-a network does its task (see the other examples for that).
+Calibrated on one half of real inputs and compared with float on the other (`samples`) where the assets hold such; on
+seeded random data else, where the column SQNR tells gross faults from sound programs only. "stub" stands for topologies
+whose weights are constants: whatever they compute is the same number everywhere. How well a network does its task is
+shown by the other examples.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from typing import Any
 import numpy as np
 
 import nnac
+from examples.models.samples import real_samples
 from nnac.border import free_inputs
 from nnac.calibration import random_samples
 from nnac.compiled import CompiledModel
 from nnac.errors import NnacError
+from nnac.frontend import input_dtypes, prepare
 from nnac.isa import Host
 from nnac.program import dumps
 
@@ -36,6 +40,7 @@ class Opening:
 
 
 VAD = Opening({"input": (1, 576), "state": (2, 1, 128)}, {"sr": 16000})
+STUBS = "light_"
 PAST = {f"past_{i}": (2, 1, 4, 1, 8) for i in range(5)}
 OPENINGS = {
     "dnsmos_p808": Opening({"input_1": (1, 900, 120)}),
@@ -58,8 +63,9 @@ def row(path: Path, target: str) -> str:
     """Return the model's line, or what is wrong."""
     opening, start = OPENINGS.get(path.stem, Opening()), time.perf_counter()
     given: dict[str, Any] = {"shapes": opening.shapes, "freeze": opening.freeze, "states": opening.states}
+    real = real_samples(path.parents[2], path.stem)
     try:
-        compiled = nnac.compile(path, target, "random", check=True, **given)
+        compiled = nnac.compile(path, target, real[1] if real else "random", check=True, **given)
     except NnacError as error:
         return f"{path.stem:28s} {type(error).__name__}: {str(error).splitlines()[-1][:100]}"
     seconds, program = time.perf_counter() - start, compiled.program
@@ -67,18 +73,26 @@ def row(path: Path, target: str) -> str:
     outside = sum(i.macs for i in hosts)
     share = program.macs / max(1, program.macs + outside)
     return (
-        f"{path.stem:28s} {program.macs:>13,} {100 * share:6.2f} % {len(hosts):5d} {sqnr(path, compiled, given):>7s} "
+        f"{path.stem:28s} {program.macs:>14,} {100 * share:6.2f} % {len(hosts):5d} "
+        f"{sqnr(path, compiled, given, real[2] if real else None):>7s} {inputs(path, real):6s} "
         f"{compiled.simulate().milliseconds:9.4f} {len(dumps(program)):>11,} {seconds:8.1f}"
     )
 
 
-def sqnr(path: Path, compiled: CompiledModel, given: Mapping[str, Any]) -> str:
-    """Return dB of the worst output on two random samples."""
-    try:
-        samples = random_samples(free_inputs(compiled.program), 2, seed=5)
-        return f"{min(nnac.diff(path, compiled, samples, **given).outputs().values()):.1f}"
-    except (NnacError, ValueError):
-        return "-"
+def inputs(path: Path, real: Any) -> str:
+    """Return what the SQNR was measured on."""
+    return str(real[0]) if real else ("stub" if path.stem.startswith(STUBS) else "random")
+
+
+def sqnr(path: Path, compiled: CompiledModel, given: Mapping[str, Any], samples: Any) -> str:
+    """Return dB of the worst output but states, on samples or on two random ones."""
+    if samples is None:
+        dtypes = input_dtypes(prepare(path, given["shapes"], frozen=given["freeze"]))
+        samples = random_samples(free_inputs(compiled.program), 2, seed=5, dtypes=dtypes)
+    program = compiled.program
+    states = {program.tensor(result).onnx_name for _, result in program.states}
+    outputs = nnac.diff(path, compiled, samples, **given).outputs()
+    return f"{min(db for name, db in outputs.items() if name not in states):.1f}"
 
 
 def main() -> int:
@@ -92,7 +106,8 @@ def main() -> int:
         print("set NNAC_ASSETS to the folder that holds models/")
         return 1
     print(
-        f"{'model':28s} {'MACs on NNA':>13s} {'share':>8s} {'host':>5s} {'SQNR dB':>7s} {'ms':>9s} {'blob bytes':>11s} "
+        f"{'model':28s} {'MACs on NNA':>14s} {'share':>8s} {'host':>5s} {'SQNR dB':>7s} {'inputs':6s} {'ms':>9s} "
+        f"{'blob bytes':>11s} "
         f"{'compile s':>8s}"
     )
     for path in sorted(Path(assets, "models").glob("*/*.onnx")):

@@ -256,10 +256,11 @@ def diff(
     default="onnxruntime",
     show_default=True,
     metavar="ENGINE",
-    help="The other engine: onnxruntime (as written, unoptimized), or onnxruntime-integer (its integer operators).",
+    help="The other engine: onnxruntime (as written, unoptimized), onnxruntime-integer (its integer operators), or "
+    "onnxruntime-optimized.",
 )
 @arguments.shape
-@click.option("--all", "everything", is_flag=True, help="All tensors, not only those that differ.")
+@click.option("--all", "everything", is_flag=True, help="All tensors, and the elements that differ.")
 def verify(
     model: str,
     source: str,

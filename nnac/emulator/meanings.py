@@ -229,7 +229,7 @@ class Meanings:
         if wide:
             from nnac.kernels.wide import average_pool, max_pool
         else:
-            from nnac.kernels.pool import average_pool, max_pool
+            from nnac.kernels.pool import average_pool, average_reals, max_pool
 
         x, widen = self._operand(self._tile(i.source, i.in_h, i.in_w, i.channels, bits=i.in_bits), "operand", wide)
         y, narrow = self._result(self._tile(i.target, i.out_h, i.out_w, i.channels, bits=i.out_bits), wide)
@@ -239,8 +239,13 @@ class Meanings:
         else:
             stride_h, stride_w, _, _, *pads = _window(i)
             place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
-            scale = (i.in_zero, i.multiplier, i.shift, i.out_zero, i.low, i.high)
-            yield _call(average_pool, x, y, *place, *scale, self.mode if wide else self.single_mode)
+            limits = (i.out_zero, i.low, i.high)
+            if i.over and not wide:
+                lift = float32.lift_of(i.shift)
+                yield _call(average_reals, x, y, *place, i.in_zero, i.multiplier, i.over, lift, *limits)
+            else:
+                mode = self.mode if wide else self.single_mode
+                yield _call(average_pool, x, y, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
         yield from narrow
 
     def _nested(self, i: isa.Elementwise, index: int) -> Array:
@@ -277,12 +282,12 @@ class Meanings:
     def _add_float32(self, i: isa.Sum) -> Calls:
         from nnac.kernels.single import fuse_product, round_sum, start
 
-        total = self._room("sums", i.shape, np.float32)
-        first = np.array(float32.sum_start(i.zeros, i.multipliers, i.out_zero), np.float32)
+        total, lift = self._room("sums", i.shape, np.float32), float32.lift_of(i.shift)
+        first = np.array(float32.sum_start(i.zeros, i.multipliers, i.out_zero, lift), np.float32)
         yield _call(start, total, int(first.view(np.int32)))
         for n in reversed(range(len(i.sources))):
-            yield _call(fuse_product, total, self._nested(i, n), i.multipliers[n])
-        yield _call(round_sum, total, self._tile(i.target, *i.shape), i.low, i.high)
+            yield _call(fuse_product, total, self._nested(i, n), i.multipliers[n], lift)
+        yield _call(round_sum, total, self._tile(i.target, *i.shape), i.low, i.high, lift)
 
     def _add(self, i: isa.Sum) -> Calls:
         from nnac.kernels.elementwise import add2
@@ -312,7 +317,7 @@ class Meanings:
         from nnac.kernels.single import multiply
 
         a, b = (self._nested(i, n) for n in range(2))
-        scale = (i.multiplier, i.out_zero, i.low, i.high)
+        scale = (i.multiplier, i.out_zero, i.low, i.high, float32.lift_of(i.shift))
         return _call(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
 
     def _div(self, i: isa.Div) -> Calls:

@@ -23,8 +23,11 @@ from nnac.frontend import (
 )
 from nnac.frontend.builder import Builder
 from nnac.frontend.decompose import REWRITES
+from nnac.frontend.fold import FOLDABLE
 from nnac.frontend.hosted import REAL, WHOLE, Cut, Segment, cut, refusals
+from nnac.frontend.logic import SPLIT
 from nnac.frontend.pins import settle
+from nnac.frontend.qoperator import ON_REALS, QUANTIZERS, RULES
 from nnac.frontend.recognise import COMPARED, COMPARING, PATTERNS, recognise
 from nnac.frontend.states import find_states
 from nnac.frontend.use import Refused, Row, Tensors, Use
@@ -53,6 +56,9 @@ EXPLAINED = (*REWRITES, *COMPARING)
 """Operators without a row of which there is more to say."""
 HEADLINE = "the model cannot be compiled:"
 _SHOWN = 4
+INTEGER = "scales and zero points are constants; then as the operator on reals"
+QONNX = "scale, zero point and width are constants, and int8 or uint8 holds the levels"
+FOLDED = "what it reads is constant (of Shape and Size: has a fixed shape)"
 
 
 def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
@@ -61,7 +67,14 @@ def supported_operators() -> list[tuple[str, str, tuple[str, ...]]]:
     for name, rewrite in REWRITES.items():
         made = dict.fromkeys(op.name for part in rewrite.parts for op in TABLE[part].ops)
         rows.setdefault(name, (name, ", ".join(made), (rewrite.sentence,) if rewrite.sentence else ()))
-    rows |= {name: (name, Select.name, (COMPARED,)) for name in COMPARING}
+    rows |= {name: (name, Select.name, (COMPARED,)) for name in (*COMPARING, *SPLIT)}
+    for domain, name in RULES:
+        full = f"{domain}.{name}" if domain else name
+        rows.setdefault(full, (full, rows[ON_REALS[name]][1], (INTEGER,)))
+    rows |= {name: (name, "", (QONNX,)) for name in QUANTIZERS}
+    rows["If"] = ("If", "", ("the condition is a constant",))
+    for name in FOLDABLE:
+        rows.setdefault(name, (name, "", (FOLDED,)))
     return [rows[name] for name in sorted(rows)]
 
 

@@ -15,11 +15,12 @@ from nnac.frontend.foreign import infer_foreign
 from nnac.frontend.freeze import Frozen, freeze_inputs
 from nnac.frontend.limits import LIMITS, Limits
 from nnac.frontend.loader import Source, embed_external_data, load
+from nnac.frontend.logic import split_conditions
 from nnac.frontend.masks import add_masks
 from nnac.frontend.qonnx import fold_quantizers
 from nnac.frontend.qoperator import rewrite_quantized
 from nnac.frontend.scans import restore_layers
-from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer, state_problems
+from nnac.frontend.shapes import Shape, drop_constant_inputs, fix_inputs, forget_inferred, infer
 from nnac.frontend.unroll import unroll
 from nnac.frontend.walk import nodes, stem
 
@@ -92,10 +93,10 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     if fold_quantizers(model) | rewrite_quantized(model):  # whose constants had to be computed first
         model = fold(model, limits)
     forget_inferred(model.graph)
+    split_conditions(model)
     add_masks(model.graph)
     report(_number_problems(model.graph))
     model = infer(model, limits)
-    report(state_problems(model.graph))
     while restore_layers(model) or unroll(model):
         forget_inferred(model.graph)
         model = infer(fold(model, limits), limits)

@@ -29,8 +29,10 @@ FORMS = {
     "Gemm": ("QGemm", MICROSOFT),
     "Add": ("QLinearAdd", MICROSOFT),
     "Mul": ("QLinearMul", MICROSOFT),
+    "AveragePool": ("QLinearAveragePool", MICROSOFT),
     "GlobalAveragePool": ("QLinearGlobalAveragePool", MICROSOFT),
 }
+POOLS = ("AveragePool", "GlobalAveragePool")
 WITH_BIAS = ("Conv", "Gemm")
 
 
@@ -106,14 +108,14 @@ class _Writer:
 
     def _inputs(self, source: onnx.NodeProto) -> list[str] | None:
         """Return the integer operands, each with scale and zero point, and the bias; None where there are no such."""
-        count = 2 if source.op_type != "GlobalAveragePool" else 1
+        count = 1 if source.op_type in POOLS else 2
         parts = [self.made.get(name) for name in source.input[:count]]
         found: list[str] = []
         for part in parts:
             if part is None or part.op_type != "DequantizeLinear" or not self._known(part.input[1:]):
                 return None
             found += [part.input[0], part.input[1], self._zero(part)]
-        if any(a.name == "beta" and a.f != 1 for a in source.attribute):
+        if any((a.name == "beta" and a.f != 1) or a.name in ("dilations", "ceil_mode") for a in source.attribute):
             return None
         if source.op_type in WITH_BIAS and len(source.input) > 2 and source.input[2]:
             bias = self._bias(self.made.get(source.input[2]), found)
@@ -168,6 +170,6 @@ def _operator(source: onnx.NodeProto, inputs: Sequence[str], output: Sequence[st
     else:
         names = [*operands, *output, *bias]
     attributes = {a.name: helper.get_attribute_value(a) for a in source.attribute if a.name != "beta"}
-    if source.op_type == "GlobalAveragePool":
+    if source.op_type in POOLS:
         attributes["channels_last"] = 0
     return helper.make_node(op_type, names, [target], f"{target}.integer", domain=domain, **attributes)

@@ -8,7 +8,8 @@ Rules:
 3. MatMulInteger and ConvInteger stand for the real product of their input and of the weights less their zero point;
    behind DynamicQuantizeLinear, whose scale is only known at run time, they take its real input, and the scale is one;
 4. a model older than the opset that has all that is needed is converted to it;
-5. QuantizeLinear and DequantizeLinear of com.microsoft are ONNX's own; a width under 8 bits is a Clip and 8 bits.
+5. QuantizeLinear and DequantizeLinear of com.microsoft are ONNX's own; a width under 8 bits is a Clip and 8 bits; a
+   Clip of the integers (Brevitas) is one of the reals in front of the only QuantizeLinear that it reads.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def rewrite_quantized(model: onnx.ModelProto) -> bool:
 
 
 def _has_rule(node: onnx.NodeProto) -> bool:
-    return (node.domain, node.op_type) in RULES or _other_rule(node) is not None
+    """Tell whether a node shows that the model is quantized; Clip has a rule too, and does not."""
+    return node.op_type != "Clip" and ((node.domain, node.op_type) in RULES or _other_rule(node) is not None)
 
 
 def modernize(model: onnx.ModelProto, opset: int = 0) -> None:
@@ -89,9 +91,11 @@ class _Rewriter:
     _taken: set[str] = field(default_factory=set)
     _dynamic: dict[str, str] = field(default_factory=dict)
     _pending: list[onnx.NodeProto] = field(default_factory=list)
+    _quantizers: dict[str, onnx.NodeProto] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._stored = stored_arrays(self.graph)
+        self._quantizers = {node.output[0]: node for node in self.graph.node if node.op_type == "QuantizeLinear"}
         self._taken = {name for node in self.graph.node for name in (*node.input, *node.output)} | set(self._stored)
 
     def node(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
@@ -112,6 +116,10 @@ class _Rewriter:
         """Return the stored array at an input, or None."""
         name = node.input[index] if index < len(node.input) else ""
         return numpy_helper.to_array(self._stored[name]) if name in self._stored else None
+
+    def quantizer(self, name: str) -> onnx.NodeProto | None:
+        """Return the QuantizeLinear that makes a computed tensor, or None."""
+        return self._quantizers.get(name)
 
     def fixed(self, node: onnx.NodeProto, *indices: int) -> bool:
         """Tell whether these inputs are stored or left out."""
@@ -286,6 +294,20 @@ def _narrow(r: _Rewriter, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _clipping(r: _Rewriter, node: onnx.NodeProto) -> bool:
+    """Write a Clip of integers behind a quantizer as a Clip of the reals in front of it."""
+    maker = r.quantizer(node.input[0])
+    if maker is None or not r.fixed(node, 1, 2) or len(node.input) < 3 or not all(node.input[1:]):
+        return False
+    scale, zero = (r.array(maker, i) for i in (1, 2))
+    if scale is None or zero is None or scale.size != 1:
+        return False
+    ends = [int(numpy_helper.to_array(r._stored[name]).reshape(-1)[0]) for name in node.input[1:]]
+    limits = [(end - int(zero.reshape(-1)[0])) * float(scale.reshape(-1)[0]) for end in ends]
+    _clipped(r, maker.input[0], limits, maker.input[1:], node.output[0])
+    return True
+
+
 def _widened(r: _Rewriter, node: onnx.NodeProto) -> bool:
     """Dequantize the 8 bits that `_narrow` makes."""
     zero = r._stored.get(node.input[2]) if len(node.input) > 2 else None
@@ -323,10 +345,12 @@ def _other_rule(node: onnx.NodeProto) -> Rule | None:
     """Return the rule of a quantizer of whatever domain."""
     if node.op_type in ("Quant", "IntQuant"):
         return _quantizer
-    if node.domain == "" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return _narrow if node.op_type == "QuantizeLinear" else _widened
-    return None
+    plain: dict[str, Rule] = {"QuantizeLinear": _narrow, "DequantizeLinear": _widened, "Clip": _clipping}
+    return plain.get(node.op_type) if node.domain == "" else None
 
+
+QUANTIZERS = ("Quant", "IntQuant", "BipolarQuant")
+"""QONNX's operators, in whatever domain."""
 
 RULES: Mapping[tuple[str, str], Rule] = {
     ("", "QLinearConv"): _conv,
@@ -347,3 +371,23 @@ RULES: Mapping[tuple[str, str], Rule] = {
     (MICROSOFT, "DequantizeLinear"): _microsoft,
 }
 """Rewriting by domain and operator; a rule tells whether it applied."""
+
+ON_REALS: Mapping[str, str] = {
+    "QLinearConv": "Conv",
+    "QLinearMatMul": "MatMul",
+    "MatMulInteger": "MatMul",
+    "ConvInteger": "Conv",
+    "DynamicQuantizeLinear": "QuantizeLinear",
+    "QGemm": "Gemm",
+    "QLinearAdd": "Add",
+    "QLinearMul": "Mul",
+    "QLinearAveragePool": "AveragePool",
+    "QLinearGlobalAveragePool": "GlobalAveragePool",
+    "QLinearLeakyRelu": "LeakyRelu",
+    "QLinearSigmoid": "Sigmoid",
+    "QLinearSoftmax": "Softmax",
+    "QLinearConcat": "Concat",
+    "QuantizeLinear": "QuantizeLinear",
+    "DequantizeLinear": "DequantizeLinear",
+}
+"""The operator on reals that each of them becomes."""

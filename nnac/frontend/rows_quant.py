@@ -155,8 +155,11 @@ def _quant(use: Use, dtype: str) -> Quant:
     bits, shift = ACTIVATIONS[dtype]
     offset = int(zero.reshape(-1)[0]) - shift
     if bits == 16 and offset:
-        raise Refused(f"the zero point of {dtype} is {shift}, found {offset + shift}")
-    return Quant(step, offset, bits)
+        raise Refused(
+            f"the zero point of {dtype} is {shift}, found {offset + shift}: 16 bits are symmetric on the machine, "
+            "which has no more to hold what lies farther off; quantize symmetrically, or to 8 bits"
+        )
+    return Quant(step, offset, bits, dtype == "uint8")
 
 
 def _fixed_parameters(use: Use) -> bool:

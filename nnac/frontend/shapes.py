@@ -10,10 +10,9 @@ import onnx
 from nnac.errors import ModelError, one_line
 from nnac.frontend.check import report, shape_problems
 from nnac.frontend.limits import Limits
-from nnac.frontend.walk import label
+from nnac.frontend.weights import misfits
 
 Shape = tuple[int, ...]
-RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
@@ -181,20 +180,5 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
         if len(dims) == len(info.type.tensor_type.shape.dim):
             problems += [f"tensor {info.name!r} {text}" for text in shape_problems(dims, limits)]
     report(problems)
+    report(misfits(model.graph))
     return model
-
-
-def state_problems(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield the recurrent nodes whose initial states are not of their width, which ONNX's inference lets pass.
-
-    So `torch.onnx.export(dynamo=True)` writes an LSTM with proj_size: without its projection, which is another network.
-    """
-    known = {info.name: _dims(info) or [] for info in (*graph.value_info, *graph.input)}
-    known |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    for node in (node for node in graph.node if node.op_type in RECURRENT):
-        hidden, found = known.get(node.input[2], [])[-1:], [known[n] for n in node.input[5:7] if known.get(n)]
-        if hidden and any(shape[-1:] != hidden for shape in found):
-            yield (
-                f"{label(node)}: its initial states have shapes {found}, allowed: (directions, batch, {hidden[0]}); "
-                f"an LSTM that lost its projection on export (torch's proj_size) is written as LSTMCell and Linear"
-            )

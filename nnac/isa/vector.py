@@ -15,6 +15,10 @@ class Pool(Instruction):
 
     An average divides by the number of taps inside the stripe, or, with `count_pads`, by those inside the padded area
     that begins at the first window and has `padded_h` x `padded_w` places.
+
+    Attributes:
+        over: on machines of rounding ONNX the bits of the float32 scale of the output where the average is that of
+            `float32.window`, else 0; the multiplier is then that of the input.
     """
 
     opcode: ClassVar[int] = 5
@@ -45,6 +49,7 @@ class Pool(Instruction):
     high: int = entry("i16")
     in_bits: int = entry("u8", default=8)
     out_bits: int = entry("u8", default=8)
+    over: int = entry("u32", default=0)
 
     @property
     def engine(self) -> Engine:

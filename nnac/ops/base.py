@@ -148,6 +148,11 @@ class Bound:
         quants = [kind.quant for kind in (*self.inputs, self.output) if kind.quant is not None]
         return self.law.mode == Rounding.ONNX and all(quant.bits == 8 for quant in quants)
 
+    @property
+    def lifted(self) -> int:
+        """What float32 forms have in the place of the shift (see `nnac.float32`)."""
+        return 7 if self.quant.unsigned else 0
+
     def result(self, values: Array) -> Array:
         """Return exact integers, which are inside its range, in the output's dtype."""
         return np.asarray(values).astype(self.output.dtype)
@@ -328,7 +333,7 @@ def random_quant(rng: np.random.Generator, spread: float = 1.0, bits: int | None
     if bits == 16 or (bits is None and rng.random() < 1 / 3):
         return Quant(float(np.float32(scale / 256)), bits=16)
     zero = int(rng.choice([-128, 127, 0, int(rng.integers(-128, 128))]))
-    return Quant(float(np.float32(scale)), zero)
+    return Quant(float(np.float32(scale)), zero, unsigned=bool(rng.integers(2)))
 
 
 def random_type(rng: np.random.Generator, shape: Shape, spread: float = 1.0, bits: int | None = None) -> TensorType:

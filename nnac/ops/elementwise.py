@@ -122,7 +122,7 @@ class Sum(Elementwise):
 
     def _ratios(self, bound: Bound) -> tuple[tuple[int, ...], int]:
         if bound.single:
-            return self._patterns(bound), 0
+            return self._patterns(bound), bound.lifted
         scales = [bound.input_quant(i).scale / bound.quant.scale for i in range(len(bound.inputs))]
         values, shift = encode_ratios(scales)
         return tuple(v * sign for v, sign in zip(values, self.signs, strict=True)), shift
@@ -138,7 +138,8 @@ class Sum(Elementwise):
         if bound.single:
             zeros = [bound.input_quant(i).zero_point for i in range(len(inputs))]
             limits = clamp_limits(self.clamp, bound.quant)
-            return bound.result(single.add(inputs, zeros, ratios, bound.quant.zero_point, *limits))
+            lift = float32.lift_of(shift)
+            return bound.result(single.add(inputs, zeros, ratios, bound.quant.zero_point, *limits, lift))
         acc = np.zeros(bound.output.shape, dtype=np.int64)
         for i, x in enumerate(inputs):
             acc += (x.astype(np.int64) - bound.input_quant(i).zero_point) * ratios[i]
@@ -170,7 +171,8 @@ class Mul(Elementwise):
 
     def _ratio(self, bound: Bound) -> tuple[int, int]:
         if bound.single:
-            return float32.ratio((bound.input_quant(0).scale, bound.input_quant(1).scale), bound.quant.scale)
+            scales = (bound.input_quant(0).scale, bound.input_quant(1).scale)
+            return float32.ratio(scales, bound.quant.scale)[0], bound.lifted
         ratio = bound.input_quant(0).scale * bound.input_quant(1).scale / bound.quant.scale
         return encode_ratio(ratio, bound.law.power_of_two_scales)
 
@@ -178,8 +180,9 @@ class Mul(Elementwise):
         a, b = (inputs[i].astype(np.int64) - bound.input_quant(i).zero_point for i in (0, 1))
         low, high = clamp_limits(self.clamp, bound.quant)
         if bound.single:
-            pattern = self._ratio(bound)[0]
-            return bound.result(single.multiply(a * b, pattern, bound.quant.zero_point, low, high))
+            pattern, shift = self._ratio(bound)
+            lift = float32.lift_of(shift)
+            return bound.result(single.multiply(a * b, pattern, bound.quant.zero_point, low, high, lift))
         out = exact.requantize(a * b, *self._ratio(bound), bound.quant.zero_point, bound.law.mode, low, high)
         return bound.result(out)
 

@@ -103,7 +103,9 @@ class _Pool(Op):
         reach = window_reach(rows, self.kernel[0], self.strides[0], self.dilations[0])
         return (min(bound.inputs[0].shape[1], reach),)
 
-    def instruction(self, bound: Bound, step: Step, kind: int, counted: Shape, ratio: tuple[int, int]) -> isa.Pool:
+    def instruction(
+        self, bound: Bound, step: Step, kind: int, counted: Shape, ratio: tuple[int, int], over: int = 0
+    ) -> isa.Pool:
         """Return the instruction of one stripe; `counted` is as in `AveragePool`."""
         _, in_h, in_w, channels = bound.inputs[0].shape
         _, out_h, out_w, _ = bound.output.shape
@@ -134,6 +136,7 @@ class _Pool(Op):
             out_zero=bound.quant.zero_point,
             multiplier=ratio[0],
             shift=ratio[1],
+            over=over,
             low=low,
             high=high,
             in_bits=bound.input_quant(0).bits,
@@ -184,7 +187,8 @@ class AveragePool(_Pool):
     def _ratio(self, bound: Bound) -> tuple[int, int]:
         quant = bound.input_quant(0)
         if bound.single:
-            return float32.ratio((quant.scale,), bound.quant.scale)
+            scales = (quant.scale, self.factor)
+            return float32.ratio(scales, bound.quant.scale if self._whole(bound) else 1.0)[0], bound.lifted
         bits = average_bits(self.kernel[0] * self.kernel[1], quant.bits)
         if not bound.law.power_of_two_scales:
             return encode_ratio(self.factor * quant.scale / bound.quant.scale, False, bits)
@@ -193,16 +197,25 @@ class AveragePool(_Pool):
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
         x = inputs[0].astype(np.int64) - bound.input_quant(0).zero_point
-        total = self.windows(x, bound.output.shape, 0).sum(axis=-1)
-        multiplier, shift = self._ratio(bound)
-        low, high = clamp_limits(self.clamp, bound.quant)
+        taps, counts = self.windows(x, bound.output.shape, 0), self.counts(bound)
+        (multiplier, shift), zero_point = self._ratio(bound), bound.quant.zero_point
+        limits = clamp_limits(self.clamp, bound.quant)
+        over = self._over(bound)
+        if over:
+            lift = float32.lift_of(shift)
+            return bound.result(single.window(taps, counts, multiplier, over, zero_point, *limits, lift))
+        total = taps.sum(axis=-1)
         if bound.single:
-            found = single.average(total, self.counts(bound), multiplier, bound.quant.zero_point, low, high)
-            return bound.result(found)
-        out = exact.average(
-            total, self.counts(bound), multiplier, shift, bound.quant.zero_point, bound.law.mode, low, high
-        )
-        return bound.result(out)
+            return bound.result(single.average(total, counts, multiplier, zero_point, *limits))
+        return bound.result(exact.average(total, counts, multiplier, shift, zero_point, bound.law.mode, *limits))
+
+    def _whole(self, bound: Bound) -> bool:
+        """Tell whether there is one window, the whole input, as in a global average."""
+        return self.kernel == bound.inputs[0].shape[1:3] and not any(self.pads)
+
+    def _over(self, bound: Bound) -> int:
+        """Return the bits of the output's scale where `float32.window` holds, else 0."""
+        return 0 if not bound.single or self._whole(bound) else float32.pattern_of(bound.quant.scale)
 
     def counts(self, bound: Bound) -> Array:
         """Return (1, OH, OW, 1): by how many taps each window is divided."""
@@ -219,7 +232,7 @@ class AveragePool(_Pool):
         return np.asarray(sides[0][:, None] * sides[1])[None, :, :, None]
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
-        yield self.instruction(bound, step, AVERAGE, self.counted, self._ratio(bound))
+        yield self.instruction(bound, step, AVERAGE, self.counted, self._ratio(bound), self._over(bound))
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Sample:

@@ -22,10 +22,15 @@ def requantize(
 
 
 def multiply(
-    product: Integers, pattern: Integers, zero_point: int, low: Integers = INT8_LOW, high: Integers = INT8_HIGH
+    product: Integers,
+    pattern: Integers,
+    zero_point: int,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+    lift: int = 0,
 ) -> Int64:
     """``saturate(rint(float32(product) * ratio + zero_point))``."""
-    return _rounded(_single(product) * float_of(pattern) + np.float32(zero_point), 0, low, high)
+    return _rounded(_single(product) * float_of(pattern) + np.float32(zero_point + lift), -lift, low, high)
 
 
 def add(
@@ -35,13 +40,14 @@ def add(
     zero_point: int,
     low: Integers = INT8_LOW,
     high: Integers = INT8_HIGH,
+    lift: int = 0,
 ) -> Int64:
     """A chain of fused multiply-adds over operands that broadcast."""
-    total: Float32 = np.asarray(sum_start(zeros, patterns, zero_point), np.float32)
+    total: Float32 = np.asarray(sum_start(zeros, patterns, zero_point, lift), np.float32)
     for value, pattern in reversed(list(zip(x, patterns, strict=True))):
-        product = value.astype(np.float64) * float_of(pattern).astype(np.float64)
+        product = (value.astype(np.float64) + lift) * float_of(pattern).astype(np.float64)
         total = (product + total.astype(np.float64)).astype(np.float32)
-    return _rounded(total, 0, low, high)
+    return _rounded(total, -lift, low, high)
 
 
 def average(
@@ -54,6 +60,24 @@ def average(
 ) -> Int64:
     """``saturate(rint(float32(total) * (ratio / count)) + zero_point)``."""
     return _rounded(_single(total) * (float_of(pattern) / _single(count)), zero_point, low, high)
+
+
+def window(
+    values: Integers,
+    count: Integers,
+    pattern: int,
+    over: int,
+    zero_point: int,
+    low: Integers = INT8_LOW,
+    high: Integers = INT8_HIGH,
+    lift: int = 0,
+) -> Int64:
+    """Means over the last axis of values, one after the other."""
+    reals = _single(values) * float_of(pattern)
+    total = np.zeros(reals.shape[:-1], np.float32)
+    for place in range(reals.shape[-1]):
+        total = total + reals[..., place]
+    return _rounded(total / _single(count) / float_of(over) + np.float32(zero_point + lift), -lift, low, high)
 
 
 def float_of(pattern: Integers) -> Float32:

@@ -7,17 +7,20 @@ from rich.table import Table
 from rich.text import Text
 
 from nnac.report import printable
-from nnac.verify import Row, Verification
+from nnac.verify import Difference, Row, Verdict, Verification
 
-COLUMNS = ("elements", "ties", "rules", "faults")
+COLUMNS = ("elements", *(f"{verdict.value}s" for verdict in Verdict))
 
 
 def table(result: Verification, everything: bool = False) -> RenderableType:
-    """Return the tensors that differ (or all), the first of them in words, and the sums."""
+    """Return the tensors that differ, the first of them in words, and the sums; or all of them, and what differs."""
     rows = [row for row in result.rows if everything or row.differing]
     parts: list[RenderableType] = [_rows(rows), Text()] if rows else []
-    if result.first is not None:
-        parts += [Text(_first(result.first)), Text()]
+    if everything:
+        lines = [_line(row, found) for row in rows for found in row.examples]
+        parts += [Text("\n".join(lines)), Text()] if lines else []
+    elif result.first is not None:
+        parts += [Text(f"first to differ: {_line(result.first, result.first.gravest)}"), Text()]
     return Group(*parts, Text(_sums(result)))
 
 
@@ -28,27 +31,25 @@ def _rows(rows: list[Row]) -> Table:
     for title in COLUMNS:
         found.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        figures = (row.elements, row.ties, row.rules, row.faults)
+        figures = (row.elements, *(row.counts[verdict] for verdict in Verdict))
         found.add_row(Text(printable(row.tensor)), Text(printable(row.op)), *(f"{figure:,}" for figure in figures))
     return found
 
 
-def _first(row: Row) -> str:
-    """Return the first difference as a sentence."""
-    example = row.example
-    assert example is not None
-    exact = "" if example.value is None else f", exact value {example.value:.9g}"
+def _line(row: Row, found: Difference) -> str:
+    """Return a difference as a sentence."""
+    exact = "" if found.value is None else f", exact value {found.value:.9g}"
     return (
-        f"first to differ: {printable(row.tensor)!s} of {printable(row.layer)!s} ({row.op}), at {list(example.index)}: "
-        f"{example.ours} here, {example.theirs} there{exact}"
+        f"{printable(row.tensor)!s} of {printable(row.layer)!s} ({row.op}), at {list(found.index)}: "
+        f"{found.ours} here, {found.theirs} there{exact} ({found.verdict.value})"
     )
 
 
 def _sums(result: Verification) -> str:
     elements = sum(row.elements for row in result.rows)
-    ties, rules = (sum(getattr(row, name) for row in result.rows) for name in ("ties", "rules"))
+    ties, rules, faults = (sum(row.counts[verdict] for row in result.rows) for verdict in Verdict)
     calibrated = f"; scales by {result.calibration}" if result.calibration else ""
     return (
         f"{len(result.rows)} tensors, {elements:,} integers, {result.samples} samples: {ties:,} rounding ties, "
-        f"{rules:,} by another rule, {result.faults:,} faults{calibrated}"
+        f"{rules:,} by another rule, {faults:,} faults{calibrated}"
     )

@@ -2,20 +2,29 @@
 
 onnxruntime runs the model as it was given, without graph optimizations, with every integer tensor visible; a QDQ model
 then computes in float32. As "onnxruntime-integer" its convolutions, matrix products, sums and products become the
-integer operators first (`frontend.integer_form`): that is what machines of arithmetic onnx reproduce. The program
-runs operator by operator on onnxruntime's own integers (each tensor is replaced by the oracle's once it is made), so
-that no difference is carried on. Every element that differs is judged by its exact rational value:
+integer operators first (`frontend.integer_form`): that is what machines of arithmetic onnx reproduce. As
+"onnxruntime-optimized" its own optimizer rewrites the graph. The program runs operator by operator on onnxruntime's
+own integers (each tensor is replaced by the oracle's once it is made; one that the model gives no integers, by the
+quantized real one, which is compared as well), so that no difference is carried on.
 
-- *tie*: both integers are nearest to the exact value, as far as float32, which onnxruntime computes in, can tell;
-- *rule*: ours follows the machine's law, theirs is a neighbour of the exact value: another rule of rounding; or a
-  tensor between has no scale of its own, so that ours is rounded twice;
-- *fault*: anything else. One of the two is wrong.
+An element that differs is a fault unless three things hold. Ours is what the operator's integer reference makes of
+the same integers; ours is as near to the exact rational value (`rationals`) as the machine's law promises; theirs is
+as near as float32, in which onnxruntime computes, allows. Then it is
+
+- *tie*: both integers are nearest to the exact value, as far as float32 can tell;
+- *rule*: one of them is not nearest, since its rule is coarser there (our table or two roundings, the cut-off scale of
+  QLinearSoftmax), since an operand was rounded that onnxruntime keeps real (a tensor without a scale of its own, a
+  bias in float), or since the reals have no value (0 / 0).
+
+Of an operator without an exact value (recurrent cells, choices, moves of what was rounded first) a neighbour counts as
+another rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from typing import Any
@@ -23,7 +32,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from nnac.border import quantized
+from nnac.border import quantized, signed
 from nnac.calibration import Range, load_samples
 from nnac.compiler import OWN_SCALES, float_graph, input_shapes, integer_graphs, lower, measured_ranges
 from nnac.emulator import Emulator
@@ -32,15 +41,21 @@ from nnac.floatmodel import FloatModel
 from nnac.frontend import as_given, integer_form, prepare
 from nnac.graph import Graph, Node
 from nnac.numerics import Rounding
-from nnac.ops.base import bind
+from nnac.ops.base import Bound, bind
 from nnac.program import Program, Tensor
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic, Target, load_target
-from nnac.types import Array
+from nnac.types import Array, Quant
 from nnac.verify.rationals import Exact, exact
 
-ORACLES = ("onnxruntime", "onnxruntime-integer")
+ORACLES = ("onnxruntime", "onnxruntime-integer", "onnxruntime-optimized")
 HALF = Fraction(1, 2)
+TWO_STEPS = Fraction(3, 4)
+"""What gemmlowp's rounding may be off: half a step, and half of at most half a step before it."""
+OWN_RULE = "QLinearSoftmax"
+"""onnxruntime's integer operator that is not nearest to the exact value."""
+LISTED = 20
+"""Differing elements of a tensor that are kept."""
 _DOMAINS = ("", "ai.onnx", "com.microsoft", "ai.onnx.ml")
 """Domains that onnxruntime has; a model with others (QONNX) runs as `prepare` writes it."""
 
@@ -54,19 +69,21 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Difference:
     """One element that differs.
 
     Attributes:
         index: in the ONNX tensor.
         ours, theirs: the integers, as the machine has them (uint8 is 128 lower).
-        value: the exact value in the same steps; None where there is no rule for it.
+        verdict: why.
+        value: the exact value in the same steps; None where there is none.
     """
 
     index: tuple[int, ...]
     ours: int
     theirs: int
-    value: float | None
+    verdict: Verdict
+    value: float | None = None
 
 
 @dataclass(slots=True)
@@ -77,35 +94,35 @@ class Row:
         tensor: its name in the model.
         layer, op: the node that makes it ("" and "input" for a graph input).
         elements: compared.
-        ties, rules, faults: elements that differ, by verdict.
-        example: the first of the gravest verdict.
+        counts: elements that differ, by verdict.
+        examples: the first `LISTED` of each verdict.
     """
 
     tensor: str
     layer: str
     op: str
     elements: int = 0
-    ties: int = 0
-    rules: int = 0
-    faults: int = 0
-    example: Example | None = None
+    counts: Counter[Verdict] = field(default_factory=Counter)
+    examples: list[Difference] = field(default_factory=list)
 
     @property
     def differing(self) -> int:
-        return self.ties + self.rules + self.faults
+        return self.counts.total()
 
-    def add(self, verdict: Verdict, example: Example) -> None:
+    @property
+    def faults(self) -> int:
+        return self.counts[Verdict.FAULT]
+
+    @property
+    def gravest(self) -> Difference:
+        """The first fault; if there is none, the first by another rule, or tie."""
+        return max(self.examples, key=lambda found: list(Verdict).index(found.verdict))
+
+    def add(self, found: Difference) -> None:
         """Count one element."""
-        graver = self.faults == 0 and (verdict == Verdict.FAULT or (verdict == Verdict.RULE and self.rules == 0))
-        if self.example is None or graver:
-            self.example = example
-        match verdict:
-            case Verdict.TIE:
-                self.ties += 1
-            case Verdict.RULE:
-                self.rules += 1
-            case Verdict.FAULT:
-                self.faults += 1
+        self.counts[found.verdict] += 1
+        if self.counts[found.verdict] <= LISTED:
+            self.examples.append(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +179,7 @@ def verify(
     if not all(node.domain in _DOMAINS for node in given.graph.node):
         given = prepared
     source = integer_form(given) if against == "onnxruntime-integer" else given
-    pair = _Pair.of(prepared, source, graph, ranges, machine, note)
+    pair = _Pair.of(prepared, (source, against == "onnxruntime-optimized"), graph, ranges, machine, note)
     for sample in loaded:
         pair.run(sample)
     if not loaded:
@@ -172,20 +189,29 @@ def verify(
 
 @dataclass(slots=True)
 class _Pair:
-    """The two executions, and the rows that they fill."""
+    """The two executions, and the rows that they fill.
 
-    legal: Graph
+    Attributes:
+        program: ours.
+        oracle: theirs.
+        names: tensors of the program, and the oracle's integers.
+        reals: tensors of the program, and the oracle's real ones, which have no integers.
+        judge: of what differs.
+        rows: by tensor of the program.
+    """
+
     program: Program
     oracle: FloatModel
     names: dict[str, str]
+    reals: dict[str, str]
+    judge: _Judge
     rows: dict[str, Row]
-    law: Arithmetic
 
     @classmethod
     def of(
         cls,
         prepared: onnx.ModelProto,
-        source: onnx.ModelProto,
+        oracle: tuple[onnx.ModelProto, bool],
         graph: Graph,
         ranges: Mapping[str, Range],
         machine: Target,
@@ -194,88 +220,122 @@ class _Pair:
         """Compile, and find the integer tensors that both executions have."""
         legal = integer_graphs(graph, ranges, machine)[1]
         program = lower(graph, ranges, machine, note)
+        source, optimized = oracle
         names = _common(program, prepared, source)
         if not names:
             raise ModelError("the model has no quantized tensors: `nnac diff` compares with float")
-        makers = {node.output: node for node in legal.nodes}
-        rows = {}
-        for tensor in sorted((t for t in program.tensors if t.name in names), key=lambda t: t.ready):
-            node = makers.get(tensor.name)
-            rows[tensor.name] = Row(names[tensor.name], node.name if node else "", node.op.name if node else "input")
-        oracle = FloatModel(source, list(dict.fromkeys(names.values())))
-        return cls(legal, program, oracle, names, rows, machine.arithmetic)
+        reals = _real_tensors(program, source, names)
+        own_rule = optimized or any(node.op_type == OWN_RULE for node in source.graph.node)
+        judge = _Judge(legal, machine.arithmetic, _stored_integers(graph, legal), own_rule)
+        rows, both = {}, names | reals
+        for tensor in sorted((t for t in program.tensors if t.name in both), key=lambda t: t.ready):
+            node = judge.makers.get(tensor.name)
+            rows[tensor.name] = Row(both[tensor.name], node.name if node else "", node.op.name if node else "input")
+        theirs = FloatModel(source, list(dict.fromkeys(both.values())), optimized=optimized)
+        return cls(program, theirs, names, reals, judge, rows)
 
     def run(self, sample: Mapping[str, Array]) -> None:
         """Run one sample through both and judge what differs."""
-        integers = self.oracle.run(sample)
-        truth = {name: self._device(name, integers[tensor]) for name, tensor in self.names.items()}
-        found = Emulator(self.program).trace(quantized(self.program, sample), truth)
-        nodes = {node.output: node for node in self.legal.nodes}
-        known: set[str] = {*truth, *self.legal.constants}
-        for node in self.legal.nodes:
-            if node.op.name in SHARING and all(name in known for name in node.inputs):
-                known.add(node.output)
+        theirs = self.oracle.run(sample)
+        truth = {name: self._device(name, theirs[tensor]) for name, tensor in self.names.items()}
+        rounded = {name: self._quantized(name, theirs[tensor]) for name, tensor in self.reals.items()}
+        found = Emulator(self.program).trace(quantized(self.program, sample), truth | rounded)
+        self.judge.start(found, truth, rounded)
         for name, row in self.rows.items():
-            row.elements += truth[name].size
-            wrong = np.argwhere(found[name] != truth[name])
-            if len(wrong):
-                self._judge(row, name, nodes.get(name), found, truth, known, wrong)
+            row.elements += found[name].size
+            places = _places(self.program.tensor(name))
+            for difference in self.judge.differences(name):
+                row.add(replace(difference, index=places(difference.index)))
 
     def _device(self, name: str, integers: Array) -> Array:
         """Return an oracle's integers as the machine has them."""
-        tensor = self.program.tensor(name)
-        array = integers
-        if integers.dtype.kind == "u":
-            array = (integers ^ (1 << 8 * integers.itemsize - 1)).view(f"int{8 * integers.itemsize}")
+        tensor, array = self.program.tensor(name), signed(integers)
         return tensor.origin.from_onnx(array, tensor.type.shape) if tensor.origin else array
 
-    def _judge(
-        self,
-        row: Row,
-        name: str,
-        node: Node | None,
-        found: Mapping[str, Array],
-        truth: Mapping[str, Array],
-        known: set[str],
-        wrong: Array,
-    ) -> None:
-        """Give each differing element its verdict."""
-        places = _places(self.program.tensor(name))
-        inputs = [] if node is None else [self._input(n, found, truth) for n in node.inputs]
-        direct = node is not None and all(n in known for n in self.legal.operands(node))
+    def _quantized(self, name: str, reals: Array) -> Array:
+        """Return a real tensor in the integers that the machine has it in."""
+        quant = self.program.tensor(name).type.quant
+        assert quant is not None
+        return self._device(name, quant.quantize(reals))
+
+
+class _Judge:
+    """Gives each differing element of a run its verdict.
+
+    Args:
+        graph: what the machine executes.
+        law: its arithmetic.
+        stored: constants that are the model's own integers; all others were rounded.
+        own_rule: whether the oracle may have its integer softmax.
+    """
+
+    def __init__(self, graph: Graph, law: Arithmetic, stored: Set[str], own_rule: bool) -> None:
+        self.graph, self.law, self.stored, self.own_rule = graph, law, stored, own_rule
+        self.makers = {name: node for node in graph.nodes for name in node.outputs}
+
+    def start(self, found: Mapping[str, Array], truth: Mapping[str, Array], rounded: Mapping[str, Array]) -> None:
+        """Take the tensors of one run: ours; the oracle's integers; and its reals, rounded."""
+        self.found = found
+        self.truth = {**truth, **rounded}
+        self.given: dict[str, Array] = {**self.truth, **self.graph.constants}
+        self.known = {*truth, *self.stored}
+        for node in self.graph.nodes:
+            if node.op.name in SHARING and all(name in self.known for name in node.inputs):
+                self.known.update(node.outputs)
+
+    def differences(self, name: str) -> Iterator[Difference]:
+        """Yield the elements of a tensor that differ, with indices of the device."""
+        found, truth, node = self.found[name], self.truth[name], self.makers.get(name)
+        wrong = np.argwhere(found != truth)
+        lawful = self._made(node)[name] if node is not None and len(wrong) else truth
         for index in map(tuple, wrong.tolist()):
-            ours, theirs = int(found[name][index]), int(truth[name][index])
-            if node is None:  # a graph input: both follow ONNX's own definition of QuantizeLinear
-                verdict, value = Verdict.FAULT, None
-            elif not direct:
-                verdict, value = Verdict.RULE, None
+            ours, theirs = int(found[index]), int(truth[index])
+            if node is None or ours != lawful[index]:  # inputs: both follow ONNX's own definition of QuantizeLinear
+                yield Difference(index, ours, theirs, Verdict.FAULT)
             else:
-                verdict, value = self._verdict(node, inputs, index, ours, theirs)
-            row.add(verdict, Example(places(index), ours, theirs, value))
+                yield self._difference(node, index, ours, theirs)
 
-    def _input(self, name: str, found: Mapping[str, Array], truth: Mapping[str, Array]) -> Array:
-        if name in self.legal.constants:
-            return self.legal.constants[name]
-        return truth[name] if name in truth else found[name]
+    def _made(self, node: Node) -> dict[str, Array]:
+        """Return what the integer references make of the oracle's tensors."""
+        results = node.op.results(bind(self.graph, node, self.law), self._inputs(node))
+        return dict(zip(node.outputs, results, strict=True))
 
-    def _verdict(
-        self, node: Node, inputs: Sequence[Array], index: tuple[int, ...], ours: int, theirs: int
-    ) -> tuple[Verdict, float | None]:
-        bound = bind(self.legal, node, self.law)
-        element = exact(node, bound, inputs, index)
-        if element is None:  # moved bytes differ: a fault; of any other operator only neighbours can be told apart
-            moved = node.op.name in SHARING
-            return (Verdict.RULE if not moved and abs(ours - theirs) <= 1 else Verdict.FAULT), None
-        value = min(max(element.value, Fraction(bound.quant.low)), Fraction(bound.quant.high))
-        off = [abs(value - integer) for integer in (ours, theirs)]
-        if max(off) <= HALF + element.blur:
-            return Verdict.TIE, float(value)
-        lawful = off[0] <= (1 if self.law.mode == Rounding.TFLITE else HALF + element.coarse + self._blur(element))
-        return (Verdict.RULE if lawful and off[1] < 1 else Verdict.FAULT), float(value)
+    def _inputs(self, node: Node) -> list[Array]:
+        """Return a node's inputs: the oracle's; those that it does not have as they follow from others."""
+        for name in node.inputs:
+            if name not in self.given:
+                self.given.update(self._made(self.makers[name]) if name in self.makers else {name: self.found[name]})
+        return [self.given[name] for name in node.inputs]
 
-    def _blur(self, element: Exact) -> Fraction:
-        """Return what float32 may lose on our side: nothing but for machines of arithmetic onnx."""
-        return element.blur if self.law.mode == Rounding.ONNX else Fraction()
+    def _difference(self, node: Node, index: tuple[int, ...], ours: int, theirs: int) -> Difference:
+        """Judge an element that our law made."""
+        bound = bind(self.graph, node, self.law)
+        element = exact(node, bound, self._inputs(node), index)
+        if element is None:
+            moved = node.op.name in SHARING and all(name in self.known for name in node.inputs)
+            near = abs(ours - theirs) <= 1 and not moved
+            return Difference(index, ours, theirs, Verdict.RULE if near else Verdict.FAULT)
+        value = _saturated(element.value, bound.quant)
+        return Difference(index, ours, theirs, self._verdict(node, bound, element, ours, theirs), float(value))
+
+    def _verdict(self, node: Node, bound: Bound, element: Exact, ours: int, theirs: int) -> Verdict:
+        """Return the verdict on two integers of which ours is the law's."""
+        value, nearest = _saturated(element.value, bound.quant), HALF + element.blur
+        single = element.blur if bound.single else 0
+        lawful = (TWO_STEPS if self.law.mode == Rounding.TFLITE else HALF) + max(element.coarse, single)
+        real = [gain / 2 for name, gain in zip(node.inputs, element.gains, strict=False) if name not in self.known]
+        off = abs(theirs - value)
+        if self.own_rule and element.other is not None:
+            off = min(off, abs(theirs - _saturated(element.other, bound.quant)))
+        if not element.defined:
+            return Verdict.RULE
+        if abs(ours - value) > lawful or off > nearest + sum(real):
+            return Verdict.FAULT
+        return Verdict.TIE if max(abs(ours - value), abs(theirs - value)) <= nearest else Verdict.RULE
+
+
+def _saturated(value: Fraction, quant: Quant) -> Fraction:
+    return min(max(value, Fraction(quant.low)), Fraction(quant.high))
 
 
 def _places(tensor: Tensor) -> Any:
@@ -303,6 +363,23 @@ def _common(program: Program, prepared: onnx.ModelProto, source: onnx.ModelProto
         if name in integers and name in present:
             found[tensor.name] = name
     return found
+
+
+def _stored_integers(graph: Graph, legal: Graph) -> set[str]:
+    """Return the constants of the integer graph that the model itself stores as integers (`quantize` adds a suffix)."""
+    found = {
+        name
+        for name, array in graph.constants.items()
+        if array.dtype.kind == "i" or graph.values[name].type.quant is not None
+    }
+    return {name for name in legal.constants if name in found or name.rpartition(".")[0] in found}
+
+
+def _real_tensors(program: Program, source: onnx.ModelProto, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the oracle's real tensor of each computed tensor of the program that has no integers there."""
+    made = {name for node in source.graph.node for name in node.output}
+    others = {t.name: t.origin.name for t in program.tensors if t.name not in names and t.origin is not None}
+    return {name: real for name, real in others.items() if real in made}
 
 
 def _integers(prepared: onnx.ModelProto) -> set[str]:
