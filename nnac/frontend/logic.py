@@ -89,5 +89,5 @@ class _Splitter:
 
     def _number(self, node: onnx.NodeProto, value: float) -> str:
         name = self._fresh(node)
-        self.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        self.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
         return name
