@@ -483,7 +483,7 @@ MODELS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "cyclic": (_cyclic, "cycle"),
     "wrong shapes": (
         lambda: net("a = Conv (x, w)\ny = Det (a)", {"x": (1, 3, 6, 6)}),
-        "shapes do not fit|Input channels",
+        "group times as many channels",
     ),
     "missing initializer": (_missing, "nothing makes"),
     "2^40 elements": (_huge, "elements"),

@@ -115,8 +115,10 @@ class _Writer:
             if part is None or part.op_type != "DequantizeLinear" or not self._known(part.input[1:]):
                 return None
             found += [part.input[0], part.input[1], self._zero(part)]
-        if any((a.name == "beta" and a.f != 1) or a.name in ("dilations", "ceil_mode") for a in source.attribute):
+        if any(a.name == "beta" and a.f != 1 for a in source.attribute):
             return None
+        if source.op_type in POOLS and any(a.name in ("dilations", "ceil_mode") for a in source.attribute):
+            return None  # its QLinearAveragePool refuses the one, and counts otherwise with the other
         if source.op_type in WITH_BIAS and len(source.input) > 2 and source.input[2]:
             bias = self._bias(self.made.get(source.input[2]), found)
             return None if bias is None else [*found, bias]

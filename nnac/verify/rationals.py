@@ -25,6 +25,8 @@ import numpy as np
 from nnac.graph import Node
 from nnac.norms import product_bits
 from nnac.numerics import (
+    INT16_HIGH,
+    INT16_LOW,
     MULTIPLIER_BITS,
     ROOT_FRACTION,
     SOFTMAX_FINE_ONE,
@@ -242,7 +244,9 @@ def _line(op: Activation, bound: Bound, index: Index, entry: int, value: float) 
     """Return how far off the line between two knots is, whose own units are 2**-7 steps of an int8 output."""
     unit = 1.0 if bound.quant.bits == 16 else 2.0**-7
     place, fraction = divmod(entry, 128)
-    knots = np.clip(_function(op, bound, index, np.array([place, place + 1]) * 128), -(2**15) * unit, 2**15 * unit)
+    knots = np.clip(
+        _function(op, bound, index, np.array([place, place + 1]) * 128), INT16_LOW * unit, INT16_HIGH * unit
+    )
     line = (knots[0] * (128 - fraction) + knots[1] * fraction) / 128
     return Fraction(abs(float(line) - value) + unit / 2)
 
