@@ -66,15 +66,16 @@ def cut(graph: Graph, group: Mapping[str, str], ranges: Mapping[str, Range]) -> 
         ranges: by ONNX name.
     """
     reach: dict[str, float] = {}
-    for node in logarithms(graph):
-        name = node.inputs[0]
-        span = ranges.get(_known_as(graph, name))
-        if span is None or span.reach is None:
+    logs = logarithms(graph)
+    for node in logs:
+        root = group[node.inputs[0]]
+        span = ranges.get(_known_as(graph, node.inputs[0]))
+        if span is None or span.reach is None or not _only_readers(graph, group, root, logs):
             continue
-        heard = [node, *(each for each in graph.nodes if isinstance(each.op, Magnitude) and each.output == name)]
-        for root in {group[each] for reader in heard for each in reader.inputs}:
-            if _only_readers(graph, group, root, heard):
-                reach[root] = max(span.reach, reach.get(root, 0.0))
+        makers = [each for each in graph.nodes if isinstance(each.op, Magnitude) and group[each.output] == root]
+        squared = {group[name] for maker in makers for name in maker.inputs}
+        for cut_root in (root, *(each for each in squared if _only_readers(graph, group, each, makers))):
+            reach[cut_root] = max(span.reach, reach.get(cut_root, 0.0))
     names = {_known_as(graph, name): reach[root] for name, root in group.items() if root in reach}
     return {name: _bounded(span, names[name]) if name in names else span for name, span in ranges.items()}
 
