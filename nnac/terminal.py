@@ -64,7 +64,7 @@ def fail(error: BaseException) -> NoReturn:
 
 def _described(error: BaseException) -> str:
     """Return the message for an error; text from models is made printable line by line."""
-    from nnac.report import printable
+    from nnac.report.parts import printable
 
     if isinstance(error, NnacError):
         return "\n".join(map(printable, str(error).split("\n")))
@@ -84,7 +84,7 @@ def show(*parts: RenderableType) -> None:
     """Print renderables to stdout: coloured and as wide as a terminal, or plain and 80 columns wide in a pipe."""
     from shutil import get_terminal_size
 
-    from nnac.report import text
+    from nnac.report.parts import text
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     click.echo(text(*parts, width=get_terminal_size().columns if terminal else None), nl=False)

@@ -180,7 +180,7 @@ def inspect(
 
 def _list_instructions(program: Program) -> None:
     from nnac.disasm import disassemble
-    from nnac.report import printable
+    from nnac.report.parts import printable
 
     click.echo()
     for line in disassemble(program):
