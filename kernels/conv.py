@@ -14,10 +14,10 @@ from numpy.lib.stride_tricks import as_strided
 
 from nnac.kernels import codes, machine
 from nnac.kernels.calls import Call
-from nnac.kernels.finish import LANES
+from nnac.kernels.finish import LANES, TIELESS, TIELESS_FIRST, TIELESS_LAST
 from nnac.kernels.jit import INT, Int8, Int32, Int64, inner, kernel, sink, source
 from nnac.kernels.panels import Slabs, multiply, pack, packed_bytes, packed_size, padded, steps_of
-from nnac.kernels.requantize import lift
+from nnac.kernels.requantize import FLOAT32, TFLITE, lift
 from nnac.kernels.vectors import address, call_address, move_run
 
 Taps = tuple[int, int, int]
@@ -92,7 +92,7 @@ class Filters:
     Attributes:
         packed: panels of weights with biases, one matrix per group behind each other.
         multipliers: lifted, with LANES more behind the last.
-        shifts: the same, 62 behind the last.
+        shifts: the same, with TIELESS (`nnac.kernels.finish`) where it can be; behind the last too.
         table: (128,) of the codes' values, repeated.
         bits: of the weights' codes; 0 where the weights are as they are.
     """
@@ -108,6 +108,17 @@ class Filters:
 def _group_end(first: int, channels: int, group_out: int, offset: int) -> int:
     """The channel behind the last one of the group that `first` is of."""
     return min(((offset + first) // group_out + 1) * group_out - offset, channels)
+
+
+@inner
+def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> bool:
+    """Whether `finish` can take the shortest way: no sum but zero is a multiple of what a tie needs one to be."""
+    if not TIELESS_FIRST <= shift <= TIELESS_LAST:
+        return False
+    reach = abs(np.int64(bias))
+    for n in range(weights.size):
+        reach += 255 * abs(np.int64(weights[n]))
+    return min(reach, 1 << 31) * (multiplier & -multiplier) < np.int64(1) << (shift - 1)
 
 
 @kernel(
@@ -138,6 +149,8 @@ def _pack_filters(
     channels, depth = weights.shape
     for n in range(channels):
         multipliers[n], shifts[n] = lift(multiplier[n], shift[n], rounding)
+        if rounding not in (TFLITE, FLOAT32) and _is_tieless(weights[n], bias[n], multiplier[n], shift[n]):
+            shifts[n] += TIELESS
     packed[:] = 0
     if own:
         pack(weights, bias, padded(channels), packed)
@@ -461,7 +474,7 @@ def empty_filters(channels: int, layer: Layer, slabs: Slabs | None = None) -> Fi
         step = layer.group_out - (layer.channel_offset + ends[-1]) % layer.group_out
         ends.append(channels if layer.is_depthwise else min(ends[-1] + step, channels))
     size = sum(packed_bytes(last - first, layer.taps) for first, last in pairwise(ends))
-    scales = np.zeros(channels + LANES, np.int32), np.full(channels + LANES, 62, np.int64)
+    scales = np.zeros(channels + LANES, np.int32), np.full(channels + LANES, TIELESS + TIELESS_FIRST, np.int64)
     return Filters((slabs or Slabs(0)).room(size), *scales, np.zeros(0, np.int8))
 
 

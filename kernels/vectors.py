@@ -44,15 +44,14 @@ def store(builder: Builder, value: Value, address: Value) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
 
 
-def store_first(builder: Builder, value: Value, address: Value, count: Value, width: Value) -> None:
-    """The first `count` lanes, which are words, one by one as integers of `width` bytes, 1 or 2."""
-    lanes = value.type.count
-    block = cgutils.alloca_once(builder, value.type)
-    builder.store(value, block)
-    with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
-        here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 4), advance(builder, address, lane, width)
-        with loop(builder, width) as part:
-            store(builder, load(builder, builder.add(here, part), BYTE), builder.add(there, part))
+def store_first(builder: Builder, value: Value, address: Value, count: Value) -> None:
+    """The first `count` lanes."""
+    kind = value.type
+    lanes = ir.Constant(vector(LONG, kind.count), list(range(kind.count)))
+    mask = builder.icmp_signed("<", lanes, spread(builder, count, kind.count))
+    name = f"llvm.masked.store.v{kind.count}i{kind.element.width}.p0"
+    target = builder.inttoptr(address, kind.as_pointer())
+    call(builder, name, ir.VoidType(), value, target, WORD(1), mask)
 
 
 def move(builder: Builder, target: Value, source: Value, count: Value) -> None:

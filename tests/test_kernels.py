@@ -38,6 +38,7 @@ WINDOW = st.integers(1, 4)
 PAIR = st.one_of(
     st.tuples(st.sampled_from([1, 2, 8]), st.integers(0, 12)),  # exact powers of two: many ties
     st.tuples(st.integers(2**30, 2**31 - 1), st.integers(31, 48)),
+    st.tuples(st.integers(1, 7), st.integers(18, 28), st.integers(32, 46)).map(lambda p: (p[0] << p[1], p[2])),
     st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 62)),
 )
 
