@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from nnac.kernels import codes, machine
 from nnac.kernels.calls import Call
 from nnac.kernels.finish import LANES, TIELESS, TIELESS_FIRST, TIELESS_LAST
-from nnac.kernels.jit import INT, Int8, Int32, Int64, inner, kernel, sink, source
+from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, inner, kernel, sink, source
 from nnac.kernels.panels import Slabs, multiply, pack, packed_bytes, packed_size, padded, steps_of
 from nnac.kernels.requantize import FLOAT32, TFLITE, lift
 from nnac.kernels.vectors import address, call_address, move_run
@@ -111,14 +111,15 @@ def _group_end(first: int, channels: int, group_out: int, offset: int) -> int:
 
 
 @inner
-def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> bool:
+def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> Any:
     """Whether `finish` can take the shortest way: no sum but zero is a multiple of what a tie needs one to be."""
     if not TIELESS_FIRST <= shift <= TIELESS_LAST:
         return False
-    reach = abs(np.int64(bias))
+    reach: Integer = abs(np.int64(bias))
     for n in range(weights.size):
         reach += 255 * abs(np.int64(weights[n]))
-    return min(reach, 1 << 31) * (multiplier & -multiplier) < np.int64(1) << (shift - 1)
+    needed = 1 << (shift - 1)
+    return min(reach, np.int64(1 << 31)) * (multiplier & -multiplier) < needed
 
 
 @kernel(
