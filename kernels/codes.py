@@ -2,7 +2,7 @@
 
 A matrix-vector product is as fast as memory gives the weights: fewer bits are faster. Codes are indices of 1 to 7 bits
 into a table of int8 values. Processors with AVX-512 VBMI pick the bits (vpermb, vpmultishiftqb) and look them up
-(vpermb) on the way into vpdpbusd; others expand a panel first and use their own tile.
+(vpermb) on the way into vpdpbusd; others have no such form.
 """
 
 import functools
@@ -16,7 +16,7 @@ from numba import types
 
 from nnac.kernels import machine
 from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, microkernel, sink, source
-from nnac.kernels.panels import Slabs, multiply
+from nnac.kernels.panels import Slabs
 from nnac.kernels.tile import AVX512
 from nnac.kernels.vectors import (
     BYTE,
@@ -24,10 +24,8 @@ from nnac.kernels.vectors import (
     WORD,
     Builder,
     Value,
-    address,
     advance,
     call,
-    call_address,
     choose,
     load,
     loop,
@@ -168,7 +166,7 @@ def _compiled() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """The weights of one layer in narrow codes, ready for products on any machine."""
+    """The weights of one layer in narrow codes, ready for products."""
 
     data: Int8
     """Opaque: panels of 64 channels (biases, sums, steps of codes)."""
@@ -215,46 +213,6 @@ def _pack(codes: UInt8, table: Int8, bias: Int32, data: Int8, bits: int) -> None
         head[WIDTH + n % WIDTH] = total
 
 
-@inner
-def _expand(panel: Int8, steps: int, bits: int, table: Int8, packed: Int8) -> None:
-    """One panel of codes as a panel of weights."""
-    packed[: 8 * WIDTH] = panel[: 8 * WIDTH]
-    mask = (1 << bits) - 1
-    for n in range(WIDTH):
-        for k in range(4 * steps):
-            byte, bit = _place(n, k, bits)
-            pair = np.int64(np.uint8(panel[8 * WIDTH + byte])) | np.int64(np.uint8(panel[8 * WIDTH + byte + 1])) << 8
-            packed[8 * WIDTH + (k // 4 * WIDTH + n) * 4 + k % 4] = table[(pair >> bit) & mask]
-
-
-@kernel(
-    source(types.int8, 2),
-    source(types.int8, 1),
-    source(types.int8, 1),
-    sink(types.int32, 2, "C"),
-    sink(types.int8, 1, "C"),
-    *[INT] * 5,
-)
-def _multiply(
-    x: Int8, data: Int8, table: Int8, y: Int32, panel: Int8, depth: int, bits: int, zero: int, narrow: int, tile: int
-) -> None:
-    """`multiply_codes` with room for an expanded panel, which only processors without the narrow form need."""
-    steps = (depth + 3) // 4
-    size = panel_size(steps, bits)
-    rows, pitch = x.shape
-    for first in range(0, y.shape[1], WIDTH):
-        codes, at = data[first // WIDTH * size :], address(y) + 4 * first
-        if narrow == 0:
-            _expand(codes, steps, bits, table, panel)
-            multiply(tile, address(x), pitch, rows, depth, address(panel), (0, WIDTH), zero, at, y.shape[1])
-            continue
-        for row in range(0, rows, ROWS):
-            here, there = address(x) + row * pitch, at + row * y.shape[1] * 4
-            count = min(ROWS, rows - row)
-            rest = (address(table), zero, there, 4 * y.shape[1])
-            call_address(narrow, (here, pitch, count, address(data) + first // WIDTH * size, steps, bits, *rest))
-
-
 def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, slabs: Slabs | None = None) -> Coded:
     """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases."""
     channels, depth = codes.shape
@@ -262,17 +220,3 @@ def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, slabs: Slabs |
     coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
     _pack(codes, coded.table, bias, coded.data, bits)
     return coded
-
-
-def multiply_codes(x: Int8, coded: Coded, zero: int, y: Int32) -> None:
-    """``y = (x - zero) @ table[codes].T + bias``, exact modulo 2**32.
-
-    Args:
-        x: (M, K in whole steps of four), C-contiguous; what lies behind K has to be the zero point.
-        coded: from `pack_codes`.
-        zero: zero point of x.
-        y: (M, N in whole panels of 64), C-contiguous; all of it is written, what lies behind N with anything.
-    """
-    narrow = narrow_tile()
-    panel = np.empty(0 if narrow else WIDTH * (8 + 4 * -(-coded.depth // 4)), np.int8)
-    _multiply(x, coded.data, coded.table, y, panel, coded.depth, coded.bits, zero, narrow, machine.tile())

@@ -231,7 +231,9 @@ def _tieless(builder: Builder, multiplier: Value, shifts: Value, zero: Value) ->
             factors = load(builder, builder.add(multiplier, LONG(4 * part)), _PAIRS)
             product = builder.mul(_half(builder, sums, part), _half(builder, factors, 0))
             found.append(builder.bitcast(builder.add(product, half), _SUMS))
-        high = shuffle(builder, found[0], found[1], [lane + 1 if lane % 2 == 0 else LANES + lane for lane in range(LANES)])
+        high = shuffle(
+            builder, found[0], found[1], [lane + 1 if lane % 2 == 0 else LANES + lane for lane in range(LANES)]
+        )
         return builder.ashr(high, left)
 
     return scaled

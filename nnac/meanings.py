@@ -184,6 +184,7 @@ class Meanings:
             i.kernel_h,
             i.kernel_w,
             i.depth,
+            i.in_c,
             *_window(i),
             i.channels // i.groups,
             i.channel,
