@@ -63,12 +63,11 @@ def _emit(
     steps: Value,
     bits: Value,
     table: Value,
-    zero: Value,
     sums: Value,
     sums_pitch: Value,
 ) -> None:
     """At most ROWS rows against one panel, as `Tile.multiply`; `table` is the address of 128 values, repeated."""
-    rest = (x, pitch, panel, steps, table, zero, sums, sums_pitch)
+    rest = (x, pitch, panel, steps, table, sums, sums_pitch)
 
     def narrow(width: int) -> None:
         choose(builder, rows, range(1, ROWS + 1), lambda count: routine_of(width, count))
@@ -88,7 +87,6 @@ def _tile(
     panel: Value,
     steps: Value,
     table: Value,
-    zero: Value,
     sums: Value,
     sums_pitch: Value,
 ) -> None:
@@ -97,7 +95,7 @@ def _tile(
     tile = [(i, j) for i in range(rows) for j in range(VECTORS)]
     totals = dict(zip(tile, variables(builder, _WORDS, len(tile)), strict=True))
     starts = [advance(builder, x, LONG(i), pitch) for i in range(rows)]
-    first = builder.add(panel, LONG(8 * WIDTH))
+    first = builder.add(panel, LONG(4 * WIDTH))
     with loop(builder, steps) as step:
         here = advance(builder, first, step, 8 * bits * VECTORS)
         weights = [_look_up(builder, bits, tables, code) for code in _codes(builder, bits, here)]
@@ -107,7 +105,7 @@ def _tile(
                 total = totals[i, j]
                 builder.store(AVX512.step(builder, builder.load(total), patch, weights[j]), total)
     for i, j in tile:
-        start = AVX512.start(builder, panel, LONG(4 * WIDTH), zero, j)
+        start = AVX512.start(builder, panel, j)
         target = builder.add(advance(builder, sums, LONG(i), sums_pitch), LONG(64 * j))
         store(builder, builder.add(builder.load(totals[i, j]), start), target)
 
@@ -147,7 +145,7 @@ def _permute(builder: Builder, values: Value, order: Value) -> Value:
     return call(builder, "llvm.x86.avx512.permvar.qi.512", _BYTES, values, order)
 
 
-_narrow_tile = emitted(_emit, 10)
+_narrow_tile = emitted(_emit, 9)
 
 
 def narrow_tile() -> int:
@@ -169,7 +167,7 @@ class Coded:
     """The weights of one layer in narrow codes, ready for products."""
 
     data: Int8
-    """Opaque: panels of 64 channels (biases, sums, steps of codes)."""
+    """Opaque: panels of 64 channels (starts of sums, steps of codes)."""
     table: Int8
     """(128,): the values, repeated."""
     channels: int
@@ -179,8 +177,8 @@ class Coded:
 
 @inner
 def panel_size(steps: int, bits: int) -> int:
-    """Bytes of a panel: biases and sums, then the codes of 64 channels."""
-    return WIDTH * 8 + steps * bits * WIDTH // 2
+    """Bytes of a panel: starts of sums, then the codes of 64 channels."""
+    return WIDTH * 4 + steps * bits * WIDTH // 2
 
 
 @inner
@@ -193,30 +191,32 @@ def _place(n: int, k: int, bits: int) -> tuple[int, int]:
     return group // groups * groups * 8 * bits + lane // 8 * bits * groups + field // 8, field % 8
 
 
-@kernel(source(types.uint8, 2), source(types.int8, 1), source(types.int32, 1), sink(types.int8, 1, "C"), INT)
-def _pack(codes: UInt8, table: Int8, bias: Int32, data: Int8, bits: int) -> None:
+@kernel(source(types.uint8, 2), source(types.int8, 1), source(types.int32, 1), sink(types.int8, 1, "C"), INT, INT)
+def _pack(codes: UInt8, table: Int8, bias: Int32, data: Int8, bits: int, zero: int) -> None:
     """`pack_codes` into zeroed bytes."""
     channels, depth = codes.shape
     size = panel_size((depth + 3) // 4, bits)
     for n in range(channels):
         panel = data[n // WIDTH * size :]
-        head = panel[: 8 * WIDTH].view(np.int32)
+        head = panel[: 4 * WIDTH].view(np.int32)
         total = (-depth % 4) * np.int64(table[0])  # what fills the last step
         for k in range(depth):
             total += table[codes[n, k]]
             byte, bit = _place(n % WIDTH, k, bits)
             wide = np.int64(codes[n, k]) << bit
-            panel[8 * WIDTH + byte] |= np.int8(wide & 255)
+            panel[4 * WIDTH + byte] |= np.int8(wide & 255)
             if wide > 255:
-                panel[8 * WIDTH + byte + 1] |= np.int8(wide >> 8)
-        head[n % WIDTH] = bias[n]
-        head[WIDTH + n % WIDTH] = total
+                panel[4 * WIDTH + byte + 1] |= np.int8(wide >> 8)
+        head[n % WIDTH] = np.int32(bias[n] - zero * total)
 
 
-def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, slabs: Slabs | None = None) -> Coded:
-    """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases."""
+def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, zero: int, slabs: Slabs | None = None) -> Coded:
+    """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases.
+
+    `zero` is the zero point of what is multiplied, as the tiles read it.
+    """
     channels, depth = codes.shape
-    size = -(-channels // WIDTH) * (WIDTH * 8 + -(-depth // 4) * bits * WIDTH // 2)
+    size = -(-channels // WIDTH) * (WIDTH * 4 + -(-depth // 4) * bits * WIDTH // 2)
     coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
-    _pack(codes, coded.table, bias, coded.data, bits)
+    _pack(codes, coded.table, bias, coded.data, bits, zero)
     return coded

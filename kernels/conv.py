@@ -35,10 +35,8 @@ LIFTED = 128 * 1024
 """Bytes of lifted rows of a block, which stay in a near cache while all weights pass."""
 OWN_LIFTED = 24 * 1024
 """The same for depthwise layers, which read them once per tap."""
-PIXELS = 48
-"""Outputs that are made together, so that their sums stay in the nearest cache."""
-OWN_SUMS = 16 * 1024
-"""Bytes of sums of a depthwise layer that are made before they are finished."""
+SUMS = 3 * 1024
+"""Sums that are made before they are finished, so that they stay in the nearest cache."""
 
 
 class Layer(NamedTuple):
@@ -143,7 +141,7 @@ def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> Any:
     sink(types.int8, 1, "C"),
     sink(types.int32, 1, "C"),
     sink(types.int64, 1, "C"),
-    *[INT] * 6,
+    *[INT] * 7,
 )
 def _pack_filters(
     weights: Int8,
@@ -156,6 +154,7 @@ def _pack_filters(
     group_out: int,
     offset: int,
     rounding: int,
+    zero: int,
     width: int,
     run: int,
     own: int,
@@ -171,12 +170,12 @@ def _pack_filters(
         again, biases = np.zeros((own, depth), np.int8), np.zeros(own, np.int32)
         for first in range(0, own, padded(channels)):
             again[first : first + channels], biases[first : first + channels] = weights, bias
-        pack(again, biases, own, run, packed)
+        pack(again, biases, zero, own, run, packed)
         return
     first, at = 0, 0
     while first < channels:
         last = _group_end(first, channels, group_out, offset)
-        pack(weights[first:last], bias[first:last], width, run, packed[at:])
+        pack(weights[first:last], bias[first:last], zero, width, run, packed[at:])
         at += packed_size(last - first, depth // run * steps_of(run))
         first = last
 
@@ -226,13 +225,13 @@ def _lift(
             move_run(address(lifted) + k, at, (last - first) * wide, flip)
             k = _fill(lifted, k + (last - first) * wide, (across - last) * wide, zero)
             continue
-        for n in range(phases * across):
-            v = place[1] + n % across * phases + n // across
-            if is_inside and 0 <= v < width:
-                move_run(address(lifted) + k, address(x) + (h * width + v) * channels + part[0], part[1], flip)
-            else:
-                _fill(lifted, k, wide, zero)
-            k += wide
+        for phase in range(phases):
+            for v in range(place[1] + phase, place[1] + phase + phases * across, phases):
+                if is_inside and 0 <= v < width:
+                    move_run(address(lifted) + k, address(x) + (h * width + v) * channels + part[0], part[1], flip)
+                else:
+                    _fill(lifted, k, wide, zero)
+                k += wide
 
 
 @inner
@@ -246,7 +245,6 @@ def _dense(
     shift: Int64,
     y: Int8,
     part: tuple[int, int],
-    x_zero: int,
     fill: int,
     ends: Ends,
     tile: Tile,
@@ -256,7 +254,7 @@ def _dense(
     function, width, bits, table = tile
     places, sums, patches = work
     (row, first_channel), steps = part, steps_of(run) * runs.size
-    most, pixels = codes.ROWS if bits else PIXELS, block[1] * y.shape[1]
+    most, pixels = codes.ROWS if bits else SUMS // min(width, padded(channels)), block[1] * y.shape[1]
     for start in range(0, pixels, most):
         count = min(most, pixels - start)
         _locate(block, y.shape[1], start, count, places)
@@ -268,10 +266,10 @@ def _dense(
             columns = width if bits else min(width, padded(channels) - first)
             if bits:
                 panel = packed + first // width * codes.panel_size(steps, bits)
-                known = (panel, steps, bits, table, x_zero, address(sums), 4 * columns)
+                known = (panel, steps, bits, table, address(sums), 4 * columns)
                 call_address(function, (address(patches), 4 * steps, count, *known))
             else:
-                panel = (packed + first * 4 * (steps + 2), steps_of(run), columns, x_zero, address(sums), 4 * columns)
+                panel = (packed + first * 4 * (steps + 1), steps_of(run), columns, address(sums), 4 * columns)
                 call_address(function, (address(places), count, address(runs), runs.size, *panel))
             there = target + (first_channel + first) * ends[1]
             scale = (multiplier[first:], shift[first:])
@@ -325,7 +323,6 @@ def _depthwise(
     packed: int,
     scale: tuple[Int32, Int64],
     y: Int8,
-    x_zero: int,
     ends: Ends,
     own: tuple[int, int, int, int],
     sums: Int32,
@@ -340,7 +337,7 @@ def _depthwise(
         for first in range(0, blocks, across):
             here = block[0] + above * block[2] + first * width
             count = min(across, blocks - first)
-            rest = (address(taps), packed, steps, width, x_zero, address(sums), 4 * across_all * columns)
+            rest = (address(taps), packed, steps, width, address(sums), 4 * across_all * columns)
             call_address(tile, (here, rows, block[2], count, *rest))
             made = rows * across_all if count == blocks else min(count * pixels, across_all - first * pixels)
             target = address(y) + ((row + above) * across_all + first * pixels) * y.strides[1]
@@ -417,16 +414,21 @@ def _conv2d(
         at, first = address(packed), 0
         if own:
             law = (own, own_width, own_down, own_across)
-            _depthwise(block, row, runs, steps_of(run), at, (multipliers, shifts), y, x_zero, ends, law, sums)
+            _depthwise(block, row, runs, steps_of(run), at, (multipliers, shifts), y, ends, law, sums)
             first = channels
         while first < channels:
             last = _group_end(first, channels, group_out, offset)
             group = (block[0] + (offset + first) // group_out * depth, *block[1:])
             scale = (multipliers[first:], shifts[first:])
-            rest = (x_zero, fill, ends, (tile, width, bits, address(table)), (places, sums, patches))
+            rest = (fill, ends, (tile, width, bits, address(table)), (places, sums, patches))
             _dense(group, last - first, run, runs, at, scale[0], scale[1], y, (row, first), *rest)
             at += packed_size(last - first, runs.size * steps_of(run))
             first = last
+
+
+def _lifted_zero(layer: Layer) -> int:
+    """Returns the zero point of x as the tiles read it."""
+    return layer.x_zero + machine.flip()
 
 
 def _columns(channels: int) -> int:
@@ -463,11 +465,11 @@ def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters:
         multiplier: (N,), >= 0; with `shift` the ratio of scales.
         shift: (N,), 0..62.
         filters: from `empty_filters`.
-        layer: its shape, group_out, channel_offset and rounding count.
+        layer: its shape, group_out, channel_offset, x_zero and rounding count.
     """
     arrays = (weights, bias, multiplier, shift, filters.packed, filters.multipliers, filters.shifts)
     own = _own_width(len(weights)) if layer.is_depthwise else 0
-    law = (layer.group_out, layer.channel_offset, layer.rounding, machine.width(), layer.run, own)
+    law = (layer.group_out, layer.channel_offset, layer.rounding, _lifted_zero(layer), machine.width(), layer.run, own)
     return Call(_pack_filters, (*arrays, *law))
 
 
@@ -481,13 +483,14 @@ def is_narrow(weights: Int8) -> bool:
     return codes.narrow_tile() != 0 and _values(weights).size <= 1 << codes.BITS
 
 
-def narrowed(weights: Int8, bias: Int32, filters: Filters, slabs: Slabs | None = None) -> Filters:
+def narrowed(weights: Int8, bias: Int32, filters: Filters, layer: Layer, slabs: Slabs | None = None) -> Filters:
     """Returns the packed constants with weights in the narrowest codes; they are as `is_narrow` asks.
 
     Args:
         weights: (N, K), of one group.
         bias: (N,).
         filters: the same constants, packed.
+        layer: its x_zero counts.
         slabs: where the codes shall lie.
     """
     values = _values(weights)
@@ -495,7 +498,7 @@ def narrowed(weights: Int8, bias: Int32, filters: Filters, slabs: Slabs | None =
     table, indices = np.zeros(1 << bits, np.int8), np.zeros(256, np.uint8)
     table[: values.size] = values.view(np.int8)
     indices[values] = np.arange(values.size)
-    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, slabs)
+    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, _lifted_zero(layer), slabs)
     return Filters(coded.data, filters.multipliers, filters.shifts, coded.table, bits)
 
 
@@ -530,12 +533,10 @@ class Plan(NamedTuple):
         down = min(max((most - more) // layer.stride_h + 1, 1), shape[0])
         if not own:
             return cls(down, more, phases, across, wide, 0, 0, 0)
-        width, row = _own_width(shape[2]), 4 * shape[1] * wide
+        width, row = _own_width(shape[2]), shape[1] * wide
         blocks = -(-shape[1] * wide // width)
-        rows = max(OWN_SUMS // row, 1)
-        return cls(
-            down, more, phases, across, wide, width, rows, blocks if row <= OWN_SUMS else max(OWN_SUMS // 4 // width, 1)
-        )
+        at_once = blocks if row <= SUMS else max(SUMS // width, 1)
+        return cls(down, more, phases, across, wide, width, max(SUMS // row, 1), at_once)
 
     def sizes(self, layer: Layer, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
         """Returns the bytes of places, sums, patches and lifted rows."""
@@ -543,8 +544,8 @@ class Plan(NamedTuple):
         lifted = rows * self.phases * self.across * self.wide + self.own_width + SLACK
         if layer.is_depthwise:
             return 0, 4 * (self.own_down * shape[1] * self.wide + self.own_across * self.own_width), 0, lifted
-        sums = 4 * PIXELS * max(machine.width(), codes.WIDTH)
-        return 8 * PIXELS, sums, codes.ROWS * (4 * -(-layer.taps // 4)) + SLACK, lifted
+        sums = max(SUMS, codes.ROWS * codes.WIDTH)
+        return 8 * SUMS // COLUMNS, 4 * sums, codes.ROWS * (4 * -(-layer.taps // 4)) + SLACK, lifted
 
 
 def workspace_bytes(layer: Layer, shape: tuple[int, int, int]) -> int:

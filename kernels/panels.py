@@ -1,7 +1,7 @@
 """Packed weights: panels of output channels as the register tiles read them (`nnac.kernels.tile`).
 
-A panel holds `width` channels (the machine's, the last one of fewer whole COLUMNS): their biases and the sums of their
-weights (int32 each), then steps of four weights per channel, run by run; zero where channels or runs end early.
+A panel holds `width` channels (the machine's, the last one of fewer whole COLUMNS): what their sums start from (int32),
+then steps of four weights per channel, run by run; zero where channels or runs end early.
 """
 
 import numpy as np
@@ -30,12 +30,12 @@ def padded(channels: int) -> int:
 @inner
 def packed_size(channels: int, steps: int) -> int:
     """Bytes of packed weights of so many steps in all."""
-    return padded(channels) * 4 * (steps + 2)
+    return padded(channels) * 4 * (steps + 1)
 
 
 def packed_bytes(channels: int, steps: int) -> int:
     """`packed_size` for Python."""
-    return -(-channels // COLUMNS) * COLUMNS * 4 * (steps + 2)
+    return -(-channels // COLUMNS) * COLUMNS * 4 * (steps + 1)
 
 
 def room(size: int) -> Int8:
@@ -61,12 +61,13 @@ class Slabs:
 
 
 @inner
-def pack(weights: Int8, bias: Int32, width: int, run: int, packed: Int8) -> None:
+def pack(weights: Int8, bias: Int32, zero: int, width: int, run: int, packed: Int8) -> None:
     """(N, K) weights and (N,) biases into zeroed bytes, `packed_size` of them.
 
     Args:
         weights: int8.
         bias: int32, unaligned too.
+        zero: zero point of x as the tiles read it.
         width: channels of a panel, a multiple of COLUMNS.
         run: weights of a run; K is a multiple.
         packed: from a full cache line on; written where there are weights.
@@ -75,21 +76,20 @@ def pack(weights: Int8, bias: Int32, width: int, run: int, packed: Int8) -> None
     steps = depth // run * steps_of(run)
     for first in range(0, count, width):
         columns = min(width, padded(count) - first)
-        panel = packed[first * 4 * (steps + 2) :]
-        head = panel[: 8 * columns].view(np.int32)
-        rest = panel[8 * columns :]
+        panel = packed[first * 4 * (steps + 1) :]
+        head = panel[: 4 * columns].view(np.int32)
+        rest = panel[4 * columns :]
         for n in range(min(columns, count - first)):
-            _pack_channel(weights[first + n], bias[first + n], n, columns, run, head, rest)
+            _pack_channel(weights[first + n], bias[first + n], zero, n, columns, run, head, rest)
 
 
 @inner
-def _pack_channel(row: Int8, bias: int, n: int, columns: int, run: int, head: Int32, rest: Int8) -> None:
+def _pack_channel(row: Int8, bias: int, zero: int, n: int, columns: int, run: int, head: Int32, rest: Int8) -> None:
     """One channel of a panel."""
-    total = np.int32(0)
+    total = np.int64(0)
     for k in range(row.size):
-        total = np.int32(total + row[k])
-    head[n] = bias
-    head[columns + n] = total
+        total += row[k]
+    head[n] = np.int32(bias - zero * total)
     if run % 4 == 0:
         source, target = row.view(np.int32), rest.view(np.int32)
         for k in range(source.size):

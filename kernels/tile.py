@@ -1,4 +1,4 @@
-"""The register tiles of matrix products, one form per kind of processor: ``bias + (x - zero) @ weights.T`` in int32.
+"""The register tiles of matrix products, one form per kind of processor: ``start + x @ weights.T`` in int32.
 
 All forms read the same packed weights (`nnac.kernels.panels`) and make the same bits: sums are exact modulo 2**32.
 A lane is an output channel (column); a step takes four values of the reduction axis.
@@ -36,9 +36,9 @@ from nnac.kernels.vectors import (
 
 COLUMNS = 16
 """Panels are this wide, or a multiple."""
-ARGUMENTS = 10
+ARGUMENTS = 9
 """Of a tile function: see `Tile.multiply`."""
-OWN_ARGUMENTS = 11
+OWN_ARGUMENTS = 10
 """Of the same for depthwise layers: see `Tile.depthwise`."""
 
 
@@ -87,7 +87,6 @@ class Tile(ABC):
         panel: Value,
         steps: Value,
         width: Value,
-        zero: Value,
         sums: Value,
         sums_pitch: Value,
     ) -> None:
@@ -99,10 +98,9 @@ class Tile(ABC):
             rows: at least 1.
             runs: address of the distance in bytes from there to each run; runs are read in whole steps.
             count: of runs.
-            panel: address: bias, column sums (int32, `width` each), then steps of `width` times four int8 weights.
+            panel: address: `width` starts of sums (int32), then steps of `width` times four int8 weights.
             steps: of a run, of four values each.
             width: columns of the panel, a multiple of COLUMNS.
-            zero: zero point of x.
             sums: address of the first row of sums, int32.
             sums_pitch: bytes from one row of sums to the next.
         """
@@ -120,22 +118,20 @@ class Tile(ABC):
                 builder,
                 vectors,
                 cases,
-                lambda n: self._rows(
-                    builder, n, rows, places, there, runs, count, here, steps, stride, zero, sums_pitch
-                ),
+                lambda n: self._rows(builder, n, rows, places, there, runs, count, here, steps, stride, sums_pitch),
             )
 
     def _rows(self, builder: Builder, vectors: int, rows: Value, places: Value, sums: Value, *rest: Value) -> None:
         """All rows, in tiles of about the same size; `rest` is as for `_tile`."""
         tiles = builder.udiv(builder.add(rows, LONG(self.rows - 1)), LONG(self.rows))
+        least, more = builder.udiv(rows, tiles), builder.urem(rows, tiles)
         with loop(builder, tiles) as tile:
-            first = builder.udiv(builder.mul(tile, rows), tiles)
-            last = builder.udiv(builder.mul(builder.add(tile, LONG(1)), rows), tiles)
+            is_more = builder.icmp_unsigned("<", tile, more)
+            first = builder.add(builder.mul(tile, least), builder.select(is_more, tile, more))
+            count = builder.add(least, builder.zext(is_more, LONG))
             here, there = advance(builder, places, first, 8), advance(builder, sums, first, rest[-1])
             found = range(1, self.rows + 1)
-            choose(
-                builder, builder.sub(last, first), found, partial(self._call, builder, vectors, (here, there, *rest))
-            )
+            choose(builder, count, found, partial(self._call, builder, vectors, (here, there, *rest)))
 
     def _call(self, builder: Builder, vectors: int, rest: tuple[Value, ...], rows: int) -> None:
         routine(builder, f"tile_{rows}_{vectors}", partial(self._tile, rows, vectors), *rest)
@@ -152,14 +148,13 @@ class Tile(ABC):
         panel: Value,
         steps: Value,
         stride: Value,
-        zero: Value,
         sums_pitch: Value,
     ) -> None:
         """All sums in registers, one step after the other."""
         tile = [(i, j) for i in range(rows) for j in range(vectors)]
         totals = dict(zip(tile, variables(builder, self.sums, len(tile)), strict=True))
         starts = [load(builder, builder.add(places, LONG(8 * i)), LONG) for i in range(rows)]
-        first = advance(builder, panel, LONG(2), stride)
+        first = builder.add(panel, stride)
         with loop(builder, count) as run:
             behind = load(builder, advance(builder, runs, run, 8), LONG)
             before = builder.mul(run, steps)
@@ -173,7 +168,7 @@ class Tile(ABC):
                         total = totals[i, j]
                         builder.store(self.step(builder, builder.load(total), patch, weights[j]), total)
         for j in range(vectors):
-            start = self.start(builder, panel, stride, zero, j)
+            start = self.start(builder, panel, j)
             for i in range(rows):
                 target = advance(builder, advance(builder, sums, LONG(i), sums_pitch), LONG(j), 4 * self.columns)
                 store(builder, builder.add(self.fold(builder, builder.load(totals[i, j])), start), target)
@@ -189,7 +184,6 @@ class Tile(ABC):
         panel: Value,
         steps: Value,
         width: Value,
-        zero: Value,
         sums: Value,
         sums_pitch: Value,
     ) -> None:
@@ -205,13 +199,12 @@ class Tile(ABC):
             panel: as for `multiply`.
             steps: of four taps each.
             width: columns of the panel, a multiple of COLUMNS and of `vectors` times `columns`.
-            zero: zero point of x.
             sums: address of the first row of sums, int32; blocks lie one behind the other.
             sums_pitch: bytes from one row of sums to the next; what a row has too many, the next one writes anew.
         """
         with loop(builder, rows) as row:
             here, there = advance(builder, x, row, pitch), advance(builder, sums, row, sums_pitch)
-            rest = (here, blocks, taps, panel, steps, width, zero, there)
+            rest = (here, blocks, taps, panel, steps, width, there)
             across = LONG(self.vectors * self.columns)
             with loop(builder, builder.udiv(width, across)) as part:
                 routine(builder, "own", self._own, builder.mul(part, across), *rest)
@@ -226,14 +219,13 @@ class Tile(ABC):
         panel: Value,
         steps: Value,
         width: Value,
-        zero: Value,
         sums: Value,
     ) -> None:
         """Some vectors of channels in all blocks of a row."""
         here, there = (advance(builder, at, column, 4) for at in (panel, sums))
         stride = builder.mul(width, LONG(4))
-        first = advance(builder, here, LONG(2), stride)
-        starts = [self.start(builder, here, stride, zero, j) for j in range(self.vectors)]
+        first = builder.add(here, stride)
+        starts = [self.start(builder, here, j) for j in range(self.vectors)]
         totals = [cgutils.alloca_once(builder, self.sums) for _ in range(self.vectors)]
         with loop(builder, blocks) as block:
             for total in totals:
@@ -266,12 +258,9 @@ class Tile(ABC):
         kind = vector(BYTE, 4 * self.columns)
         return self.weights(builder, load(builder, builder.add(address, LONG(4 * self.columns * j)), kind))
 
-    def start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
-        """What the zero point and the bias add to a column's products."""
-        kind, at = vector(WORD, self.columns), builder.add(panel, LONG(4 * self.columns * j))
-        bias, column_sums = load(builder, at, kind), load(builder, builder.add(at, stride), kind)
-        lifted = spread(builder, builder.trunc(builder.add(zero, LONG(self.offset)), WORD), self.columns)
-        return builder.sub(bias, builder.mul(lifted, column_sums))
+    def start(self, builder: Builder, panel: Value, j: int) -> Value:
+        """What a vector of sums starts from."""
+        return load(builder, builder.add(panel, LONG(4 * self.columns * j)), vector(WORD, self.columns))
 
 
 @dataclass(frozen=True)

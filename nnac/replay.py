@@ -168,7 +168,7 @@ class Replay:
         first, channels = joined.convs[0], sum(conv.out_c for conv in joined.convs)
         layer, few = self.machine.layer(first), first.out_h * first.out_w <= FEW
         bytes_of = tuple((self.same[n], *rest) for pieces in joined.sources for piece in pieces for n, *rest in piece)
-        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, few)
+        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, layer.x_zero, few)
         if key not in self.filters:
             self.filters[key] = self._packed(joined, layer, few)
         return (self.machine.product(first, channels, self.filters[key]),)
@@ -186,7 +186,7 @@ class Replay:
         if few and alone and is_narrow(weights):
             filters = empty_filters(len(weights), layer)
             packing(weights, bias, multiplier, shift, filters, layer).run()
-            return narrowed(weights, bias, filters, self.slabs)
+            return narrowed(weights, bias, filters, layer, self.slabs)
         filters = empty_filters(len(weights), layer, self.slabs)
         packing(weights, bias, multiplier, shift, filters, layer).run()
         return filters

@@ -73,7 +73,7 @@ def conv2d(x: Int8, w: Int8, bias: Any, multiplier: Any, shift: Any, y: Any, *re
     alone = layer.group_out >= layer.channel_offset + len(w) and not layer.is_depthwise
     if alone and conv.is_narrow(weights):
         again = y.copy()
-        conv.product(read, conv.narrowed(weights, bias, filters), again, workspace, layer).run()
+        conv.product(read, conv.narrowed(weights, bias, filters, layer), again, workspace, layer).run()
         np.testing.assert_array_equal(again, y)
 
 
@@ -174,7 +174,7 @@ def test_dense_layers(rows: int, depth: int, units: int, processor: str) -> None
     SEED,
     st.sampled_from(machine.runnable()),
 )
-def test_products(rows: int, units: int, depth: int, bits: int, seed: int, processor: str) -> None:
+def test_dense_layers_of_few_values(rows: int, units: int, depth: int, bits: int, seed: int, processor: str) -> None:
     """Of weights with few values too, which go through codes where the processor has a form for them."""
     rng = np.random.default_rng(seed)
     table = rng.permutation(np.arange(-128, 128))[: 1 << bits].astype(np.int8)
