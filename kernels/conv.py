@@ -181,7 +181,7 @@ def _pack_filters(
 
 
 @inner
-def _fill(target: Int8, first: int, count: int, value: int) -> int:
+def _fill(target: Int8, first: int, count: int, value: Integer) -> int:
     """So many equal values; returns where they end."""
     for i in range(first, first + count):
         target[np.uint64(i)] = value
@@ -241,39 +241,36 @@ def _dense(
     run: int,
     runs: Int64,
     packed: int,
-    multiplier: Int32,
-    shift: Int64,
+    scale: tuple[Int32, Int64],
     y: Int8,
     part: tuple[int, int],
-    fill: int,
+    fill: Integer,
     ends: Ends,
     tile: Tile,
     work: tuple[Int64, Int32, Int8],
 ) -> None:
     """One group: outputs by outputs, each against all panels of weights."""
-    function, width, bits, table = tile
     places, sums, patches = work
-    (row, first_channel), steps = part, steps_of(run) * runs.size
+    width, bits, whole = tile[1], tile[2], steps_of(run * runs.size)
     most, pixels = codes.ROWS if bits else SUMS // min(width, padded(channels)), block[1] * y.shape[1]
     for start in range(0, pixels, most):
         count = min(most, pixels - start)
         _locate(block, y.shape[1], start, count, places)
         if bits:
-            steps = steps_of(run * runs.size)
-            _gather(count, run, runs, 4 * steps, fill, places, patches)
-        target = address(y) + (row * y.shape[1] + start) * y.strides[1]
+            _gather(count, run, runs, 4 * whole, fill, places, patches)
+        target = address(y) + (part[0] * y.shape[1] + start) * y.strides[1] + part[1] * ends[1]
         for first in range(0, channels, width):
             columns = width if bits else min(width, padded(channels) - first)
             if bits:
-                panel = packed + first // width * codes.panel_size(steps, bits)
-                known = (panel, steps, bits, table, address(sums), 4 * columns)
-                call_address(function, (address(patches), 4 * steps, count, *known))
+                panel = packed + first // width * codes.panel_size(whole, bits)
+                left = (4 * whole, count, panel, whole, bits, tile[3], address(sums), 4 * columns)
+                call_address(tile[0], (address(patches), *left))
             else:
-                panel = (packed + first * 4 * (steps + 1), steps_of(run), columns, address(sums), 4 * columns)
-                call_address(function, (address(places), count, address(runs), runs.size, *panel))
-            there = target + (first_channel + first) * ends[1]
-            scale = (multiplier[first:], shift[first:])
-            _finish(sums, count, columns, min(width, channels - first), scale, there, y.strides[1], ends)
+                panel = packed + first * 4 * (steps_of(run) * runs.size + 1)
+                right = (count, address(runs), runs.size, panel, steps_of(run), columns, address(sums), 4 * columns)
+                call_address(tile[0], (address(places), *right))
+            those, there = (scale[0][first:], scale[1][first:]), target + first * ends[1]
+            _finish(sums, count, columns, min(width, channels - first), those, there, y.strides[1], ends)
 
 
 @inner
@@ -419,9 +416,9 @@ def _conv2d(
         while first < channels:
             last = _group_end(first, channels, group_out, offset)
             group = (block[0] + (offset + first) // group_out * depth, *block[1:])
-            scale = (multipliers[first:], shifts[first:])
-            rest = (fill, ends, (tile, width, bits, address(table)), (places, sums, patches))
-            _dense(group, last - first, run, runs, at, scale[0], scale[1], y, (row, first), *rest)
+            scale, form = (multipliers[first:], shifts[first:]), (tile, width, bits, address(table))
+            work = (places, sums, patches)
+            _dense(group, last - first, run, runs, at, scale, y, (row, first), fill, ends, form, work)
             at += packed_size(last - first, runs.size * steps_of(run))
             first = last
 

@@ -251,7 +251,7 @@ class Tile(ABC):
         near, far = ([builder.bitcast(part, pairs) for part in zipped(builder, *two)] for two in ((a, b), (c, d)))
         found = [builder.bitcast(part, lanes) for two in zip(near, far, strict=True) for part in zipped(builder, *two)]
         whole = list(range(2 * lanes.count))
-        return found if self.vectors == 4 else [shuffle(builder, *found[n : n + 2], whole) for n in (0, 2)]
+        return found if self.vectors == 4 else [shuffle(builder, found[n], found[n + 1], whole) for n in (0, 2)]
 
     def _load(self, builder: Builder, address: Value, j: int) -> Value:
         """One step of the vector's weights."""

@@ -63,7 +63,7 @@ def assert_same(whole: Int8, y: Int8, expected: Any) -> None:
 
 def conv2d(x: Int8, w: Int8, bias: Any, multiplier: Any, shift: Any, y: Any, *rest: int) -> None:
     """A convolution from its constants on; where it can be, with weights in codes too."""
-    layer = conv.Layer(*w.shape[1:], x.shape[2], *map(int, rest))
+    layer = conv.Layer(*map(int, (*w.shape[1:], x.shape[2], *rest)))
     read = room(x.size).reshape(x.shape)
     read[...] = x
     filters, weights = conv.empty_filters(len(w), layer), np.ascontiguousarray(w).reshape(len(w), -1)
