@@ -181,6 +181,11 @@ def panel_size(steps: int, bits: int) -> int:
     return WIDTH * 4 + steps * bits * WIDTH // 2
 
 
+def panel_bytes(steps: int, bits: int) -> int:
+    """`panel_size` for Python."""
+    return WIDTH * 4 + steps * bits * WIDTH // 2
+
+
 @inner
 def _place(n: int, k: int, bits: int) -> tuple[int, int]:
     """Byte and bit of a code inside its panel, after the head."""
@@ -216,7 +221,7 @@ def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, zero: int, sla
     `zero` is the zero point of what is multiplied, as the tiles read it.
     """
     channels, depth = codes.shape
-    size = -(-channels // WIDTH) * (WIDTH * 4 + -(-depth // 4) * bits * WIDTH // 2)
+    size = -(-channels // WIDTH) * panel_bytes(-(-depth // 4), bits)
     coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
     _pack(codes, coded.table, bias, coded.data, bits, zero)
     return coded

@@ -6,7 +6,7 @@ with the padding around them and the bits turned over that the tiles want so; fr
 where it lies, without im2col.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import gcd
 from typing import Any, NamedTuple
@@ -35,6 +35,8 @@ LIFTED = 128 * 1024
 """Bytes of lifted rows of a block, which stay in a near cache while all weights pass."""
 OWN_LIFTED = 24 * 1024
 """The same for depthwise layers, which read them once per tap."""
+WORTH = 1 << 14
+"""Cycles of work, about, that are worth another thread."""
 SUMS = 3 * 1024
 """Sums that are made before they are finished, so that they stay in the nearest cache."""
 
@@ -566,6 +568,46 @@ def _runs(layer: Layer, plan: Plan) -> Int64:
     right = [(v % plan.phases * plan.across + v // plan.phases) * plan.wide for v in columns]
     found = [n * layer.dilation_h * pitch + v for n in range(layer.kernel_h) for v in right]
     return np.array(found + [0] * (-len(found) % 4 if layer.is_depthwise else 0), np.int64)
+
+
+class Part(NamedTuple):
+    """A part of a product: what `product` takes of it."""
+
+    filters: Filters
+    y: Any
+    layer: Layer
+
+
+def split(filters: Filters, y: Any, layer: Layer, count: int) -> list[Part]:
+    """Returns up to `count` parts of a product that may be made at once: rows of y, or else panels of its channels.
+
+    Where the work is not worth it, or y has neither, it stays whole; a part makes the same bits as the whole.
+    """
+    rows, channels = y.shape[0], y.shape[2]
+    cycles = y.size // COLUMNS * (layer.taps // 4 + 12)
+    count = min(count, max(cycles // WORTH, 1))
+    if rows >= count:
+        ends = [rows * n // count for n in range(count + 1)]
+        moved = (layer._replace(pad_top=layer.pad_top - first * layer.stride_h) for first in ends)
+        return [Part(filters, y[a:b], there) for (a, b), there in zip(pairwise(ends), moved, strict=False)]
+    alone = channels + layer.channel_offset <= layer.group_out
+    width = codes.WIDTH if filters.bits else machine.width()
+    panels = -(-channels // width) if alone and not layer.is_depthwise else 1
+    count = min(count, panels)
+    ends = [min(panels * n // count * width, channels) for n in range(count + 1)]
+    return [Part(_some(filters, layer, first), y[:, :, first:last], layer) for first, last in pairwise(ends)]
+
+
+def _some(filters: Filters, layer: Layer, first: int) -> Filters:
+    """Returns the constants from the first channel of a panel on."""
+    steps = -(-layer.run // 4) * (layer.taps // layer.run)
+    if filters.bits:
+        at = first // codes.WIDTH * codes.panel_bytes(-(-layer.taps // 4), filters.bits)
+    else:
+        at = packed_bytes(first, steps)
+    return replace(
+        filters, packed=filters.packed[at:], multipliers=filters.multipliers[first:], shifts=filters.shifts[first:]
+    )
 
 
 def product(x: Int8, filters: Filters, y: Any, workspace: Int8, layer: Layer) -> Call:

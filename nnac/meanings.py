@@ -18,7 +18,7 @@ from nnac.program import Program
 from nnac.types import Array
 
 if TYPE_CHECKING:
-    from nnac.kernels.calls import Call
+    from nnac.kernels.calls import Call, Together
     from nnac.kernels.conv import Filters, Layer
 
 FLOAT32 = 5
@@ -28,14 +28,14 @@ POISON = 0xA5
 SLACK = 64
 """Bytes behind a memory that vector loads may touch, without influence."""
 
-Calls = Iterator["Call"]
+Calls = Iterator["Call | Together"]
 
 
 class Meanings:
     """The memories of a machine with a program in it, one byte array each, and what instructions do to them."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, threads: int = 1) -> None:
+        self.program, self.threads = program, threads
         self.law = program.target.arithmetic
         self.memory = {space: np.full(size + SLACK, POISON, np.uint8)[:size] for space, size in program.used.items()}
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
@@ -197,14 +197,16 @@ class Meanings:
             int(self.law.wraps),
         )
 
-    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call:
+    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call | Together:
         """Return the call of a convolution of int8 with packed constants, for `channels` from its own first one on."""
-        from nnac.kernels.conv import product, workspace_bytes
+        from nnac.kernels.calls import Together
+        from nnac.kernels.conv import product, split, workspace_bytes
 
-        layer, shape = self.layer(i), (i.out_h, i.out_w, channels)
-        workspace = self._room("workspace", (workspace_bytes(layer, shape),), np.int8)
-        x = self._tile(i.source, i.in_h, i.in_w, i.in_c)
-        return product(x, filters, self._pixels(i, channels), workspace, layer)
+        x, calls = self._tile(i.source, i.in_h, i.in_w, i.in_c), []
+        for n, part in enumerate(split(filters, self._pixels(i, channels), self.layer(i), self.threads)):
+            workspace = self._room(f"workspace{n}", (workspace_bytes(part.layer, part.y.shape),), np.int8)
+            calls.append(product(x, part.filters, part.y, workspace, part.layer))
+        return calls[0] if len(calls) == 1 else Together(tuple(calls))
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
