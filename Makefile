@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/nnac demo
 
 test: .venv/installed-dev lint
-	$(ASSETS) $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(ASSETS) $(BIN)/python -m pytest -q -n 2 -m "not slow" --hypothesis-profile=repeatable
 
 test-all: .venv/installed-dev lint
 	$(ASSETS) $(BIN)/python -m pytest -q -n 2

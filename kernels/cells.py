@@ -21,7 +21,7 @@ _ONE = 1 << 15
 def _gate(
     x: Integer, r: Integer, limit: Integer, rounding: Integer, weight: Integer, cell: Integer, shift: Integer
 ) -> Integer:
-    """`numerics.gate`."""
+    """`nnac.cells.gate`."""
     total = ((np.int64(x) + r) << shift) + np.int64(weight) * cell
     return saturate(round_shift(total, shift, rounding), -limit, limit)
 
@@ -36,7 +36,7 @@ def _rescale(
 
 @inner
 def _sums(x: Int16, r: Int16, limit: int, out: Int32) -> None:
-    """`numerics.gate` of each unit without more."""
+    """`nnac.cells.gate` of each unit without more."""
     low, high = np.int32(-limit), np.int32(limit)
     for n in range(out.size):
         out[n] = min(max(np.int32(np.int32(x[n]) + np.int32(r[n])), low), high)
@@ -88,7 +88,7 @@ def lstm_cell(
     high: int,
     rounding: int,
 ) -> None:
-    """One step of an LSTM, `numerics.lstm_cell` and `numerics.rescale` for each unit.
+    """One step of an LSTM, `nnac.cells.lstm_cell` and `numerics.rescale` for each unit.
 
     Args:
         x: (batch, 4 * hidden), input parts of the gates i, o, f, c, Q3.12.
@@ -150,7 +150,7 @@ def gru_reset(
     high: int,
     rounding: int,
 ) -> None:
-    """The state behind the reset gate, `numerics.gru_reset` and `numerics.rescale` for each unit.
+    """The state behind the reset gate, `nnac.cells.gru_reset` and `numerics.rescale` for each unit.
 
     Args:
         x: (batch, 3 * hidden), input parts of the gates z, r, h, Q3.12.
@@ -191,7 +191,7 @@ def gru_cell(
     high: int,
     rounding: int,
 ) -> None:
-    """One step of a GRU, `numerics.gru_cell` and `numerics.rescale` for each unit.
+    """One step of a GRU, `nnac.cells.gru_cell` and `numerics.rescale` for each unit.
 
     Args:
         x: (batch, 3 * hidden), input parts of the gates z, r, h, Q3.12.

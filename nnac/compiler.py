@@ -24,7 +24,6 @@ from nnac.frontend import find_states, import_graph, input_dtypes, prepare, unpa
 from nnac.graph import Graph, onnx_states
 from nnac.innerstates import inner_states
 from nnac.isa import Space
-from nnac.moments import second_moments
 from nnac.ops import Recurrent
 from nnac.ops.base import layer_constants
 from nnac.orders import adversarial_order, completion_order
@@ -47,7 +46,8 @@ from nnac.timing import latency, simulate
 from nnac.types import Array
 from nnac.validate import load as load_program
 from nnac.validate import validate
-from nnac.weightplan import WeightPlan, parse_weights
+from nnac.weights.choice import WeightPlan, parse_weights
+from nnac.weights.moments import second_moments
 
 if TYPE_CHECKING:
     import onnx
@@ -123,7 +123,7 @@ def compile(
             calibrated along sequences: consecutive samples of a file, or of the iterable, are consecutive steps; the
             samples hold the other inputs only.
         freeze: numbers or arrays for inputs that become constants, such as a sample rate.
-        weights: bits below eight, per layer if wanted (see `nnac.weightplan`); clustered weights are found without it.
+        weights: bits below eight, per layer if wanted (`nnac.weights.choice`); clustered weights are found without it.
         activations: "int8", "int16", "auto" (int16 what int8 keeps too little of, by calibration), or the ONNX names of
             the tensors that shall be int16 (as those become that an operator has in int16 only).
         host: "allow" lets the processor beside the machine run what the NNA cannot, in float; "forbid" refuses that.

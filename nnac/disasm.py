@@ -13,8 +13,8 @@ from typing import assert_never
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Engine, Loop, Space
+from nnac.isa.stream import loop_steps
 from nnac.program import Layer, Program, Tensor
-from nnac.stream import loop_steps
 from nnac.types import Quant
 
 POOLS = {0: "max", 1: "average"}

@@ -26,7 +26,7 @@ from nnac import isa
 from nnac.errors import NnacError, ProgramError
 from nnac.graph import Origin
 from nnac.isa import AnyInstruction, Space
-from nnac.stream import decode, encode
+from nnac.isa.stream import decode, encode
 from nnac.targets import Target, target_digest, target_from_dict, target_to_dict
 from nnac.types import DTYPES, Array, Quant, TensorType
 

@@ -33,10 +33,10 @@ from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
 from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.isa.stream import loop_steps
 from nnac.norms import GAIN_BITS
 from nnac.numerics import SOFTMAX_WIDE_ONE, WIDE_MULTIPLIER_LIMIT
 from nnac.program import KnownAnswer, Layer, Limits, Program, Tensor, loads
-from nnac.stream import loop_steps
 from nnac.targets import Target
 from nnac.types import DTYPES, Array, Quant, TensorType
 
@@ -463,7 +463,7 @@ class _Stream:
 
     def _decoded(self, i: isa.Load, data: Array) -> Array:
         """Return the bytes that a packed load writes; decoding the same bytes twice costs once."""
-        from nnac.packers import unpack
+        from nnac.weights.packers import unpack
 
         if not getattr(self.program.target.decoder, isa.PACKERS[i.packer]):
             raise ProgramError(f"the target's decoder does not know packer {isa.PACKERS[i.packer]!r}")

@@ -22,10 +22,10 @@ from nnac.graph import Draft, Graph, Node
 from nnac.ops.base import layer_constants
 from nnac.targets import Arithmetic
 from nnac.types import Array
-from nnac.weightplan import WeightPlan
+from nnac.weights.choice import WeightPlan
 
 if TYPE_CHECKING:
-    from nnac.codebooks import Encoded
+    from nnac.weights.codebooks import Encoded
 
 MOST_BITS = 7
 SHARE = 4
@@ -69,7 +69,7 @@ def _repeats(weight: Array) -> bool:
 def _folded(weight: Array, bits: int, law: Arithmetic, per_channel: bool) -> Encoded | None:
     if weight.size < SHARE * 2 or (len(np.unique(weight)) > 2**bits and not per_channel):
         return None
-    from nnac.folding import fold_centroids  # compiles kernels, which most networks do not need
+    from nnac.weights.folding import fold_centroids  # compiles kernels, which most networks do not need
 
     encoded = fold_centroids(weight, bits, per_channel=per_channel, power_of_two=law.power_of_two_scales)
     scarce = encoded is not None and sum(len(table) for table in encoded.tables) * SHARE > weight.size

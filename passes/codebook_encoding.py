@@ -26,10 +26,10 @@ from nnac.ops.base import layer_constants
 from nnac.passes.centroid_folding import put_encoded, weighted_layers
 from nnac.targets import Arithmetic
 from nnac.types import Array
-from nnac.weightplan import Choice, WeightPlan
+from nnac.weights.choice import Choice, WeightPlan
 
 if TYPE_CHECKING:
-    from nnac.codebooks import Encoded
+    from nnac.weights.codebooks import Encoded
 
 ZEROS = 0.1
 AUTO_BITS = (8, 7, 6, 5, 4, 3, 2)
@@ -42,7 +42,7 @@ def codebook_encoding(graph: Graph, plan: WeightPlan, law: Arithmetic, moments: 
         graph: float, after `centroid_folding`.
         plan: bits, generator and assigner per layer.
         law: the machine's arithmetic.
-        moments: (groups, K, K) per layer name, for GPTQ and budgets (see `nnac.moments`).
+        moments: (groups, K, K) per layer name, for GPTQ and budgets (see `nnac.weights.moments`).
 
     Raises:
         ModelError: a generator does not offer the bits, or a budget cannot be met (says the closest).
@@ -65,8 +65,8 @@ def needs_moments(graph: Graph, plan: WeightPlan) -> list[str]:
 
 
 def _encoded(graph: Graph, node: Node, choice: Choice, law: Arithmetic, moment: Array | None) -> Encoded:
-    from nnac.codebooks import encode  # compiles kernels, which plain int8 does not need
-    from nnac.generators import find
+    from nnac.weights.codebooks import encode  # compiles kernels, which plain int8 does not need
+    from nnac.weights.generators import find
 
     weight = graph.constants[layer_constants(node)[0]]
     if choice.assigner == "gptq" and moment is None:

@@ -50,7 +50,7 @@ def pack_weights(blocks: Sequence[Block], target: Target) -> Packing:
     known = [index for index, name in enumerate(PACKERS) if index and getattr(target.decoder, name)]
     if not known or not total:
         return raw
-    from nnac.packers import Packer, candidates
+    from nnac.weights.packers import Packer, candidates
 
     zeros = sum(int((stripe == 0).sum()) for stripe in stripes) / total
     worth = [p for p in known if PACKERS[p] not in ("bitmap", "runs") or zeros > SPARSE]

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)  # `make test`: the same samples every time
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnac import cells as cell_law
 from nnac import isa, numerics
-from nnac.account import blob_account
 from nnac.disasm import disassemble, operands
 from nnac.emulator import Emulator
 from nnac.errors import ProgramError
@@ -25,6 +25,7 @@ from nnac.ops.functions import FUNCTIONS
 from nnac.ops.tables import knots
 from nnac.passes.schedule import schedule
 from nnac.program import KnownAnswer, Layer, Program, Tensor
+from nnac.report.account import blob_account
 from nnac.targets import load_target
 from nnac.timing import simulate, work_cycles
 from nnac.types import Array, Quant, TensorType
@@ -95,7 +96,7 @@ def test_lstm(
     shown = exact.rescale(wide, *pair, zero, mode, low, high)
     for b in range(batch):
         for n in range(hidden):
-            law, product = numerics.lstm_cell(
+            law, product = cell_law.lstm_cell(
                 x[b, n::hidden].tolist(),
                 r[b, n::hidden].tolist(),
                 int(cell[b, n]),
@@ -142,8 +143,8 @@ def test_gru(
     for b in range(batch):
         for n in range(hidden):
             parts, recurrent, old = x[b, n::hidden].tolist(), r[b, n::hidden].tolist(), int(state[b, n])
-            law = numerics.gru_cell(parts, recurrent, old, tables.tolist(), after, limit, mode)
-            product = numerics.gru_reset(parts[1], recurrent[1], old, tables[0].tolist(), limit, mode)
+            law = cell_law.gru_cell(parts, recurrent, old, tables.tolist(), after, limit, mode)
+            product = cell_law.gru_reset(parts[1], recurrent[1], old, tables[0].tolist(), limit, mode)
             assert (law, product) == (new[b, n], wide[b, n])
             assert numerics.rescale(product, *pair, zero, mode, low, high) == kept[b, n]
             assert numerics.rescale(law << 15, *pair, zero, mode, low, high) == shown[b, n]
@@ -170,16 +171,16 @@ def test_every_expression_is_rounded_once(q: list[int], bits: int, shift: int, l
     """The law's gate, cell and states are the exact real values, rounded once, with constant functions at hand."""
     x, r, c, w = q[:4]
     seen = clamp(nearest(x + r + Fraction(w * c, 2**shift), mode), limit, -limit)
-    assert numerics.gate(x, r, limit, mode, w, c, shift) == seen
+    assert cell_law.gate(x, r, limit, mode, w, c, shift) == seen
     f, g, h = ([value] * INTERPOLATION_ENTRIES for value in q[4:7])
     i_real, g_real = Fraction(f[0], 2**15), Fraction(g[0], 2**15)
     for coupled in (False, True):
-        new, hidden = numerics.lstm_cell(q[:4], q[4:8], c, (f, g, h), bits, coupled, limit, mode)
+        new, hidden = cell_law.lstm_cell(q[:4], q[4:8], c, (f, g, h), bits, coupled, limit, mode)
         kept = 1 - i_real if coupled else i_real
         assert new == clamp(nearest(kept * c + i_real * g_real * 2**bits, mode))
         assert hidden == f[0] * h[0]
     state = clamp(nearest((1 - i_real) * g[0] + i_real * c, mode))
-    assert numerics.gru_cell(q[:3], q[3:6], c, (f, g), True, limit, mode) == state
+    assert cell_law.gru_cell(q[:3], q[3:6], c, (f, g), True, limit, mode) == state
 
 
 def test_the_law_refuses_other_cells() -> None:
@@ -187,7 +188,7 @@ def test_the_law_refuses_other_cells() -> None:
     table = [0] * INTERPOLATION_ENTRIES
     for bits in (-1, 16):
         with pytest.raises(ValueError, match="fractional bits"):
-            numerics.lstm_cell([0] * 4, [0] * 4, 0, [table] * 3, bits, False, 32767, Rounding.HALF_EVEN)
+            cell_law.lstm_cell([0] * 4, [0] * 4, 0, [table] * 3, bits, False, 32767, Rounding.HALF_EVEN)
 
 
 # -- close to what it stands for -----------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nnac import histogram
-from nnac.codebooks import Codebook, Encoded, double_round, encode, group_bounds
 from nnac.errors import ModelError
-from nnac.feedback import output_errors
-from nnac.folding import distinct_levels, fold_centroids, lossless_scale
-from nnac.generators import GENERATORS, gaussian_medians
-from nnac.histogram import lloyd_max_levels
+from nnac.weights import histogram
+from nnac.weights.codebooks import Codebook, Encoded, double_round, encode, group_bounds
+from nnac.weights.feedback import output_errors
+from nnac.weights.folding import distinct_levels, fold_centroids, lossless_scale
+from nnac.weights.generators import GENERATORS, gaussian_medians
+from nnac.weights.histogram import lloyd_max_levels
 
 Array = NDArray[Any]
 

@@ -37,7 +37,7 @@ from nnac.passes.quantize import quantize
 from nnac.program import Program, dumps, loads
 from nnac.targets import Target, load_target
 from nnac.types import Array
-from nnac.weightplan import WeightPlan
+from nnac.weights.choice import WeightPlan
 from tests.graphs import with_memory
 from tests.nets import RandomNet
 

@@ -32,7 +32,7 @@ from nnac.ops.host import WHOLE_NUMBERS
 from nnac.orders import adversarial_order, completion_order
 from nnac.program import Program, dumps, loads
 from nnac.report import screen, text
-from nnac.report_host import hosted
+from nnac.report.host import hosted
 from nnac.targets import load_target
 from nnac.timing import simulate, what_if
 from nnac.types import Array, Quant

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nnac import isa
 from nnac.errors import ProgramError
 from nnac.isa import AnyInstruction, Engine, Range, Space
-from nnac.stream import LOOP, decode, encode
+from nnac.isa.stream import LOOP, decode, encode
 
 KINDS = tuple(isa.OPCODES.values())
 FIELDS = [(kind, f.name) for kind in KINDS for f in fields(kind)]

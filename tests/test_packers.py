@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from examples.weights import codec_table
 from nnac.errors import ProgramError
-from nnac.packers import (
+from nnac.weights.packers import (
     PACKERS,
     STRIPE,
     Codec,

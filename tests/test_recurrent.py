@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nnac
 from nnac import compiler
-from nnac.account import weight_account
 from nnac.border import quantized
 from nnac.compare import decibel
 from nnac.disasm import disassemble
@@ -25,18 +24,19 @@ from nnac.floatmodel import FloatModel
 from nnac.frontend import prepare
 from nnac.innerstates import inner_states
 from nnac.isa import Engine, Load
-from nnac.moments import second_moments
+from nnac.isa.stream import decode, encode
 from nnac.ops import Lstm, Recurrent
 from nnac.passes.emit import emit
 from nnac.passes.place import place
 from nnac.passes.tile import tile
 from nnac.program import KnownAnswer, Program, dumps, loads
+from nnac.report.account import weight_account
 from nnac.session import Session, State
-from nnac.stream import decode, encode
 from nnac.targets import Target, load_target, with_settings
 from nnac.timing import simulate
 from nnac.types import Array
 from nnac.validate import validate
+from nnac.weights.moments import second_moments
 from tests.graphs import graph_of
 from tests.test_models import path_of, samples_of
 

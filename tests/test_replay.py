@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 import nnac
 from nnac import isa
 from nnac.emulator import Emulator
+from nnac.emulator.replay import Replay
 from nnac.kernels.calls import Together
 from nnac.program import Program
 from nnac.reference import seeded
-from nnac.replay import Replay
 from nnac.targets import load_target, with_settings
 from nnac.types import Array
 from tests.test_streaming import recurrent
@@ -105,7 +105,7 @@ def test_beyond_its_room_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -
     """A run that may keep little makes the same bits."""
     program, inputs = reloaded()
     expected = Emulator(program).run(inputs)
-    monkeypatch.setattr("nnac.replay.KEPT_BYTES", 3000)
+    monkeypatch.setattr("nnac.emulator.replay.KEPT_BYTES", 3000)
     found = Emulator(program).run(inputs)
     for name in program.outputs:
         np.testing.assert_array_equal(found[name], expected[name])

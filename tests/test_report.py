@@ -13,8 +13,8 @@ import pytest
 import nnac
 from nnac import compiler, report
 from nnac.compare import Comparison, Row
+from nnac.isa.stream import encode
 from nnac.program import Program, dumps
-from nnac.stream import encode
 from nnac.sweep import Point
 from nnac.targets import Target, load_target, target_names
 from nnac.timing import Timeline, simulate, what_if

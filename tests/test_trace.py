@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from nnac import compiler
 from nnac.isa import Engine, Space
 from nnac.program import Program
+from nnac.report.trace import to_trace
 from nnac.timing import Timeline, simulate
-from nnac.trace import to_trace
 from tests.test_report import DIGITS, HOSTILE, LITERAL
 from tests.test_schedule import SEEDS
 from tests.test_timing import random_program

@@ -13,7 +13,6 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from nnac.errors import ModelError  # noqa: E402
-from nnac.folding import distinct_levels, lossless_scale  # noqa: E402
 from nnac.train import (  # noqa: E402
     CSP,
     GQ,
@@ -32,6 +31,7 @@ from nnac.train import (  # noqa: E402
 )
 from nnac.train.gq import Grid, compand, expand, lloyd  # noqa: E402
 from nnac.train.pruning import sparse_copy  # noqa: E402
+from nnac.weights.folding import distinct_levels, lossless_scale  # noqa: E402
 
 
 def gaussian(*shape: int, seed: int = 0) -> Any:

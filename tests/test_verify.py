@@ -20,10 +20,10 @@ from nnac.errors import ModelError
 from nnac.frontend import prepare
 from nnac.ops import REGISTRY
 from nnac.ops.base import bind
-from nnac.rationals import exact
 from nnac.targets import load_target
 from nnac.types import Array
 from nnac.verify import Verification, verify
+from nnac.verify.rationals import exact
 from tests.graphs import graph_of, random_inputs
 from tests.qdqnets import KINDS, RandomQdq, random_samples
 

@@ -18,27 +18,27 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nnac
 from nnac import compiler, report
-from nnac.account import WeightRow, blob_account, to_json, weight_account
 from nnac.cli import cli
-from nnac.codebooks import encode
 from nnac.compiled import CompiledModel
 from nnac.emulator import Emulator
 from nnac.errors import ModelError, ProgramError
-from nnac.feedback import output_errors
 from nnac.floatmodel import FloatModel
 from nnac.frontend import prepare
 from nnac.graph import Graph
 from nnac.isa import Engine, Load
-from nnac.moments import second_moments
 from nnac.ops.conv import WEIGHT
 from nnac.passes.centroid_folding import weighted_layers
 from nnac.passes.codebook_encoding import codebook_encoding
 from nnac.program import Program, dumps, loads
 from nnac.reference import seeded
+from nnac.report.account import WeightRow, blob_account, to_json, weight_account
 from nnac.targets import Target, load_target, with_settings
 from nnac.types import Array
 from nnac.validate import validate
-from nnac.weightplan import ASSIGNERS, GENERATORS, Choice, WeightPlan, parse_weights
+from nnac.weights.choice import ASSIGNERS, GENERATORS, Choice, WeightPlan, parse_weights
+from nnac.weights.codebooks import encode
+from nnac.weights.feedback import output_errors
+from nnac.weights.moments import second_moments
 from tests.test_compiler import net
 from tests.test_models import path_of
 from tests.test_models import samples_of as samples_in

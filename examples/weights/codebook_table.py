@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from nnac.codebooks import encode
-from nnac.feedback import output_errors
-from nnac.generators import GENERATORS
-from nnac.histogram import lloyd_max_levels
+from nnac.weights.codebooks import encode
+from nnac.weights.feedback import output_errors
+from nnac.weights.generators import GENERATORS
+from nnac.weights.histogram import lloyd_max_levels
 
 Floats = NDArray[np.float64]
 

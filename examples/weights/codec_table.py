@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nnac.packers import STRIPE, Codec, Packer, entropy_bits, fit, unpack
+from nnac.weights.packers import STRIPE, Codec, Packer, entropy_bits, fit, unpack
 
 Int8 = NDArray[np.int8]
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""The law of `nnac.numerics` and `nnac.norms` over numpy arrays of int64, for the operators' integer references.
+"""The law (`nnac.numerics`, `nnac.cells`, `nnac.norms`) over numpy arrays of int64, for the operators' references.
 
 Same names, same order of arguments, same bits; every result is int64. Arguments broadcast. Nothing is approximated:
 within the stated bounds no intermediate leaves int64. Outside them numpy would wrap in silence, so keep to them: an
@@ -254,7 +254,7 @@ def gate(
     cell: Integers = 0,
     peephole_shift: int = 0,
 ) -> Int64:
-    """Pre-activations of gates; see `numerics.gate`. Bounds: int16 operands, a shift of at most 30."""
+    """Pre-activations of gates; see `nnac.cells.gate`. Bounds: int16 operands, a shift of at most 30."""
     total = ((_int64(x) + _int64(r)) << peephole_shift) + _int64(weight) * _int64(cell)
     return saturate(round_shift(total, peephole_shift, rounding), -limit, limit)
 
@@ -271,7 +271,7 @@ def lstm_cell(
     peepholes: npt.ArrayLike = ((0,), (0,), (0,)),
     peephole_shift: int = 0,
 ) -> tuple[Int64, Int64]:
-    """One step of an LSTM: the new cells, and the hidden values in Q1.30; see `numerics.lstm_cell`.
+    """One step of an LSTM: the new cells, and the hidden values in Q1.30; see `nnac.cells.lstm_cell`.
 
     Args:
         x, r: (..., 4 * hidden), the gates i, o, f, c beside each other.
@@ -307,7 +307,7 @@ def gru_reset(
     limit: int,
     rounding: Rounding,
 ) -> Int64:
-    """The reset gate, of which x and r are the parts, times the state in Q1.30; see `numerics.gru_reset`."""
+    """The reset gate, of which x and r are the parts, times the state in Q1.30; see `nnac.cells.gru_reset`."""
     return interpolate(gate(x, r, limit, rounding), function, rounding) * _int64(state)
 
 
@@ -320,7 +320,7 @@ def gru_cell(
     limit: int,
     rounding: Rounding,
 ) -> Int64:
-    """One step of a GRU: the new states; see `numerics.gru_cell`.
+    """One step of a GRU: the new states; see `nnac.cells.gru_cell`.
 
     Args:
         x, r: (..., 3 * hidden), the gates z, r, h beside each other.

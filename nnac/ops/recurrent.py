@@ -3,7 +3,7 @@
 The input's part of the gates is a dense layer in front, over all steps at once; what remains per step is the product of
 the hidden values with the recurrent weights, on the array, and the update of the cells, on the vector unit. Gate
 pre-activations are int16 in Q3.12, cells int16 with a power-of-two scale, hidden values int8 (or int16); see
-`numerics.lstm_cell` and `numerics.gru_cell`.
+`nnac.cells.lstm_cell` and `nnac.cells.gru_cell`.
 """
 
 from __future__ import annotations

@@ -205,12 +205,12 @@ class _Gru(torch.autograd.Function):
 
 
 def lstm(x: Tensor, hidden: Tensor, cell: Tensor, spec: Cell) -> tuple[Tensor, Tensor]:
-    """Return hidden values (T, B, H) and last cells (B, H), integers; see `numerics.lstm_cell`."""
+    """Return hidden values (T, B, H) and last cells (B, H), integers; see `nnac.cells.lstm_cell`."""
     return _Lstm.apply(x, hidden, cell, spec.recurrent.weight, spec)
 
 
 def gru(x: Tensor, state: Tensor, spec: Cell) -> tuple[Tensor, Tensor]:
-    """Return hidden values (T, B, H) and the last state (B, H), integers; see `numerics.gru_cell`."""
+    """Return hidden values (T, B, H) and the last state (B, H), integers; see `nnac.cells.gru_cell`."""
     return _Gru.apply(x, state, spec.recurrent.weight, spec.recurrent.bias, spec)
 
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nnac.codebooks import encode
 from nnac.errors import ModelError
-from nnac.folding import lossless_scale
 from nnac.passes.centroid_folding import SHARE
+from nnac.weights.codebooks import encode
+from nnac.weights.folding import lossless_scale
 
 LEVELS = 127
 

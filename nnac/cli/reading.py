@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nnac.arguments import json_output, load_program, write_json
+from nnac.cli.arguments import json_output, load_program, write_json
 from nnac.errors import ProgramError, raise_all
 from nnac.terminal import announce_kernels, changes, note, show, writable
 
@@ -86,9 +86,10 @@ def _one_inference(
     explain: bool,
 ) -> None:
     """Report one timeline: JSON and trace where wanted, and the screen unless one of them goes to stdout."""
-    from nnac import report, trace
+    from nnac import report
     from nnac.program import dumps
-    from nnac.report_host import hosted
+    from nnac.report import trace
+    from nnac.report.host import hosted
 
     (json_path, trace_path), size = outputs, len(dumps(timeline.program))
     if json_path is not None:
@@ -113,7 +114,8 @@ def _stream(
     explain: bool,
 ) -> None:
     """Report calls once per period; `output` is where the JSON goes, and its path."""
-    from nnac import report, report_streaming
+    from nnac import report
+    from nnac.report import streaming as report_streaming
     from nnac.streaming import STEPS, stream
 
     found = stream(program, period_ms, steps or STEPS, machine)
@@ -145,8 +147,9 @@ def inspect(
     path = writable(json_path, program) if json_path not in (None, "-") else None
     import hashlib
 
-    from nnac import account, report
+    from nnac import report
     from nnac.program import dumps
+    from nnac.report import account
 
     blob = load_program(program)
     data = dumps(blob)
@@ -213,7 +216,7 @@ def _selftest(program: Program) -> None:
 def pipeline(description: str, frames: int) -> None:
     """Play programs that share a machine, as a DESCRIPTION (.toml) joins them."""
     from nnac.pipeline import load_pipeline
-    from nnac.report_streaming import pipeline_screen
+    from nnac.report.streaming import pipeline_screen
 
     announce_kernels("codec")
     show(pipeline_screen(load_pipeline(description), frames))

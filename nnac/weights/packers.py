@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from nnac.errors import ProgramError
 from nnac.kernels import codec as kernels
-from nnac.shares import MAX_BITS, Shares, golomb_order, log2_floor, numbers, read_shares, write_shares
+from nnac.weights.shares import MAX_BITS, Shares, golomb_order, log2_floor, numbers, read_shares, write_shares
 
 Int8 = NDArray[np.int8]
 Int16 = NDArray[np.int16]

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nnac import __version__, arguments
-from nnac.arguments import load_program, samples_of, warn_random
-from nnac.demo import demo
+from nnac import __version__
+from nnac.cli import arguments
+from nnac.cli.arguments import load_program, samples_of, warn_random
+from nnac.cli.demo import demo
+from nnac.cli.reading import inspect, pipeline, simulate
 from nnac.errors import ModelError, NnacError, raise_all
-from nnac.reading import inspect, pipeline, simulate
 from nnac.terminal import (
     Advance,
     Commands,
@@ -118,7 +119,7 @@ def compile(
     from nnac import compiler
     from nnac.program import dumps, write_file
     from nnac.report import screen
-    from nnac.report_host import hosted
+    from nnac.report.host import hosted
 
     announce_kernels("conv" if check else "codec")
     budgets = compiler.Budgets(max_sram, max_flash, max_cycles)
@@ -284,7 +285,7 @@ def verify(
     a fault; exit code 1 on faults.
     """
     from nnac import verify as against_others
-    from nnac.verification import table
+    from nnac.report.verification import table
 
     announce_kernels("conv")
     found = against_others.verify(model, source, target, against=against, shapes=dict(shapes) or None)
@@ -368,7 +369,7 @@ def chunks(
 ) -> None:
     """Compile an ONNX MODEL for several frames per call: waiting against weight traffic."""
     from nnac.chunks import chunks as compile_chunks
-    from nnac.report_streaming import chunk_table
+    from nnac.report.streaming import chunk_table
 
     announce_kernels("codec")
     show(

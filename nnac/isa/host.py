@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.instruction import Engine, Instruction, Range, Space, entry
+from nnac.isa.instruction import Engine, Instruction, Range, Space, entry
 from nnac.types import Quant
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from nnac.account import host_account
 from nnac.report import columns, printable
+from nnac.report.account import host_account
 from nnac.timing import Timeline
 
 

@@ -15,12 +15,12 @@ import numpy as np
 
 from nnac import isa
 from nnac.isa import PACKERS, Load
-from nnac.packers import entropy_bits, unpack
+from nnac.isa.stream import encode
 from nnac.program import Program
 from nnac.segment import HostNode, host_nodes
-from nnac.stream import encode
 from nnac.timing import Timeline
 from nnac.types import Array
+from nnac.weights.packers import entropy_bits, unpack
 
 
 @dataclass(frozen=True, slots=True)

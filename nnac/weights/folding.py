@@ -14,11 +14,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from nnac.codebooks import Codebook, Encoded, check_bits, finish, group_bounds
 from nnac.errors import ModelError
-from nnac.histogram import LIMIT
 from nnac.kernels.cluster import distinct, fits_grid
 from nnac.types import Array
+from nnac.weights.codebooks import Codebook, Encoded, check_bits, finish, group_bounds
+from nnac.weights.histogram import LIMIT
 
 Int8 = NDArray[np.int8]
 Float32 = NDArray[np.float32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.instruction import Engine, Instruction, Range, Space, entry, row, strided, volume
+from nnac.isa.instruction import Engine, Instruction, Range, Space, entry, row, strided, volume
 
 LOOPS = 4
 """Axes of an elementwise operand."""

@@ -19,13 +19,13 @@ from math import inf, log10
 import numpy as np
 from numpy.typing import NDArray
 
-from nnac import generators, histogram
 from nnac.errors import ModelError
-from nnac.feedback import assign_with_feedback
-from nnac.generators import Generator
-from nnac.histogram import LIMIT, Fit, Histogram
 from nnac.kernels.cluster import HALVES, nearest, search_scales
 from nnac.types import Array
+from nnac.weights import generators, histogram
+from nnac.weights.feedback import assign_with_feedback
+from nnac.weights.generators import Generator
+from nnac.weights.histogram import LIMIT, Fit, Histogram
 
 Int8 = NDArray[np.int8]
 Float32 = NDArray[np.float32]
@@ -189,7 +189,7 @@ def encode(
     Args:
         weights: (O, ...) finite reals.
         bits: 1 to 8.
-        generator: a name of `nnac.generators.GENERATORS`.
+        generator: a name of `nnac.weights.generators.GENERATORS`.
         assigner: `nearest`, or `gptq`.
         groups: equal runs of output channels with a table each.
         per_channel: a scale per output channel, else one for the tensor.

@@ -19,18 +19,18 @@ from rich.text import Text
 
 from nnac import __version__, isa, liveness, timing
 from nnac import array as mac_array
-from nnac.account import host_account
 from nnac.isa import Space
+from nnac.isa.stream import encode
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
-from nnac.stream import encode
+from nnac.report.account import host_account
 from nnac.targets import Target, explain, target_digest, target_to_dict
 from nnac.timing import OUTSIDE, LayerTime, Timeline
 from nnac.types import Array
 
 if TYPE_CHECKING:
-    from nnac.account import BlobBytes, WeightRow
     from nnac.compare import Comparison, Row
+    from nnac.report.account import BlobBytes, WeightRow
     from nnac.sweep import Point
 
 Cell = str | Text

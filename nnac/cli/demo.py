@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nnac import arguments
+from nnac.cli import arguments
 from nnac.errors import NnacError
 from nnac.terminal import announce_kernels, show
 

@@ -1,14 +1,14 @@
-"""The emulator: executes a program's instructions (`nnac.meanings`) on one byte array per memory.
+"""The emulator: executes a program's instructions (`nnac.emulator.meanings`) on one byte array per memory.
 
 It knows addresses and nothing of the graph: a planner's mistake shows as a wrong bit. Kernels have no bounds checks;
 only validated programs may come here (`nnac.validate`).
 
 There are two ways through a program. `execute` does what one instruction says with the bytes that lie in the memories
 at that moment: a missing wait or a wrong address in a Load shows. Watched runs, traces, and runs in any given order go
-this way. A run in program order without a watcher is prepared at its first time (`nnac.replay`): it reads the weights
-of a convolution where the Loads before it found them, packs them once for good, joins neighbouring convolutions, and
-leaves out the Loads that nobody else reads; the weight buffer does not hold those then. Every activation still goes
-through the memories. Both ways make the same bits.
+this way. A run in program order without a watcher is prepared at its first time (`nnac.emulator.replay`): it reads the
+weights of a convolution where the Loads before it found them, packs them once for good, joins neighbouring
+convolutions, and leaves out the Loads that nobody else reads; the weight buffer does not hold those then. Every
+activation still goes through the memories. Both ways make the same bits.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnac.emulator.meanings import Meanings, raw
+from nnac.emulator.replay import Replay
 from nnac.isa import AnyInstruction
-from nnac.meanings import Meanings, raw
 from nnac.program import Piece, Program, Tensor
-from nnac.replay import Replay
 from nnac.types import DTYPES, Array
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ from nnac.graph import Graph, Node
 from nnac.numerics import Rounding
 from nnac.ops.base import bind
 from nnac.program import Program, Tensor
-from nnac.rationals import Exact, exact
 from nnac.stages import SHARING
 from nnac.targets import Arithmetic, Target, load_target
 from nnac.types import Array
+from nnac.verify.rationals import Exact, exact
 
 ORACLES = ("onnxruntime", "onnxruntime-integer")
 HALF = Fraction(1, 2)

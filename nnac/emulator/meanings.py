@@ -100,7 +100,7 @@ class Meanings:
 
     def expand(self, i: isa.Load) -> Array:
         """Return the int8 values that a Load brings."""
-        from nnac.packers import unpack
+        from nnac.weights.packers import unpack
 
         memory = self.memory[Space(i.space)]
         source = memory[i.source : i.source + i.source_bytes]

@@ -1,0 +1,1 @@
+"""Weights below eight bits: codebooks, how their levels and indices are chosen, and how bytes are packed."""
