@@ -19,7 +19,7 @@ from nnac.kernels import codes, machine
 from nnac.kernels.calls import Call
 from nnac.kernels.finish import LANES, TIELESS, TIELESS_FIRST, TIELESS_LAST
 from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, inner, kernel, sink, source
-from nnac.kernels.panels import SLACK, Slabs, pack, packed_bytes, packed_size, padded, room, steps_of
+from nnac.kernels.panels import SLACK, Slabs, pack, packed_bytes, packed_words, padded, room, steps_of
 from nnac.kernels.requantize import FLOAT32, TFLITE, lift
 from nnac.kernels.tile import COLUMNS
 from nnac.kernels.vectors import address, call_address, move_run
@@ -140,7 +140,7 @@ def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> Any:
     source(types.int32, 1),
     source(types.int32, 1),
     source(types.int8, 1),
-    sink(types.int8, 1, "C"),
+    sink(types.int32, 1, "C"),
     sink(types.int32, 1, "C"),
     sink(types.int64, 1, "C"),
     *[INT] * 7,
@@ -150,7 +150,7 @@ def _pack_filters(
     bias: Int32,
     multiplier: Int32,
     shift: Int8,
-    packed: Int8,
+    packed: Int32,
     multipliers: Int32,
     shifts: Int64,
     group_out: int,
@@ -168,17 +168,12 @@ def _pack_filters(
         if rounding not in (TFLITE, FLOAT32) and _is_tieless(weights[n], bias[n], multiplier[n], shift[n]):
             shifts[n] += TIELESS
     packed[:] = 0
-    if own:
-        again, biases = np.zeros((own, depth), np.int8), np.zeros(own, np.int32)
-        for first in range(0, own, padded(channels)):
-            again[first : first + channels], biases[first : first + channels] = weights, bias
-        pack(again, biases, zero, own, run, packed)
-        return
     first, at = 0, 0
     while first < channels:
-        last = _group_end(first, channels, group_out, offset)
-        pack(weights[first:last], bias[first:last], zero, width, run, packed[at:])
-        at += packed_size(last - first, depth // run * steps_of(run))
+        last = channels if own else _group_end(first, channels, group_out, offset)
+        count, across = (own, own) if own else (last - first, width)
+        pack(weights, bias, (first, last), count, zero, across, run, packed, at)
+        at += packed_words(last - first, depth // run * steps_of(run))
         first = last
 
 
@@ -421,7 +416,7 @@ def _conv2d(
             scale, form = (multipliers[first:], shifts[first:]), (tile, width, bits, address(table))
             work = (places, sums, patches)
             _dense(group, last - first, run, runs, at, scale, y, (row, first), fill, ends, form, work)
-            at += packed_size(last - first, runs.size * steps_of(run))
+            at += 4 * packed_words(last - first, runs.size * steps_of(run))
             first = last
 
 
@@ -466,7 +461,8 @@ def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters:
         filters: from `empty_filters`.
         layer: its shape, group_out, channel_offset, x_zero and rounding count.
     """
-    arrays = (weights, bias, multiplier, shift, filters.packed, filters.multipliers, filters.shifts)
+    packed = filters.packed.view(np.int32)
+    arrays = (weights, bias, multiplier, shift, packed, filters.multipliers, filters.shifts)
     own = _own_width(len(weights)) if layer.is_depthwise else 0
     law = (layer.group_out, layer.channel_offset, layer.rounding, _lifted_zero(layer), machine.width(), layer.run, own)
     return Call(_pack_filters, (*arrays, *law))

@@ -28,13 +28,13 @@ def padded(channels: int) -> int:
 
 
 @inner
-def packed_size(channels: int, steps: int) -> int:
-    """Bytes of packed weights of so many steps in all."""
-    return padded(channels) * 4 * (steps + 1)
+def packed_words(channels: int, steps: int) -> int:
+    """Words of packed weights of so many steps in all."""
+    return padded(channels) * (steps + 1)
 
 
 def packed_bytes(channels: int, steps: int) -> int:
-    """`packed_size` for Python."""
+    """Bytes of packed weights of so many steps in all, for Python."""
     return -(-channels // COLUMNS) * COLUMNS * 4 * (steps + 1)
 
 
@@ -61,40 +61,46 @@ class Slabs:
 
 
 @inner
-def pack(weights: Int8, bias: Int32, zero: int, width: int, run: int, packed: Int8) -> None:
-    """(N, K) weights and (N,) biases into zeroed bytes, `packed_size` of them.
+def pack(
+    weights: Int8,
+    bias: Int32,
+    part: tuple[int, int],
+    count: int,
+    zero: int,
+    width: int,
+    run: int,
+    words: Int32,
+    at: int,
+) -> None:
+    """Channels of (N, K) weights, with their biases, into words that are zero.
 
     Args:
         weights: int8.
-        bias: int32, unaligned too.
+        bias: (N,), unaligned too.
+        part: first channel and the one behind the last.
+        count: of packed channels; more than there are begin again, behind those that fill the last COLUMNS.
         zero: zero point of x as the tiles read it.
         width: channels of a panel, a multiple of COLUMNS.
         run: weights of a run; K is a multiple.
-        packed: from a full cache line on; written where there are weights.
+        words: of which `packed_words` are taken.
+        at: the first word.
     """
-    count, depth = weights.shape
+    depth, period = weights.shape[1], padded(part[1] - part[0])
     steps = depth // run * steps_of(run)
-    for first in range(0, count, width):
-        columns = min(width, padded(count) - first)
-        panel = packed[first * 4 * (steps + 1) :]
-        head = panel[: 4 * columns].view(np.int32)
-        rest = panel[4 * columns :]
-        for n in range(min(columns, count - first)):
-            _pack_channel(weights[first + n], bias[first + n], zero, n, columns, run, head, rest)
-
-
-@inner
-def _pack_channel(row: Int8, bias: int, zero: int, n: int, columns: int, run: int, head: Int32, rest: Int8) -> None:
-    """One channel of a panel."""
-    total = np.int64(0)
-    for k in range(row.size):
-        total += row[k]
-    head[n] = np.int32(bias - zero * total)
-    if run % 4 == 0:
-        source, target = row.view(np.int32), rest.view(np.int32)
-        for k in range(source.size):
-            target[k * columns + n] = source[k]
-        return
-    for k in range(row.size):
-        step = k // run * steps_of(run) + k % run // 4
-        rest[(step * columns + n) * 4 + k % run % 4] = row[k]
+    for n in range(count):
+        source, panel = part[0] + n % period, n // width * width
+        if source >= part[1]:
+            continue
+        columns = min(width, padded(count) - panel)
+        head = at + panel * (steps + 1) + n - panel
+        total, step = np.int64(0), 1
+        for first in range(0, depth, run):
+            for k in range(first, first + run, 4):
+                word = np.int64(0)
+                for i in range(k, min(k + 4, first + run)):
+                    value = np.int64(weights[source, i])
+                    total += value
+                    word |= (value & 255) << 8 * (i - k)
+                words[head + step * columns] = np.int32(word)
+                step += 1
+        words[head] = np.int32(bias[source] - zero * total)
