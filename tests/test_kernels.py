@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from llvmlite import binding, ir  # type: ignore[import-untyped, unused-ignore]
 
 from nnac import kernels, numerics
 from nnac.kernels import conv, machine
@@ -21,6 +22,8 @@ from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
 from nnac.kernels.panels import room
 from nnac.kernels.pool import average_pool, max_pool
 from nnac.kernels.softmax import softmax
+from nnac.kernels.tile import ARGUMENTS, NEON, OWN_ARGUMENTS
+from nnac.kernels.vectors import LONG
 from nnac.numerics import Rounding
 
 Int8 = npt.NDArray[np.int8]
@@ -184,6 +187,26 @@ def test_dense_layers_of_few_values(rows: int, units: int, depth: int, bits: int
     rest = (0, -128, 127, Rounding.HALF_EVEN, 32, False)
     with machine.forced(processor):
         check_convolution((x, w, bias, pairs, (rows, 1), (1, 1, 1, 1, 0, 0, units, 0, -7), rest))
+
+
+def test_the_tiles_of_arm_compile_to_its_dot_product() -> None:
+    """Another processor's code cannot run here, but LLVM can make it: one `sdot` per sum of every tile."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    module = ir.Module("arm")
+    for name, emit, count in (("multiply", NEON.multiply, ARGUMENTS), ("depthwise", NEON.depthwise, OWN_ARGUMENTS)):
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [LONG] * count), name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        emit(builder, *function.args)
+        builder.ret_void()
+    try:
+        target = binding.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError:
+        pytest.skip("this LLVM knows no aarch64")
+    arm = target.create_target_machine(cpu="neoverse-n1", features="+neon,+dotprod")
+    code = arm.emit_assembly(binding.parse_assembly(str(module)))
+    tiles = sum(rows * NEON.vectors for rows in range(1, NEON.rows + 1))
+    assert code.count("sdot") == tiles + NEON.vectors
 
 
 def test_a_processor_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
