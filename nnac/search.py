@@ -33,12 +33,19 @@ def best_program(
     programs: dict[Strategy, Program] = {}
     cycles: dict[Strategy, int] = {}
     packings: Packings = {}
+    plans: list[tuple[Plan, Strategy]] = []
 
     def attempt(strategy: Strategy) -> Plan | CapacityError:
         found = _attempt(graph, machine, strategy)
         if isinstance(found, Plan):
-            programs[strategy] = emit(found, note, answer, packings, sqnr)
-            cycles[strategy] = latency(programs[strategy])
+            key = _essence(found)
+            known = next((other for seen, other in plans if seen == key), None)
+            if known is None:
+                plans.append((key, strategy))
+                programs[strategy] = emit(found, note, answer, packings, sqnr)
+                cycles[strategy] = latency(programs[strategy])
+            else:
+                programs[strategy], cycles[strategy] = programs[known], cycles[known]
         return found
 
     def patient() -> bool:
@@ -69,6 +76,11 @@ def best_program(
         try_all([replace(s, stripes=n) for s in fastest(1) for n in STRIPES])
         try_all([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
     return programs[fastest(1)[0]]
+
+
+def _essence(found: Plan) -> Plan:
+    """Return a plan without what emission does not read of its strategy: many strategies make the same plan."""
+    return replace(found, tiling=replace(found.tiling, strategy=Strategy(blocks=found.tiling.strategy.blocks)))
 
 
 def _attempt(graph: Graph, machine: Target, strategy: Strategy) -> Plan | CapacityError:
