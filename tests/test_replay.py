@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import nnac
 from nnac import isa
 from nnac.emulator import Emulator
+from nnac.emulator.meanings import _along_a_row
 from nnac.emulator.replay import Replay
 from nnac.kernels.calls import Together
 from nnac.program import Program
@@ -169,3 +170,20 @@ def test_threads_change_no_bit(weights: str | None, monkeypatch: pytest.MonkeyPa
             np.testing.assert_array_equal(array, alone[name])
         for name, array in emulator.run(inputs).items():
             np.testing.assert_array_equal(array, alone[name])
+
+
+@pytest.mark.parametrize("stride, dilation, pads", [(1, 1, (2, 1)), (3, 1, (0, 0)), (2, 2, (4, 0))])
+def test_a_convolution_along_a_column_is_one_along_a_row(stride: int, dilation: int, pads: tuple[int, int]) -> None:
+    """Few channels and a single column: against the reference of the operator."""
+    rng = np.random.default_rng(stride)
+    weights = numpy_helper.from_array(rng.normal(size=(5, 3, 4, 1)).astype(np.float32), "w")
+    given = {"strides": [stride, 1], "dilations": [dilation, 1], "pads": [pads[0], 0, pads[1], 0]}
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **given)  # type: ignore[arg-type]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, 20, 1]), ("y", None))]
+    graph = helper.make_graph([node], "column", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    program = nnac.compile(model, "nna8", "random", check=True).program
+    (conv,) = (i for i in program.instructions if isinstance(i, isa.Conv))
+    assert conv.kernel_h == 4 and _along_a_row(conv).kernel_w == 4
+    found, expected = both_ways(program)
+    np.testing.assert_array_equal(found[program.outputs[0]], expected[program.outputs[0]])

@@ -6,6 +6,7 @@ Kernels have no bounds checks; only validated programs may come here (`nnac.vali
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
@@ -25,6 +26,8 @@ FLOAT32 = 5
 """The rounding of kernels that have a form in `nnac.float32` (see `nnac.kernels.requantize`)."""
 POISON = 0xA5
 """Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
+NARROW = 16
+"""Channels whose bytes are too few to be read column by column."""
 SLACK = 64
 """Bytes behind a memory that vector loads may touch, without influence."""
 
@@ -180,6 +183,7 @@ class Meanings:
         """Return a convolution as its kernel sees it."""
         from nnac.kernels.conv import Layer
 
+        i = _along_a_row(i)
         return Layer(
             i.kernel_h,
             i.kernel_w,
@@ -202,6 +206,7 @@ class Meanings:
         from nnac.kernels.calls import Together
         from nnac.kernels.conv import product, split, workspace_bytes
 
+        i = _along_a_row(i)
         x, calls = self._tile(i.source, i.in_h, i.in_w, i.in_c), []
         for n, part in enumerate(split(filters, self._pixels(i, channels), self.layer(i), self.threads)):
             workspace = self._room(f"workspace{n}", (workspace_bytes(part.layer, part.y.shape),), np.int8)
@@ -503,6 +508,18 @@ class Meanings:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
         half = 1 << (i.out_bits - 1)
         return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
+
+
+def _along_a_row(i: isa.Conv) -> isa.Conv:
+    """Return a convolution along one column of few channels as one along a row, where its taps lie side by side."""
+    if i.kernel_h == 1 or i.in_w * i.out_w * i.kernel_w > 1 or i.pad_left or i.in_c >= NARROW:
+        return i
+    turned: dict[str, Any] = {
+        f"{name}_{here}": getattr(i, f"{name}_{there}")
+        for name in ("in", "out", "kernel", "stride", "dilation")
+        for here, there in ("hw", "wh")
+    }
+    return replace(i, **turned, pad_top=0, pad_left=i.pad_top)
 
 
 def _window(i: isa.Conv | isa.Pool) -> tuple[int, int, int, int, int, int]:
