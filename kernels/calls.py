@@ -2,15 +2,18 @@
 
 A call is a kernel with its arguments. `Prepared` keeps, per call, the address of the kernel's machine code and the
 words of its arguments: an array is what numba hands over for it (two empty pointers, elements, bytes of an element,
-address, shape, strides), an integer is itself. One compiled loop goes through them.
+address, shape, strides), an integer is itself. One compiled loop goes through them; where calls may run at once
+(`Together`), it shares them among numba's threads.
 """
 
 import functools
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped, unused-ignore]
 from numba import types
@@ -33,7 +36,21 @@ class Call:
         self.kernel(*self.arguments)
 
 
-@kernel(source(types.int64, 1), source(types.int64, 1), sink(types.int64, 1, "C"), sink(types.int64, 1, "C"))
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Calls of kernels that do not touch what another one of them writes."""
+
+    calls: tuple[Call, ...]
+
+    def run(self) -> None:
+        """Call them now, at once."""
+        Prepared([self]).run()
+
+
+_FORM = (source(types.int64, 1), source(types.int64, 1), sink(types.int64, 1, "C"), sink(types.int64, 1, "C"))
+
+
+@kernel(*_FORM)
 def _run(entries: Int64, starts: Int64, words: Int64, failed: Int64) -> None:
     """Each entry on its words; counts those that failed."""
     failed[0] = 0
@@ -42,16 +59,44 @@ def _run(entries: Int64, starts: Int64, words: Int64, failed: Int64) -> None:
         failed[0] += words[starts[n]] != 0
 
 
+@functools.cache
+def _shared() -> Any:
+    """The form of `_run` with threads, compiled at its first use."""
+
+    @kernel(*_FORM, source(types.int64, 1), parallel=True)
+    def shared(entries: Int64, starts: Int64, words: Int64, failed: Int64, turns: Int64) -> None:
+        failed[0] = 0
+        for turn in range(turns.size - 1):
+            first, last = turns[turn], turns[turn + 1]
+            if last - first == 1:
+                call_address(entries[first], (address(words) + 8 * starts[first], 0))
+                continue
+            for n in _prange(first, last):
+                call_address(entries[n], (address(words) + 8 * starts[n], 0))
+        for n in range(entries.size):
+            failed[0] += words[starts[n]] != 0
+
+    return shared
+
+
+_numba: Any = numba  # typed loosely, as in `nnac.kernels.jit`
+_prange = _numba.prange
+_one_at_a_time = threading.Lock()
+"""Numba's own threads serve one thread of Python at a time."""
+
+
 class Prepared:
     """Calls in a row. The arrays are where they were when it was made; what is in them may change."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._calls = tuple(calls)
-        blocks = [[0, *(word for value in call.arguments for word in _words(value))] for call in calls]
-        self._entries = np.array([_entry(c.kernel, len(b) - 1) for c, b in zip(calls, blocks, strict=True)], np.int64)
-        self._starts = np.cumsum([0, *map(len, blocks)])[: len(blocks)].astype(np.int64)
-        self._failed = np.zeros(1, np.int64)
-        self._words = np.array([word for block in blocks for word in block], np.int64)
+    def __init__(self, calls: Sequence[Call | Together]) -> None:
+        turns = [call.calls if isinstance(call, Together) else (call,) for call in calls]
+        self._calls = tuple(call for turn in turns for call in turn)
+        blocks = [[0, *(word for value in call.arguments for word in _words(value))] for call in self._calls]
+        entries = [_entry(call.kernel, len(block) - 1) for call, block in zip(self._calls, blocks, strict=True)]
+        starts, words = np.cumsum([0, *map(len, blocks)])[: len(blocks)], [word for block in blocks for word in block]
+        self._state = (*(np.array(part, np.int64) for part in (entries, starts, words)), np.zeros(1, np.int64))
+        self._turns = np.cumsum([0, *map(len, turns)])
+        self._most = max(map(len, turns), default=1)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -62,17 +107,27 @@ class Prepared:
         Raises:
             MemoryError: a kernel did not get its working memory.
         """
-        _run(self._entries, self._starts, self._words, self._failed)
-        if self._failed[0]:
+        if self._most == 1:
+            _run(*self._state)
+        else:
+            with _one_at_a_time:
+                _numba.set_num_threads(min(self._most, _numba.config.NUMBA_NUM_THREADS))
+                _shared()(*self._state, self._turns)
+        if self._state[-1][0]:
             raise MemoryError("a kernel did not get its working memory")
 
 
-def prepare(calls: Iterable[Call]) -> tuple[Prepared | Call, ...]:
+def prepare(calls: Iterable[Call | Together]) -> tuple[Prepared | Call, ...]:
     """Returns what to run, in order: calls of kernels together, those of Python's functions as they are."""
-    parts = (
-        (compiled, list(group)) for compiled, group in groupby(calls, lambda call: hasattr(call.kernel, "py_func"))
-    )
-    return tuple(part for compiled, group in parts for part in ((Prepared(group),) if compiled else group))
+    parts: list[Prepared | Call] = []
+    for _, group in groupby(calls, _is_compiled):
+        row = list(group)
+        parts += [Prepared(row)] if _is_compiled(row[0]) else [call for call in row if isinstance(call, Call)]
+    return tuple(parts)
+
+
+def _is_compiled(call: Call | Together) -> bool:
+    return isinstance(call, Together) or hasattr(call.kernel, "py_func")
 
 
 def _words(value: Any) -> tuple[int, ...]:

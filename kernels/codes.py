@@ -2,7 +2,7 @@
 
 A matrix-vector product is as fast as memory gives the weights: fewer bits are faster. Codes are indices of 1 to 7 bits
 into a table of int8 values. Processors with AVX-512 VBMI pick the bits (vpermb, vpmultishiftqb) and look them up
-(vpermb) on the way into vpdpbusd; others expand a panel first and use their own tile.
+(vpermb) on the way into vpdpbusd; others have no such form.
 """
 
 import functools
@@ -16,7 +16,7 @@ from numba import types
 
 from nnac.kernels import machine
 from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, microkernel, sink, source
-from nnac.kernels.panels import Slabs, multiply
+from nnac.kernels.panels import Slabs
 from nnac.kernels.tile import AVX512
 from nnac.kernels.vectors import (
     BYTE,
@@ -24,10 +24,8 @@ from nnac.kernels.vectors import (
     WORD,
     Builder,
     Value,
-    address,
     advance,
     call,
-    call_address,
     choose,
     load,
     loop,
@@ -65,12 +63,11 @@ def _emit(
     steps: Value,
     bits: Value,
     table: Value,
-    zero: Value,
     sums: Value,
     sums_pitch: Value,
 ) -> None:
     """At most ROWS rows against one panel, as `Tile.multiply`; `table` is the address of 128 values, repeated."""
-    rest = (x, pitch, panel, steps, table, zero, sums, sums_pitch)
+    rest = (x, pitch, panel, steps, table, sums, sums_pitch)
 
     def narrow(width: int) -> None:
         choose(builder, rows, range(1, ROWS + 1), lambda count: routine_of(width, count))
@@ -90,7 +87,6 @@ def _tile(
     panel: Value,
     steps: Value,
     table: Value,
-    zero: Value,
     sums: Value,
     sums_pitch: Value,
 ) -> None:
@@ -99,7 +95,7 @@ def _tile(
     tile = [(i, j) for i in range(rows) for j in range(VECTORS)]
     totals = dict(zip(tile, variables(builder, _WORDS, len(tile)), strict=True))
     starts = [advance(builder, x, LONG(i), pitch) for i in range(rows)]
-    first = builder.add(panel, LONG(8 * WIDTH))
+    first = builder.add(panel, LONG(4 * WIDTH))
     with loop(builder, steps) as step:
         here = advance(builder, first, step, 8 * bits * VECTORS)
         weights = [_look_up(builder, bits, tables, code) for code in _codes(builder, bits, here)]
@@ -109,7 +105,7 @@ def _tile(
                 total = totals[i, j]
                 builder.store(AVX512.step(builder, builder.load(total), patch, weights[j]), total)
     for i, j in tile:
-        start = AVX512.start(builder, panel, LONG(4 * WIDTH), zero, j)
+        start = AVX512.start(builder, panel, j)
         target = builder.add(advance(builder, sums, LONG(i), sums_pitch), LONG(64 * j))
         store(builder, builder.add(builder.load(totals[i, j]), start), target)
 
@@ -149,7 +145,7 @@ def _permute(builder: Builder, values: Value, order: Value) -> Value:
     return call(builder, "llvm.x86.avx512.permvar.qi.512", _BYTES, values, order)
 
 
-_narrow_tile = emitted(_emit, 10)
+_narrow_tile = emitted(_emit, 9)
 
 
 def narrow_tile() -> int:
@@ -168,10 +164,10 @@ def _compiled() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """The weights of one layer in narrow codes, ready for products on any machine."""
+    """The weights of one layer in narrow codes, ready for products."""
 
     data: Int8
-    """Opaque: panels of 64 channels (biases, sums, steps of codes)."""
+    """Opaque: panels of 64 channels (starts of sums, steps of codes)."""
     table: Int8
     """(128,): the values, repeated."""
     channels: int
@@ -181,8 +177,13 @@ class Coded:
 
 @inner
 def panel_size(steps: int, bits: int) -> int:
-    """Bytes of a panel: biases and sums, then the codes of 64 channels."""
-    return WIDTH * 8 + steps * bits * WIDTH // 2
+    """Bytes of a panel: starts of sums, then the codes of 64 channels."""
+    return WIDTH * 4 + steps * bits * WIDTH // 2
+
+
+def panel_bytes(steps: int, bits: int) -> int:
+    """`panel_size` for Python."""
+    return WIDTH * 4 + steps * bits * WIDTH // 2
 
 
 @inner
@@ -195,84 +196,32 @@ def _place(n: int, k: int, bits: int) -> tuple[int, int]:
     return group // groups * groups * 8 * bits + lane // 8 * bits * groups + field // 8, field % 8
 
 
-@kernel(source(types.uint8, 2), source(types.int8, 1), source(types.int32, 1), sink(types.int8, 1, "C"), INT)
-def _pack(codes: UInt8, table: Int8, bias: Int32, data: Int8, bits: int) -> None:
+@kernel(source(types.uint8, 2), source(types.int8, 1), source(types.int32, 1), sink(types.int8, 1, "C"), INT, INT)
+def _pack(codes: UInt8, table: Int8, bias: Int32, data: Int8, bits: int, zero: int) -> None:
     """`pack_codes` into zeroed bytes."""
     channels, depth = codes.shape
     size = panel_size((depth + 3) // 4, bits)
     for n in range(channels):
         panel = data[n // WIDTH * size :]
-        head = panel[: 8 * WIDTH].view(np.int32)
+        head = panel[: 4 * WIDTH].view(np.int32)
         total = (-depth % 4) * np.int64(table[0])  # what fills the last step
         for k in range(depth):
             total += table[codes[n, k]]
             byte, bit = _place(n % WIDTH, k, bits)
             wide = np.int64(codes[n, k]) << bit
-            panel[8 * WIDTH + byte] |= np.int8(wide & 255)
+            panel[4 * WIDTH + byte] |= np.int8(wide & 255)
             if wide > 255:
-                panel[8 * WIDTH + byte + 1] |= np.int8(wide >> 8)
-        head[n % WIDTH] = bias[n]
-        head[WIDTH + n % WIDTH] = total
+                panel[4 * WIDTH + byte + 1] |= np.int8(wide >> 8)
+        head[n % WIDTH] = np.int32(bias[n] - zero * total)
 
 
-@inner
-def _expand(panel: Int8, steps: int, bits: int, table: Int8, packed: Int8) -> None:
-    """One panel of codes as a panel of weights."""
-    packed[: 8 * WIDTH] = panel[: 8 * WIDTH]
-    mask = (1 << bits) - 1
-    for n in range(WIDTH):
-        for k in range(4 * steps):
-            byte, bit = _place(n, k, bits)
-            pair = np.int64(np.uint8(panel[8 * WIDTH + byte])) | np.int64(np.uint8(panel[8 * WIDTH + byte + 1])) << 8
-            packed[8 * WIDTH + (k // 4 * WIDTH + n) * 4 + k % 4] = table[(pair >> bit) & mask]
+def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, zero: int, slabs: Slabs | None = None) -> Coded:
+    """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases.
 
-
-@kernel(
-    source(types.int8, 2),
-    source(types.int8, 1),
-    source(types.int8, 1),
-    sink(types.int32, 2, "C"),
-    sink(types.int8, 1, "C"),
-    *[INT] * 5,
-)
-def _multiply(
-    x: Int8, data: Int8, table: Int8, y: Int32, panel: Int8, depth: int, bits: int, zero: int, narrow: int, tile: int
-) -> None:
-    """`multiply_codes` with room for an expanded panel, which only processors without the narrow form need."""
-    steps = (depth + 3) // 4
-    size = panel_size(steps, bits)
-    rows, pitch = x.shape
-    for first in range(0, y.shape[1], WIDTH):
-        codes, at = data[first // WIDTH * size :], address(y) + 4 * first
-        if narrow == 0:
-            _expand(codes, steps, bits, table, panel)
-            multiply(tile, address(x), pitch, rows, depth, address(panel), (0, WIDTH), zero, at, y.shape[1])
-            continue
-        for row in range(0, rows, ROWS):
-            here, there = address(x) + row * pitch, at + row * y.shape[1] * 4
-            count = min(ROWS, rows - row)
-            rest = (address(table), zero, there, 4 * y.shape[1])
-            call_address(narrow, (here, pitch, count, address(data) + first // WIDTH * size, steps, bits, *rest))
-
-
-def pack_codes(codes: UInt8, table: Int8, bits: int, bias: Int32, slabs: Slabs | None = None) -> Coded:
-    """Packs (N, K) codes of 1 to 7 bits, their table of ``2**bits`` int8 values and (N,) int32 biases."""
-    channels, depth = codes.shape
-    size = -(-channels // WIDTH) * (WIDTH * 8 + -(-depth // 4) * bits * WIDTH // 2)
-    coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
-    _pack(codes, coded.table, bias, coded.data, bits)
-    return coded
-
-
-def multiply_codes(x: Int8, coded: Coded, zero: int, y: Int32) -> None:
-    """``y = (x - zero) @ table[codes].T + bias``, exact modulo 2**32.
-
-    Args:
-        x: (M, K in whole steps of four), C-contiguous; what lies behind K has to be the zero point.
-        coded: from `pack_codes`.
-        zero: zero point of x.
-        y: (M, N in whole panels of 64), C-contiguous; all of it is written, what lies behind N with anything.
+    `zero` is the zero point of what is multiplied, as the tiles read it.
     """
-    narrow = narrow_tile()
-    panel = np.empty(0 if narrow else WIDTH * (8 + 4 * -(-coded.depth // 4)), np.int8)
-    _multiply(x, coded.data, coded.table, y, panel, coded.depth, coded.bits, zero, narrow, machine.tile())
+    channels, depth = codes.shape
+    size = -(-channels // WIDTH) * panel_bytes(-(-depth // 4), bits)
+    coded = Coded((slabs or Slabs(0)).room(size), np.tile(table, 128 >> bits), channels, depth, bits)
+    _pack(codes, coded.table, bias, coded.data, bits, zero)
+    return coded

@@ -1,11 +1,14 @@
 """Convolution of int8 tensors with channels last: dense, 1-D, grouped, dilated and depthwise layers all come here.
 
 Two steps: `packing` brings the constants of a layer into the form that this machine multiplies fastest, `product` uses
-them, once or many times.
+them, once or many times. A product goes over blocks of rows: it lifts the rows that a block reads into working memory,
+with the padding around them and the bits turned over that the tiles want so; from there the tiles read what they need
+where it lies, without im2col.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,27 +17,28 @@ from numpy.lib.stride_tricks import as_strided
 
 from nnac.kernels import codes, machine
 from nnac.kernels.calls import Call
-from nnac.kernels.finish import LANES
-from nnac.kernels.jit import INT, Int8, Int32, Int64, inner, kernel, sink, source
-from nnac.kernels.panels import Slabs, multiply, pack, packed_bytes, packed_size, padded, steps_of
-from nnac.kernels.requantize import lift
+from nnac.kernels.finish import LANES, TIELESS, TIELESS_FIRST, TIELESS_LAST
+from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, inner, kernel, sink, source
+from nnac.kernels.panels import SLACK, Slabs, pack, packed_bytes, packed_words, padded, room, steps_of
+from nnac.kernels.requantize import FLOAT32, TFLITE, lift
+from nnac.kernels.tile import COLUMNS
 from nnac.kernels.vectors import address, call_address, move_run
 
-Taps = tuple[int, int, int]
-"""Rows, columns, and input channels per group."""
-Window = tuple[int, int, int, int, int, int]
-"""Stride, dilation, padding before: each down, then right."""
 Tile = tuple[int, int, int, int]
 """Address of a tile function, channels of a panel, and for weights in codes their bits (else 0) and table's address."""
 Ends = tuple[int, int, int, int, int, int, int, int]
 """How sums end: `finish.finish`'s address, bytes of y, zero point, low, high, rounding, accumulator's bits, wraps."""
+Block = tuple[int, int, int, int]
+"""Address of lifted rows, rows of outputs, and bytes from what an output reads to the next one down and right."""
 
-PANEL = 192 * 1024
-"""Bytes of a panel of input patches, which stays in a near cache while all weights pass."""
-PANEL_ROWS = 96
-"""Patches of a panel at most."""
-SUMS = 64 * 1024
-"""Bytes of sums of a depthwise layer that are made before they are finished."""
+LIFTED = 128 * 1024
+"""Bytes of lifted rows of a block, which stay in a near cache while all weights pass."""
+OWN_LIFTED = 24 * 1024
+"""The same for depthwise layers, which read them once per tap."""
+WORTH = 1 << 14
+"""Cycles of work, about, that are worth another thread."""
+SUMS = 3 * 1024
+"""Sums that are made before they are finished, so that they stay in the nearest cache."""
 
 
 class Layer(NamedTuple):
@@ -43,6 +47,7 @@ class Layer(NamedTuple):
     Attributes:
         kernel_h, kernel_w: taps down and right.
         depth: input channels of a group.
+        channels: of x.
         stride_h, stride_w: rows and columns of x from one output to the next.
         dilation_h, dilation_w: the same from one tap to the next.
         pad_top, pad_left: y[0] starts this many rows above x[0]; negative where the stripe holds rows before its first.
@@ -58,6 +63,7 @@ class Layer(NamedTuple):
     kernel_h: int
     kernel_w: int
     depth: int
+    channels: int
     stride_h: int
     stride_w: int
     dilation_h: int
@@ -73,6 +79,13 @@ class Layer(NamedTuple):
     rounding: int
     acc_bits: int
     acc_wraps: int
+
+    @property
+    def run(self) -> int:
+        """Weights whose values lie side by side, in lifted rows: they are packed in whole steps."""
+        if self.is_depthwise:
+            return self.taps
+        return self.kernel_w * self.depth if self.depth == self.channels and self.dilation_w == 1 else self.depth
 
     @property
     def taps(self) -> int:
@@ -92,7 +105,7 @@ class Filters:
     Attributes:
         packed: panels of weights with biases, one matrix per group behind each other.
         multipliers: lifted, with LANES more behind the last.
-        shifts: the same, 62 behind the last.
+        shifts: the same, with TIELESS (`nnac.kernels.finish`) where it can be; behind the last too.
         table: (128,) of the codes' values, repeated.
         bits: of the weights' codes; 0 where the weights are as they are.
     """
@@ -110,287 +123,219 @@ def _group_end(first: int, channels: int, group_out: int, offset: int) -> int:
     return min(((offset + first) // group_out + 1) * group_out - offset, channels)
 
 
+@inner
+def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> Any:
+    """Whether `finish` can take the shortest way: no sum but zero is a multiple of what a tie needs one to be."""
+    if not TIELESS_FIRST <= shift <= TIELESS_LAST:
+        return False
+    reach: Integer = abs(np.int64(bias))
+    for n in range(weights.size):
+        reach += 255 * abs(np.int64(weights[n]))
+    needed = 1 << (shift - 1)
+    return min(reach, np.int64(1 << 31)) * (multiplier & -multiplier) < needed
+
+
 @kernel(
     source(types.int8, 2),
     source(types.int32, 1),
     source(types.int32, 1),
     source(types.int8, 1),
-    sink(types.int8, 1, "C"),
+    sink(types.int32, 1, "C"),
     sink(types.int32, 1, "C"),
     sink(types.int64, 1, "C"),
-    *[INT] * 5,
+    *[INT] * 7,
 )
 def _pack_filters(
     weights: Int8,
     bias: Int32,
     multiplier: Int32,
     shift: Int8,
-    packed: Int8,
+    packed: Int32,
     multipliers: Int32,
     shifts: Int64,
     group_out: int,
     offset: int,
     rounding: int,
+    zero: int,
     width: int,
+    run: int,
     own: int,
 ) -> None:
-    """`packing`; `own` where every channel is a group, which share one panel then."""
+    """`packing`; `own` is the width of a block where every channel is a group, which share one panel then, or 0."""
     channels, depth = weights.shape
     for n in range(channels):
         multipliers[n], shifts[n] = lift(multiplier[n], shift[n], rounding)
+        if rounding not in (TFLITE, FLOAT32) and _is_tieless(weights[n], bias[n], multiplier[n], shift[n]):
+            shifts[n] += TIELESS
     packed[:] = 0
-    if own:
-        pack(weights, bias, padded(channels), packed)
-        return
     first, at = 0, 0
     while first < channels:
-        last = _group_end(first, channels, group_out, offset)
-        pack(weights[first:last], bias[first:last], width, packed[at:])
-        at += packed_size(last - first, depth)
+        last = channels if own else _group_end(first, channels, group_out, offset)
+        count, across = (own, own) if own else (last - first, width)
+        pack(weights, bias, (first, last), count, zero, across, run, packed, at)
+        at += packed_words(last - first, depth // run * steps_of(run))
         first = last
 
 
 @inner
-def _dense(
-    x: Int8,
-    channel: int,
-    taps: Taps,
-    channels: int,
-    packed: int,
-    multiplier: Int32,
-    shift: Int64,
-    y: Int8,
-    y_first: int,
-    window: Window,
-    x_zero: int,
-    ends: Ends,
-    tile: Tile,
-    workspace: Int8,
-) -> None:
-    """One group: stripes of patches (im2col), each against all panels of weights while it lies in a near cache."""
-    depth = taps[0] * taps[1] * taps[2]
-    pixels, width = y.shape[0] * y.shape[1], tile[1]
-    pitch = 4 * steps_of(depth)
-    rows = min(max(PANEL // pitch, 1), PANEL_ROWS, pixels)
-    reach = _reach(x.shape, taps, y.shape, window)
-    sums = workspace[: 4 * rows * width].view(np.int32)
-    patches = workspace[4 * rows * width :]
-    for start in range(0, pixels, rows):
-        count = min(rows, pixels - start)
-        if not reach:
-            row, column = start // y.shape[1], start % y.shape[1]
-            for i in range(count):
-                _gather(x, channel, taps, row, column, window, x_zero, patches[i * pitch : (i + 1) * pitch])
-                column += 1
-                if column == y.shape[1]:
-                    row, column = row + 1, 0
-        at = address(x) + channel + start * reach if reach else address(patches)
-        for first in range(0, channels, width):
-            columns = width if tile[2] else min(width, padded(channels) - first)
-            _product(tile, at, reach if reach else pitch, count, depth, packed, (first, columns), x_zero, address(sums))
-            last = min(first + width, channels)
-            part = (y_first + first, last - first)
-            _finish(sums, start, count, columns, multiplier[first:], shift[first:], y, part, ends)
+def _fill(target: Int8, first: int, count: int, value: Integer) -> int:
+    """So many equal values; returns where they end."""
+    for i in range(first, first + count):
+        target[np.uint64(i)] = value
+    return first + count
 
 
 @inner
-def _product(
-    tile: Tile, x: int, pitch: int, rows: int, depth: int, packed: int, panel: tuple[int, int], zero: int, sums: int
+def _lift(
+    x: Int8,
+    part: tuple[int, int],
+    place: tuple[int, int],
+    rows: int,
+    shape: tuple[int, int, int],
+    x_zero: int,
+    flip: int,
+    lifted: Int8,
 ) -> None:
-    """Rows of x against one panel, of weights as they are or in codes."""
-    function, width, bits, table = tile
-    if bits == 0:
-        multiply(function, x, pitch, rows, depth, packed, panel, zero, sums, panel[1])
-        return
-    steps = steps_of(depth)
-    at = packed + panel[0] // width * codes.panel_size(steps, bits)
-    for row in range(0, rows, codes.ROWS):
-        count = min(codes.ROWS, rows - row)
-        there = sums + 4 * width * row
-        call_address(function, (x + row * pitch, pitch, count, at, steps, bits, table, zero, there, 4 * width))
+    """Rows from a place of x on, which may lie outside: the zero point is there.
+
+    Args:
+        x: (H, W, C).
+        part: first channel and channels.
+        place: row and column of x.
+        rows: to lift.
+        shape: of a lifted row: phases, pixels of a phase, bytes of a pixel; phase n has every so many-th pixel from
+            number n on.
+        x_zero: zero point of x.
+        flip: bits that are turned over.
+        lifted: behind each other, with what a move writes too much.
+    """
+    (height, width, channels), (phases, across, wide) = x.shape, shape
+    zero = np.int8((x_zero & 255) ^ flip)
+    together, k = phases == 1 and part[1] == channels and wide == channels, 0
+    for h in range(place[0], place[0] + rows):
+        is_inside = 0 <= h < height
+        if together:
+            first = min(max(-place[1], 0), across) if is_inside else across
+            last = max(min(width - place[1], across), first)
+            k = _fill(lifted, k, first * wide, zero)
+            at = address(x) + (h * width + place[1] + first) * channels
+            move_run(address(lifted) + k, at, (last - first) * wide, flip)
+            k = _fill(lifted, k + (last - first) * wide, (across - last) * wide, zero)
+            continue
+        for phase in range(phases):
+            for v in range(place[1] + phase, place[1] + phase + phases * across, phases):
+                if is_inside and 0 <= v < width:
+                    move_run(address(lifted) + k, address(x) + (h * width + v) * channels + part[0], part[1], flip)
+                else:
+                    _fill(lifted, k, wide, zero)
+                k += wide
+
+
+@inner
+def _dense(
+    block: Block,
+    channels: int,
+    run: int,
+    runs: Int64,
+    packed: int,
+    scale: tuple[Int32, Int64],
+    y: Int8,
+    part: tuple[int, int],
+    fill: Integer,
+    ends: Ends,
+    tile: Tile,
+    work: tuple[Int64, Int32, Int8],
+) -> None:
+    """One group: outputs by outputs, each against all panels of weights."""
+    places, sums, patches = work
+    width, bits, whole = tile[1], tile[2], steps_of(run * runs.size)
+    most, pixels = codes.ROWS if bits else SUMS // min(width, padded(channels)), block[1] * y.shape[1]
+    for start in range(0, pixels, most):
+        count = min(most, pixels - start)
+        _locate(block, y.shape[1], start, count, places)
+        if bits:
+            _gather(count, run, runs, 4 * whole, fill, places, patches)
+        target = address(y) + (part[0] * y.shape[1] + start) * y.strides[1] + part[1] * ends[1]
+        for first in range(0, channels, width):
+            columns = width if bits else min(width, padded(channels) - first)
+            if bits:
+                panel = packed + first // width * codes.panel_size(whole, bits)
+                left = (4 * whole, count, panel, whole, bits, tile[3], address(sums), 4 * columns)
+                call_address(tile[0], (address(patches), *left))
+            else:
+                panel = packed + first * 4 * (steps_of(run) * runs.size + 1)
+                right = (count, address(runs), runs.size, panel, steps_of(run), columns, address(sums), 4 * columns)
+                call_address(tile[0], (address(places), *right))
+            those, there = (scale[0][first:], scale[1][first:]), target + first * ends[1]
+            _finish(sums, count, columns, min(width, channels - first), those, there, y.strides[1], ends)
+
+
+@inner
+def _locate(block: Block, width: int, start: int, count: int, places: Int64) -> None:
+    """The addresses of what outputs from number `start` on read; `width` of them make a row."""
+    row, column = start // width, start % width
+    for i in range(count):
+        places[i] = block[0] + row * block[2] + column * block[3]
+        column += 1
+        if column == width:
+            row, column = row + 1, 0
+
+
+@inner
+def _gather(count: int, run: int, runs: Int64, pitch: int, fill: int, places: Int64, patches: Int8) -> None:
+    """What outputs read, in one piece each."""
+    for i in range(count):
+        k = i * pitch
+        for n in range(runs.size):
+            move_run(address(patches) + k, places[i] + runs[n], run, 0)
+            k += run
+        _fill(patches, k, (i + 1) * pitch - k, fill)
 
 
 @inner
 def _finish(
     sums: Int32,
-    start: int,
     count: int,
     columns: int,
-    multiplier: Int32,
-    shift: Int64,
-    y: Int8,
-    part: tuple[int, int],
+    channels: int,
+    scale: tuple[Int32, Int64],
+    target: int,
+    pitch: int,
     ends: Ends,
 ) -> None:
-    """Sums of `count` pixels from number `start` on to a part of y's channels, in runs at equal distances."""
-    ending, y_bytes, zero, low, high, rounding, bits, wraps = ends
-    even = y.strides[0] == y.shape[1] * y.strides[1]
-    done = 0
-    while done < count:
-        row, column = (start + done) // y.shape[1], (start + done) % y.shape[1]
-        run = count - done if even else min(count - done, y.shape[1] - column)
-        call_address(
-            ending,
-            (
-                address(sums) + done * columns * 4,
-                run,
-                columns * 4,
-                part[1],
-                address(multiplier),
-                address(shift),
-                address(y) + row * y.strides[0] + column * y.strides[1] + part[0] * y_bytes,
-                y.strides[1],
-                y_bytes,
-                zero,
-                low,
-                high,
-                rounding,
-                bits,
-                wraps,
-            ),
-        )
-        done += run
-
-
-@inner
-def _reach(shape: tuple[int, int, int], taps: Taps, out: tuple[int, int, int], window: Window) -> int:
-    """Bytes from a patch to the next where patches lie in x as they are, at equal distances and in whole steps; else 0.
-
-    Dense layers, 1x1 convolutions, and convolutions along one axis without padding.
-    """
-    stride_h, stride_w, _, dilation_w, pad_top, pad_left = window
-    height, width, channels = shape
-    whole = taps[1] == 1 or (dilation_w == 1 and taps[2] == channels)
-    if taps[0] != 1 or not whole or taps[1] * taps[2] % 4 != 0 or pad_top != 0 or pad_left != 0:
-        return 0
-    if (out[0] - 1) * stride_h >= height or (out[1] - 1) * stride_w + taps[1] > width:
-        return 0
-    if out[0] == 1:
-        return stride_w * channels
-    if out[1] == 1:
-        return stride_h * width * channels
-    return channels if taps[1] == 1 and stride_h == 1 and stride_w == 1 and out[1] == width else 0
-
-
-@inner
-def _gather(x: Int8, channel: int, taps: Taps, row: int, column: int, window: Window, x_zero: int, patch: Int8) -> None:
-    """The values that one output pixel reads, in the order of its weights; the zero point outside x."""
-    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
-    height, width, channels = x.shape
-    left, k = column * stride_w - pad_left, 0
-    top, together = row * stride_h - pad_top, channels == taps[2] and dilation_w == 1
-    runs, first = 1 if together else taps[1], max(-left, 0)
-    inside = 0 <= top and top + (taps[0] - 1) * dilation_h < height and 0 <= left and left + taps[1] <= width
-    if together and inside:
-        at, run = address(x) + (top * width + left) * channels, taps[1] * channels
-        for _ in range(taps[0]):
-            move_run(address(patch) + k, at, run)
-            at, k = at + dilation_h * width * channels, k + run
-    for kh in range(0 if together and inside else taps[0]):
-        h = top + kh * dilation_h
-        for kw in range(runs):
-            v = left + kw * dilation_w
-            before, behind = (first, min(width - left, taps[1])) if together else (0, int(0 <= v < width))
-            if not 0 <= h < height or behind <= before:
-                before, behind = 0, 0
-            k = _fill(patch, k, before * taps[2], x_zero)
-            if behind > before:
-                at = address(x) + (h * width + v + before) * channels + channel
-                move_run(address(patch) + k, at, (behind - before) * taps[2])
-                k += (behind - before) * taps[2]
-            k = _fill(patch, k, ((taps[1] if together else 1) - behind) * taps[2], x_zero)
-    for i in range(3):  # what fills the last step
-        if k + i < patch.size:
-            patch[k + i] = x_zero
-
-
-@inner
-def _fill(patch: Int8, first: int, count: int, value: int) -> int:
-    """So many equal values; returns where they end."""
-    for i in range(first, first + count):
-        patch[np.uint64(i)] = value
-    return first + count
+    """Sums of so many outputs to some of y's channels."""
+    rest = (address(scale[0]), address(scale[1]), target, pitch, *ends[1:])
+    call_address(ends[0], (address(sums), count, 4 * columns, channels, *rest))
 
 
 @inner
 def _depthwise(
-    x: Int8,
-    channel: int,
-    taps: Taps,
+    block: Block,
+    row: int,
+    taps: Int64,
+    steps: int,
     packed: int,
-    multiplier: Int32,
-    shift: Int64,
+    scale: tuple[Int32, Int64],
     y: Int8,
-    window: Window,
-    x_zero: int,
     ends: Ends,
-    tile: int,
-    workspace: Int8,
+    own: tuple[int, int, int, int],
+    sums: Int32,
 ) -> None:
-    """One input channel per output channel: pixels of a row, each from the places of its taps."""
-    columns, whole = padded(y.shape[2]), 4 * steps_of(taps[0] * taps[1])
-    across = min(max(SUMS // (4 * columns), 1), y.shape[1])
-    down = min(max(SUMS // (4 * columns * across), 1), y.shape[0]) if across == y.shape[1] else 1
-    sums = workspace[: 4 * across * down * columns].view(np.int32)
-    outside = workspace[4 * sums.size : 4 * sums.size + columns]
-    outside[:] = x_zero
-    rest = workspace[4 * sums.size + columns :].view(np.int64)
-    bases, steps, places = rest[: across * whole], rest[across * whole : 2 * across * whole], rest[2 * across * whole :]
-    for column in range(0, y.shape[1], across):
-        count = min(across, y.shape[1] - column)
-        _columns(x, channel, taps, column, count, window, address(outside), bases, steps)
-        for row in range(0, y.shape[0], down):
-            rows = min(down, y.shape[0] - row)
-            for i in range(rows):
-                here = places[i * count * whole : (i + 1) * count * whole]
-                _places(x.shape[0], taps, row + i, window, address(outside), bases, steps, here)
-            block = (address(places), rows * count, packed, whole // 4, columns)
-            call_address(tile, (*block, x_zero, address(sums), 4 * columns))
-            first = row * y.shape[1] + column
-            _finish(sums, first, rows * count, columns, multiplier, shift, y, (0, y.shape[2]), ends)
-
-
-@inner
-def _columns(
-    x: Int8,
-    channel: int,
-    taps: Taps,
-    column: int,
-    count: int,
-    window: Window,
-    outside: int,
-    bases: Int64,
-    steps: Int64,
-) -> None:
-    """The address of every tap of some pixels of the first row, and what leads to the next row; no step outside x.
-
-    Taps that fill the last step have weights of zero.
-    """
-    stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left = window
-    width, channels = x.shape[1:]
-    whole = 4 * steps_of(taps[0] * taps[1])
-    for i in range(count):
-        left = (column + i) * stride_w - pad_left
-        for t in range(whole):
-            v, h = left + t % taps[1] * dilation_w, t // taps[1] * dilation_h - pad_top
-            inside = 0 <= v < width and t < taps[0] * taps[1]
-            bases[i * whole + t] = address(x) + channel + (h * width + v) * channels if inside else outside
-            steps[i * whole + t] = stride_h * width * channels if inside else 0
-
-
-@inner
-def _places(
-    height: int, taps: Taps, row: int, window: Window, outside: int, bases: Int64, steps: Int64, places: Int64
-) -> None:
-    """The address of every tap of some pixels of a row."""
-    stride_h, _, dilation_h, _, pad_top, _ = window
-    whole = 4 * steps_of(taps[0] * taps[1])
-    for n in range(places.size):
-        places[n] = bases[n] + row * steps[n]
-    for kh in range(taps[0]):
-        if not 0 <= row * stride_h - pad_top + kh * dilation_h < height:
-            for first in range(kh * taps[1], places.size, whole):
-                places[first : first + taps[1]] = outside
+    """One input channel per output channel; `own`: the tile's address, a block's width, rows and blocks at once."""
+    tile, width, down, across = own
+    across_all, columns = y.shape[1], padded(y.shape[2])
+    pixels = width // columns
+    blocks = (across_all + pixels - 1) // pixels
+    for above in range(0, block[1], down):
+        rows = min(down, block[1] - above)
+        for first in range(0, blocks, across):
+            here = block[0] + above * block[2] + first * width
+            count = min(across, blocks - first)
+            rest = (address(taps), packed, steps, width, address(sums), 4 * across_all * columns)
+            call_address(tile, (here, rows, block[2], count, *rest))
+            made = rows * across_all if count == blocks else min(count * pixels, across_all - first * pixels)
+            target = address(y) + ((row + above) * across_all + first * pixels) * y.strides[1]
+            _finish(sums, made, columns, y.shape[2], scale, target, y.strides[1], ends)
 
 
 @kernel(
@@ -399,9 +344,13 @@ def _places(
     source(types.int32, 1),
     source(types.int64, 1),
     source(types.int8, 1),
+    source(types.int64, 1),
     sink(types.int8, 3),
+    sink(types.int64, 1, "C"),
+    sink(types.int32, 1, "C"),
     sink(types.int8, 1, "C"),
-    *[INT] * 24,
+    sink(types.int8, 1, "C"),
+    *[INT] * 30,
 )
 def _conv2d(
     x: Int8,
@@ -409,60 +358,96 @@ def _conv2d(
     multipliers: Int32,
     shifts: Int64,
     table: Int8,
+    runs: Int64,
     y: Int8,
-    workspace: Int8,
-    kernel_h: int,
-    kernel_w: int,
+    places: Int64,
+    sums: Int32,
+    patches: Int8,
+    lifted: Int8,
     depth: int,
+    run: int,
     stride_h: int,
     stride_w: int,
-    dilation_h: int,
-    dilation_w: int,
     pad_top: int,
     pad_left: int,
     group_out: int,
-    channel_offset: int,
+    offset: int,
     x_zero: int,
+    flip: int,
+    down: int,
+    more: int,
+    phases: int,
+    across: int,
+    wide: int,
+    own: int,
+    own_width: int,
+    own_down: int,
+    own_across: int,
+    tile: int,
+    width: int,
+    bits: int,
+    finish: int,
+    y_bytes: int,
     y_zero: int,
     low: int,
     high: int,
     rounding: int,
     acc_bits: int,
     acc_wraps: int,
-    y_bytes: int,
-    bits: int,
-    tile: int,
-    width: int,
-    own: int,
-    finish: int,
 ) -> None:
     """`product` on the machine's tiles; `own` is the address of that for depthwise layers, or 0."""
-    window = (stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left)
-    taps = (kernel_h, kernel_w, depth)
     ends = (finish, y_bytes, y_zero, low, high, rounding, acc_bits, acc_wraps)
-    at = address(packed)
-    if own:
-        _depthwise(x, channel_offset, taps, at, multipliers, shifts, y, window, x_zero, ends, own, workspace)
-        return
-    first, channels = 0, y.shape[2]
-    while first < channels:
-        last = _group_end(first, channels, group_out, channel_offset)
-        channel = (channel_offset + first) // group_out * depth
-        rest = (window, x_zero, ends, (tile, width, bits, address(table)), workspace)
-        _dense(x, channel, taps, last - first, at, multipliers[first:], shifts[first:], y, first, *rest)
-        at += packed_size(last - first, kernel_h * kernel_w * depth)
-        first = last
+    channels, pitch = y.shape[2], phases * across * wide
+    part = (offset, channels) if own else (0, x.shape[2])
+    fill = np.int64((x_zero & 255) ^ flip)
+    for row in range(0, y.shape[0], down):
+        rows = min(down, y.shape[0] - row)
+        place = (row * stride_h - pad_top, -pad_left)
+        _lift(x, part, place, (rows - 1) * stride_h + more, (phases, across, wide), x_zero, flip, lifted)
+        block = (address(lifted), rows, stride_h * pitch, stride_w * wide)
+        at, first = address(packed), 0
+        if own:
+            law = (own, own_width, own_down, own_across)
+            _depthwise(block, row, runs, steps_of(run), at, (multipliers, shifts), y, ends, law, sums)
+            first = channels
+        while first < channels:
+            last = _group_end(first, channels, group_out, offset)
+            group = (block[0] + (offset + first) // group_out * depth, *block[1:])
+            scale, form = (multipliers[first:], shifts[first:]), (tile, width, bits, address(table))
+            work = (places, sums, patches)
+            _dense(group, last - first, run, runs, at, scale, y, (row, first), fill, ends, form, work)
+            at += 4 * packed_words(last - first, runs.size * steps_of(run))
+            first = last
+
+
+def _lifted_zero(layer: Layer) -> int:
+    """Returns the zero point of x as the tiles read it."""
+    return layer.x_zero + machine.flip()
+
+
+def _columns(channels: int) -> int:
+    """Returns channels with those that fill the last vector."""
+    return -(-channels // COLUMNS) * COLUMNS
+
+
+def _own_width(channels: int) -> int:
+    """Returns the values of a block of a depthwise layer: pixels next to each other that fill whole tiles."""
+    return _columns(channels) * 4 // gcd(_columns(channels) // COLUMNS, 4)
 
 
 def empty_filters(channels: int, layer: Layer, slabs: Slabs | None = None) -> Filters:
     """Returns room for what `packing` makes of so many channels, in slabs if given."""
-    ends = [0]
+    ends, steps = [0], layer.taps // layer.run * -(-layer.run // 4)
     while ends[-1] < channels:
         step = layer.group_out - (layer.channel_offset + ends[-1]) % layer.group_out
-        ends.append(channels if layer.is_depthwise else min(ends[-1] + step, channels))
-    size = sum(packed_bytes(last - first, layer.taps) for first, last in pairwise(ends))
-    scales = np.zeros(channels + LANES, np.int32), np.full(channels + LANES, 62, np.int64)
-    return Filters((slabs or Slabs(0)).room(size), *scales, np.zeros(0, np.int8))
+        ends.append(min(ends[-1] + step, channels))
+    size = sum(packed_bytes(last - first, steps) for first, last in pairwise(ends))
+    if layer.is_depthwise:
+        size = packed_bytes(_own_width(channels), steps)
+    multipliers = room(4 * (channels + LANES)).view(np.int32)
+    shifts = room(8 * (channels + LANES)).view(np.int64)
+    shifts[:] = TIELESS + TIELESS_FIRST
+    return Filters((slabs or Slabs(0)).room(size), multipliers, shifts, np.zeros(0, np.int8))
 
 
 def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters: Filters, layer: Layer) -> Call:
@@ -474,11 +459,13 @@ def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters:
         multiplier: (N,), >= 0; with `shift` the ratio of scales.
         shift: (N,), 0..62.
         filters: from `empty_filters`.
-        layer: group_out, channel_offset and rounding count.
+        layer: its shape, group_out, channel_offset, x_zero and rounding count.
     """
-    arrays = (weights, bias, multiplier, shift, filters.packed, filters.multipliers, filters.shifts)
-    law = (layer.group_out, layer.channel_offset, layer.rounding)
-    return Call(_pack_filters, (*arrays, *law, machine.width(), int(layer.is_depthwise)))
+    packed = filters.packed.view(np.int32)
+    arrays = (weights, bias, multiplier, shift, packed, filters.multipliers, filters.shifts)
+    own = _own_width(len(weights)) if layer.is_depthwise else 0
+    law = (layer.group_out, layer.channel_offset, layer.rounding, _lifted_zero(layer), machine.width(), layer.run, own)
+    return Call(_pack_filters, (*arrays, *law))
 
 
 def _values(weights: Int8) -> Any:
@@ -491,13 +478,14 @@ def is_narrow(weights: Int8) -> bool:
     return codes.narrow_tile() != 0 and _values(weights).size <= 1 << codes.BITS
 
 
-def narrowed(weights: Int8, bias: Int32, filters: Filters, slabs: Slabs | None = None) -> Filters:
+def narrowed(weights: Int8, bias: Int32, filters: Filters, layer: Layer, slabs: Slabs | None = None) -> Filters:
     """Returns the packed constants with weights in the narrowest codes; they are as `is_narrow` asks.
 
     Args:
         weights: (N, K), of one group.
         bias: (N,).
         filters: the same constants, packed.
+        layer: its x_zero counts.
         slabs: where the codes shall lie.
     """
     values = _values(weights)
@@ -505,20 +493,117 @@ def narrowed(weights: Int8, bias: Int32, filters: Filters, slabs: Slabs | None =
     table, indices = np.zeros(1 << bits, np.int8), np.zeros(256, np.uint8)
     table[: values.size] = values.view(np.int8)
     indices[values] = np.arange(values.size)
-    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, slabs)
+    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, _lifted_zero(layer), slabs)
     return Filters(coded.data, filters.multipliers, filters.shifts, coded.table, bits)
+
+
+class Plan(NamedTuple):
+    """How a product is cut, for outputs of a shape.
+
+    Attributes:
+        down: rows of outputs of a block.
+        more: rows that a block's last output row reads.
+        phases, across, wide: shape of a lifted row.
+        own_width, own_down, own_across: of a depthwise layer: values of its blocks, rows and blocks made at once.
+    """
+
+    down: int
+    more: int
+    phases: int
+    across: int
+    wide: int
+    own_width: int
+    own_down: int
+    own_across: int
+
+    @classmethod
+    def of(cls, layer: Layer, shape: tuple[int, int, int]) -> "Plan":
+        """Returns the plan for outputs of a shape (OH, OW, N)."""
+        more = (layer.kernel_h - 1) * layer.dilation_h + 1
+        span = (shape[1] - 1) * layer.stride_w + (layer.kernel_w - 1) * layer.dilation_w + 1
+        own = layer.is_depthwise
+        phases, wide = (layer.stride_w, _columns(shape[2])) if own else (1, layer.channels)
+        across = -(-span // phases)
+        most = (OWN_LIFTED if own else LIFTED) // (phases * across * wide)
+        down = min(max((most - more) // layer.stride_h + 1, 1), shape[0])
+        if not own:
+            return cls(down, more, phases, across, wide, 0, 0, 0)
+        width, row = _own_width(shape[2]), shape[1] * wide
+        blocks = -(-shape[1] * wide // width)
+        at_once = blocks if row <= SUMS else max(SUMS // width, 1)
+        return cls(down, more, phases, across, wide, width, max(SUMS // row, 1), at_once)
+
+    def sizes(self, layer: Layer, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """Returns the bytes of places, sums, patches and lifted rows."""
+        rows = (self.down - 1) * layer.stride_h + self.more
+        lifted = rows * self.phases * self.across * self.wide + self.own_width + SLACK
+        if layer.is_depthwise:
+            return 0, 4 * (self.own_down * shape[1] * self.wide + self.own_across * self.own_width), 0, lifted
+        sums = max(SUMS, codes.ROWS * codes.WIDTH)
+        return 8 * SUMS // COLUMNS, 4 * sums, codes.ROWS * (4 * -(-layer.taps // 4)) + SLACK, lifted
 
 
 def workspace_bytes(layer: Layer, shape: tuple[int, int, int]) -> int:
     """Returns the working memory of a product with outputs of a shape (OH, OW, N)."""
-    if layer.is_depthwise:
-        columns, whole = packed_bytes(shape[2], 0) // 8, 4 * -(-layer.taps // 4)
-        across = min(max(SUMS // (4 * columns), 1), shape[1])
-        pixels = across * (min(max(SUMS // (4 * columns * across), 1), shape[0]) if across == shape[1] else 1)
-        return (4 * pixels + 1) * columns + 8 * (2 * across + pixels) * whole
-    pitch = 4 * -(-layer.taps // 4)
-    rows = min(max(PANEL // pitch, 1), PANEL_ROWS, shape[0] * shape[1])
-    return rows * (4 * max(machine.width(), codes.WIDTH) + pitch)
+    return sum(-(-size // SLACK) * SLACK for size in Plan.of(layer, shape).sizes(layer, shape))
+
+
+def _parts(workspace: Int8, sizes: tuple[int, ...]) -> Any:
+    """Yields arrays of so many bytes, from full cache lines on."""
+    first = 0
+    for size in sizes:
+        yield workspace[first : first + size]
+        first += -(-size // SLACK) * SLACK
+
+
+def _runs(layer: Layer, plan: Plan) -> Int64:
+    """Returns the distances, from the first value that an output reads, of each run; of a depthwise layer each tap."""
+    pitch = plan.phases * plan.across * plan.wide
+    together = layer.run == layer.kernel_w * layer.depth and not layer.is_depthwise
+    columns = [n * layer.dilation_w for n in range(1 if together else layer.kernel_w)]
+    right = [(v % plan.phases * plan.across + v // plan.phases) * plan.wide for v in columns]
+    found = [n * layer.dilation_h * pitch + v for n in range(layer.kernel_h) for v in right]
+    return np.array(found + [0] * (-len(found) % 4 if layer.is_depthwise else 0), np.int64)
+
+
+class Part(NamedTuple):
+    """A part of a product: what `product` takes of it."""
+
+    filters: Filters
+    y: Any
+    layer: Layer
+
+
+def split(filters: Filters, y: Any, layer: Layer, count: int) -> list[Part]:
+    """Returns up to `count` parts of a product that may be made at once: rows of y, or else panels of its channels.
+
+    Where the work is not worth it, or y has neither, it stays whole; a part makes the same bits as the whole.
+    """
+    rows, channels = y.shape[0], y.shape[2]
+    cycles = y.size // COLUMNS * (layer.taps // 4 + 12)
+    count = min(count, max(cycles // WORTH, 1))
+    if rows >= count:
+        ends = [rows * n // count for n in range(count + 1)]
+        moved = (layer._replace(pad_top=layer.pad_top - first * layer.stride_h) for first in ends)
+        return [Part(filters, y[a:b], there) for (a, b), there in zip(pairwise(ends), moved, strict=False)]
+    alone = channels + layer.channel_offset <= layer.group_out
+    width = codes.WIDTH if filters.bits else machine.width()
+    panels = -(-channels // width) if alone and not layer.is_depthwise else 1
+    count = min(count, panels)
+    ends = [min(panels * n // count * width, channels) for n in range(count + 1)]
+    return [Part(_some(filters, layer, first), y[:, :, first:last], layer) for first, last in pairwise(ends)]
+
+
+def _some(filters: Filters, layer: Layer, first: int) -> Filters:
+    """Returns the constants from the first channel of a panel on."""
+    steps = -(-layer.run // 4) * (layer.taps // layer.run)
+    if filters.bits:
+        at = first // codes.WIDTH * codes.panel_bytes(-(-layer.taps // 4), filters.bits)
+    else:
+        at = packed_bytes(first, steps)
+    return replace(
+        filters, packed=filters.packed[at:], multipliers=filters.multipliers[first:], shifts=filters.shifts[first:]
+    )
 
 
 def product(x: Int8, filters: Filters, y: Any, workspace: Int8, layer: Layer) -> Call:
@@ -529,13 +614,17 @@ def product(x: Int8, filters: Filters, y: Any, workspace: Int8, layer: Layer) ->
     Args:
         x: (H, W, C), the input or a stripe of its rows, with SLACK bytes behind it that can be read.
         filters: packed for the same layer.
-        y: (OH, OW, N) of int8 or int16, N side by side; all of it is written.
+        y: (OH, OW, N) of int8 or int16, N side by side, all pixels at equal distances; all of it is written.
         workspace: `workspace_bytes` of it, at a multiple of ALIGNMENT.
         layer: all of it.
     """
-    form = (machine.tile(), machine.width(), machine.own_tile() if layer.is_depthwise else 0)
-    if filters.bits:
-        form = (codes.narrow_tile(), codes.WIDTH, 0)
+    plan = Plan.of(layer, y.shape)
+    places, sums, patches, lifted = _parts(workspace, plan.sizes(layer, y.shape))
     target = as_strided(y.view(np.int8), y.shape, y.strides)
-    arrays = (x, filters.packed, filters.multipliers, filters.shifts, filters.table, target, workspace)
-    return Call(_conv2d, (*arrays, *layer, y.itemsize, filters.bits, *form, machine.finish()))
+    constants = (filters.packed, filters.multipliers, filters.shifts, filters.table, _runs(layer, plan))
+    arrays = (x, *constants, target, places.view(np.int64), sums.view(np.int32), patches, lifted)
+    window = (layer.depth, layer.run, layer.stride_h, layer.stride_w, layer.pad_top, layer.pad_left)
+    cut = (layer.group_out, layer.channel_offset, layer.x_zero, machine.flip(), *plan[:5])
+    own = (machine.own_tile() if layer.is_depthwise else 0, *plan[5:])
+    tile = (codes.narrow_tile(), codes.WIDTH) if filters.bits else (machine.tile(), machine.width())
+    return Call(_conv2d, (*arrays, *window, *cut, *own, *tile, filters.bits, machine.finish(), y.itemsize, *layer[-6:]))

@@ -32,6 +32,10 @@ from nnac.kernels.vectors import (
 
 LANES = 16
 """Sums, multipliers and shifts are read in whole vectors."""
+TIELESS = 128
+"""Is added to the shift of a channel where no sum can be a tie: all roundings in one step are one then."""
+TIELESS_FIRST, TIELESS_LAST = 32, 45
+"""Its smallest and largest shift: what is left of a product fits 32 bits, and a shifted zero point of 16 bits 64."""
 _SUMS, _WIDE, _BYTES = vector(WORD, LANES), vector(LONG, LANES), vector(BYTE, LANES)
 _HALVES, _PAIRS = vector(HALF, LANES), vector(LONG, LANES // 2)
 _FLOATS = vector(SINGLE, LANES)
@@ -72,7 +76,7 @@ def finish(
         pitch: bytes from one row of sums to the next.
         channels: of a row.
         multiplier: address of int32, lifted (`requantize.lift`).
-        shift: address of int64.
+        shift: address of int64; TIELESS or more are for one step from whole accumulators or less.
         y: address of rows of integers behind each other.
         y_pitch: bytes from one row of y to the next.
         y_bytes: of an integer of y, 1 or 2.
@@ -94,15 +98,18 @@ def finish(
         scale = (advance(builder, multiplier, first, 4), advance(builder, shift, first, 8))
         here, there = advance(builder, sums, first, 4), advance(builder, y, first, y_bytes)
         rest = (here, rows, pitch, left, *scale, there, y_pitch, *limits)
-        choose(builder, _fastest(builder, form, scale[1], bits), range(4), partial(_call, builder, rest))
+        choose(builder, _fastest(builder, form, scale[1], bits), range(5), partial(_call, builder, rest))
 
 
 def _fastest(builder: Builder, form: Value, shift: Value, bits: Value) -> Value:
-    """The form for sixteen channels: 3 for one step from whole accumulators by shifts that leave 32 bits."""
-    small = builder.icmp_signed("<", load(builder, shift, _WIDE), splat(_WIDE, 31))
-    none = builder.icmp_unsigned("==", builder.bitcast(small, HALF), HALF(0))
+    """The form for sixteen channels: for one step from whole accumulators 4 without ties, 3 by shifts of 31 or more."""
+    shifts = load(builder, shift, _WIDE)
     plain = builder.and_(builder.icmp_signed("==", form, LONG(0)), builder.icmp_signed("==", bits, LONG(32)))
-    return builder.select(builder.and_(none, plain), LONG(3), form)
+    for better, least in ((3, 31), (4, TIELESS)):
+        less = builder.bitcast(builder.icmp_signed("<", shifts, splat(_WIDE, least)), HALF)
+        none = builder.icmp_unsigned("==", less, HALF(0))
+        form = builder.select(builder.and_(none, plain), LONG(better), form)
+    return form
 
 
 def _call(builder: Builder, rest: tuple[Value, ...], form: int) -> None:
@@ -129,27 +136,40 @@ def _block(
     wraps: Value,
 ) -> None:
     """All rows of sixteen channels; `low` and `high` are less the zero point."""
-    shifts = load(builder, shift, _WIDE)
-    if form == 3:
-        scale = _halves(builder, multiplier, shifts, rounding)
-    else:
-        scale = _whole(builder, form, multiplier, shifts, (rounding, bits, wraps), (low, high))
+    shifts = builder.and_(load(builder, shift, _WIDE), splat(_WIDE, TIELESS - 1))
     limits = [spread(builder, builder.trunc(limit, WORD), LANES) for limit in (low, high, zero)]
-    whole = builder.icmp_signed(">=", left, LONG(LANES))
-    ending = builder.select(whole, y_bytes, LONG(0))
-    with loop(builder, rows) as row:
-        scaled = scale(builder, load(builder, advance(builder, sums, row, pitch), _SUMS))
-        result = builder.add(_clamp(builder, scaled, limits[0], limits[1]), limits[2])
-        target = advance(builder, y, row, y_pitch)
-        choose(builder, ending, range(3), partial(_store, builder, result, target, left, y_bytes))
-
-
-def _store(builder: Builder, result: Value, target: Value, left: Value, y_bytes: Value, form: int) -> None:
-    """All lanes, as bytes (1) or halves (2), or the first ones only (0)."""
-    if form == 0:
-        store_first(builder, result, target, left, y_bytes)
+    if form == 4:
+        scale = _tieless(builder, multiplier, shifts, zero)
+    elif form == 3:
+        scale = _ending(_halves(builder, multiplier, shifts, rounding), limits)
     else:
-        store(builder, builder.trunc(result, _BYTES if form == 1 else _HALVES), target)
+        law = (rounding, bits, wraps)
+        scale = _ending(_whole(builder, form, multiplier, shifts, law, (low, high)), limits)
+    whole = builder.zext(builder.icmp_signed(">=", left, LONG(LANES)), LONG)
+    ending = builder.add(builder.add(whole, whole), builder.sub(y_bytes, LONG(1)))
+    bounds = [builder.add(limit, limits[2]) for limit in limits[:2]]
+    with loop(builder, rows) as row:
+        result = scale(builder, load(builder, advance(builder, sums, row, pitch), _SUMS))
+        choose(
+            builder, ending, range(4), partial(_store, builder, result, bounds, advance(builder, y, row, y_pitch), left)
+        )
+
+
+def _ending(scale: Scale, limits: list[Value]) -> Scale:
+    """Scaled, inside the limits, and on the zero point."""
+    low, high, zero = limits
+    return lambda builder, acc: builder.add(_clamp(builder, scale(builder, acc), low, high), zero)
+
+
+def _store(builder: Builder, result: Value, bounds: list[Value], target: Value, left: Value, form: int) -> None:
+    """As bytes (even forms) or halves, inside the bounds; the first lanes only (0, 1) or all of them."""
+    kind, half = (_HALVES, 1 << 15) if form % 2 else (_BYTES, 1 << 7)
+    narrow = builder.trunc(_clamp(builder, result, splat(_SUMS, -half), splat(_SUMS, half - 1)), kind)
+    inside = _clamp(builder, narrow, *(builder.trunc(bound, kind) for bound in bounds))
+    if form < 2:
+        store_first(builder, inside, target, left)
+    else:
+        store(builder, inside, target)
 
 
 def _whole(
@@ -194,6 +214,27 @@ def _halves(builder: Builder, multiplier: Value, shifts: Value, rounding: Value)
             found.append(rounded(builder, product))
         low = builder.and_(found[0], splat(_PAIRS, 0xFFFFFFFF))
         return builder.bitcast(builder.or_(low, builder.shl(found[1], splat(_PAIRS, 32))), _SUMS)
+
+    return scaled
+
+
+def _tieless(builder: Builder, multiplier: Value, shifts: Value, zero: Value) -> Scale:
+    """Products, half a step and the zero point, shifted: by 32, which is to take high halves, then by what is left."""
+    lanes = [shuffle(builder, shifts, shifts, list(range(part, LANES, 2))) for part in range(2)]
+    doubled = spread(builder, builder.or_(builder.shl(zero, LONG(1)), LONG(1)), LANES // 2)
+    halves = [builder.ashr(builder.shl(doubled, part), splat(_PAIRS, 1)) for part in lanes]
+    left = builder.trunc(builder.sub(shifts, splat(_WIDE, 32)), _SUMS)
+
+    def scaled(builder: Builder, acc: Value) -> Value:
+        sums, found = builder.bitcast(acc, _PAIRS), []
+        for part, half in enumerate(halves):
+            factors = load(builder, builder.add(multiplier, LONG(4 * part)), _PAIRS)
+            product = builder.mul(_half(builder, sums, part), _half(builder, factors, 0))
+            found.append(builder.bitcast(builder.add(product, half), _SUMS))
+        high = shuffle(
+            builder, found[0], found[1], [lane + 1 if lane % 2 == 0 else LANES + lane for lane in range(LANES)]
+        )
+        return builder.ashr(high, left)
 
     return scaled
 

@@ -34,16 +34,16 @@ def sink(dtype: Any, ndim: int, layout: str = "A") -> Any:
     return _numba.types.Array(dtype, ndim, layout)
 
 
-def kernel(*arguments: Any) -> Callable[[Function], Function]:
+def kernel(*arguments: Any, parallel: bool = False) -> Callable[[Function], Function]:
     """Compiles a function for exactly these argument types, now, or loads it from the cache folder.
 
     One form per name (see `also`): an array of another type is a TypeError instead of seconds of hidden compilation.
-    Kernels return nothing.
+    Kernels return nothing. A parallel one shares `numba.prange` among threads.
     """
 
     def compiled(function: Function) -> Function:
         with _our_cache():
-            wrapped: Function = _numba.njit(types.void(*arguments), cache=True, **_OPTIONS)(function)
+            wrapped: Function = _numba.njit(types.void(*arguments), cache=True, parallel=parallel, **_OPTIONS)(function)
         return wrapped
 
     return compiled

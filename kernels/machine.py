@@ -15,6 +15,8 @@ from numba.core.registry import cpu_target
 from nnac.kernels.finish import finish_rows
 from nnac.kernels.jit import microkernel
 from nnac.kernels.tile import (
+    AVX512,
+    AVXVNNI,
     avx2_own,
     avx2_tile,
     avx512_own,
@@ -92,6 +94,11 @@ def finish() -> int:
 
     compiled: int = ended.address
     return compiled
+
+
+def flip() -> int:
+    """The bits of x's bytes that are turned over before the tiles read them: the highest adds `Tile.offset`."""
+    return {"avx512": AVX512, "avxvnni": AVXVNNI}[processor()].offset if processor() in ("avx512", "avxvnni") else 0
 
 
 def width() -> int:

@@ -1,21 +1,14 @@
-"""Packed weights: panels of output channels as the register tiles read them (`nnac.kernels.tile`), and the product.
+"""Packed weights: panels of output channels as the register tiles read them (`nnac.kernels.tile`).
 
-A panel holds `width` channels (the machine's, the last one of fewer whole COLUMNS): their biases and the sums of their
-weights (int32 each), then steps of four weights per channel; zero where channels or weights end early.
+A panel holds `width` channels (the machine's, the last one of fewer whole COLUMNS): what their sums start from (int32),
+then steps of four weights per channel, run by run; zero where channels or runs end early.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from numba import types
 
-from nnac.kernels import machine
-from nnac.kernels.jit import INT, Int8, Int32, inner, kernel, sink, source
+from nnac.kernels.jit import Int8, Int32, inner
 from nnac.kernels.tile import COLUMNS
-from nnac.kernels.vectors import address, call_address
 
-Panel = tuple[int, int]
-"""First channel, channels with those that fill it."""
 ALIGNMENT = 64
 """Of packed weights and working memory: loads that cross cache lines cost twice."""
 SLACK = 64
@@ -35,14 +28,14 @@ def padded(channels: int) -> int:
 
 
 @inner
-def packed_size(channels: int, depth: int) -> int:
-    """Bytes of packed weights."""
-    return padded(channels) * 4 * (steps_of(depth) + 2)
+def packed_words(channels: int, steps: int) -> int:
+    """Words of packed weights of so many steps in all."""
+    return padded(channels) * (steps + 1)
 
 
-def packed_bytes(channels: int, depth: int) -> int:
-    """`packed_size` for Python."""
-    return -(-channels // COLUMNS) * COLUMNS * 4 * (-(-depth // 4) + 2)
+def packed_bytes(channels: int, steps: int) -> int:
+    """Bytes of packed weights of so many steps in all, for Python."""
+    return -(-channels // COLUMNS) * COLUMNS * 4 * (steps + 1)
 
 
 def room(size: int) -> Int8:
@@ -68,106 +61,46 @@ class Slabs:
 
 
 @inner
-def pack(weights: Int8, bias: Int32, width: int, packed: Int8) -> None:
-    """(N, K) weights and (N,) biases into zeroed bytes, `packed_size` of them.
+def pack(
+    weights: Int8,
+    bias: Int32,
+    part: tuple[int, int],
+    count: int,
+    zero: int,
+    width: int,
+    run: int,
+    words: Int32,
+    at: int,
+) -> None:
+    """Channels of (N, K) weights, with their biases, into words that are zero.
 
     Args:
         weights: int8.
-        bias: int32, unaligned too.
+        bias: (N,), unaligned too.
+        part: first channel and the one behind the last.
+        count: of packed channels; more than there are begin again, behind those that fill the last COLUMNS.
+        zero: zero point of x as the tiles read it.
         width: channels of a panel, a multiple of COLUMNS.
-        packed: from a full cache line on; written where there are weights.
+        run: weights of a run; K is a multiple.
+        words: of which `packed_words` are taken.
+        at: the first word.
     """
-    count, depth = weights.shape
-    for first in range(0, count, width):
-        columns = min(width, padded(count) - first)
-        panel = packed[first * 4 * (steps_of(depth) + 2) :]
-        head = panel[: 8 * columns].view(np.int32)
-        rest = panel[8 * columns :]
-        for n in range(min(columns, count - first)):
-            _pack_channel(weights[first + n], bias[first + n], n, columns, head, rest)
-
-
-@inner
-def _pack_channel(row: Int8, bias: int, n: int, columns: int, head: Int32, rest: Int8) -> None:
-    """One channel of a panel."""
-    total = np.int32(0)
-    for k in range(row.size):
-        total = np.int32(total + row[k])
-    head[n] = bias
-    head[columns + n] = total
-    whole = row.size // 4
-    source, target = row[: 4 * whole].view(np.int32), rest.view(np.int32)
-    for k in range(whole):
-        target[k * columns + n] = source[k]
-    for k in range(4 * whole, row.size):
-        rest[(whole * columns + n) * 4 + k % 4] = row[k]
-
-
-@inner
-def multiply(
-    tile: int, x: int, pitch: int, rows: int, depth: int, packed: int, panel: Panel, zero: int, sums: int, width: int
-) -> None:
-    """``sums = (x - zero) @ weights.T + bias`` for the channels of one panel.
-
-    Args:
-        tile: address of the machine's tile function.
-        x: address of the first row; rows are read in whole steps.
-        pitch: bytes from one row to the next.
-        rows: at least 1.
-        depth: K.
-        packed: address of what `pack` made.
-        panel: its first channel and its channels.
-        zero: zero point of x.
-        sums: address of the first row of sums, int32.
-        width: sums from one row to the next.
-    """
-    steps = steps_of(depth)
-    first, columns = panel
-    at = packed + first * 4 * (steps + 2)
-    call_address(tile, (x, pitch, rows, at, steps, columns, zero, sums, 4 * width))
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """The weights of one layer, ready for products on this machine."""
-
-    data: Int8
-    """Opaque."""
-    channels: int
-    depth: int
-    width: int
-
-
-@kernel(source(types.int8, 2), source(types.int32, 1), sink(types.int8, 1, "C"), INT)
-def _pack(weights: Int8, bias: Int32, packed: Int8, width: int) -> None:
-    """`pack` for Python."""
-    pack(weights, bias, width, packed)
-
-
-@kernel(source(types.int8, 2), source(types.int8, 1), sink(types.int32, 2, "C"), *[INT] * 4)
-def _matmul(x: Int8, packed: Int8, y: Int32, depth: int, width: int, zero: int, tile: int) -> None:
-    """`matmul` on the machine's tiles."""
-    for first in range(0, y.shape[1], width):
-        panel = (first, min(width, y.shape[1] - first))
-        at = address(y) + 4 * first
-        multiply(tile, address(x), x.shape[1], x.shape[0], depth, address(packed), panel, zero, at, y.shape[1])
-
-
-def pack_matrix(weights: Int8, bias: Int32) -> Packed:
-    """Packs (N, K) int8 weights with their (N,) int32 biases, to be kept for any number of products."""
-    channels, depth = weights.shape
-    packed = Packed(room(packed_bytes(channels, depth)), channels, depth, machine.width())
-    _pack(weights, bias, packed.data, packed.width)
-    return packed
-
-
-def matmul(x: Int8, packed: Packed, zero: int, y: Int32) -> None:
-    """``y = (x - zero) @ weights.T + bias``, exact modulo 2**32.
-
-    Args:
-        x: (M, K in whole steps of four), C-contiguous; what lies behind K has no influence.
-        packed: from `pack_matrix`.
-        zero: zero point of x.
-        y: (M, N in whole COLUMNS), C-contiguous; all of it is written, what lies behind N with anything.
-    """
-    _matmul(x, packed.data, y, packed.depth, packed.width, zero, machine.tile())
+    depth, period = weights.shape[1], padded(part[1] - part[0])
+    steps = depth // run * steps_of(run)
+    for n in range(count):
+        source, panel = part[0] + n % period, n // width * width
+        if source >= part[1]:
+            continue
+        columns = min(width, padded(count) - panel)
+        head = at + panel * (steps + 1) + n - panel
+        total, step = np.int64(0), 1
+        for first in range(0, depth, run):
+            for k in range(first, first + run, 4):
+                word = np.int64(0)
+                for i in range(k, min(k + 4, first + run)):
+                    value = np.int64(weights[source, i])
+                    total += value
+                    word |= (value & 255) << 8 * (i - k)
+                words[head + step * columns] = np.int32(word)
+                step += 1
+        words[head] = np.int32(bias[source] - zero * total)

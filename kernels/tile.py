@@ -1,4 +1,4 @@
-"""The register tiles of matrix products, one form per kind of processor: ``bias + (x - zero) @ weights.T`` in int32.
+"""The register tiles of matrix products, one form per kind of processor: ``start + x @ weights.T`` in int32.
 
 All forms read the same packed weights (`nnac.kernels.panels`) and make the same bits: sums are exact modulo 2**32.
 A lane is an output channel (column); a step takes four values of the reduction axis.
@@ -27,18 +27,18 @@ from nnac.kernels.vectors import (
     microkernel,
     routine,
     shuffle,
-    splat,
     spread,
     store,
     variables,
     vector,
+    zipped,
 )
 
 COLUMNS = 16
 """Panels are this wide, or a multiple."""
 ARGUMENTS = 9
 """Of a tile function: see `Tile.multiply`."""
-OWN_ARGUMENTS = 8
+OWN_ARGUMENTS = 10
 """Of the same for depthwise layers: see `Tile.depthwise`."""
 
 
@@ -50,7 +50,7 @@ class Tile(ABC):
     vectors: int
     columns: int
     offset: int = 0
-    """What `patch` adds to the values of x."""
+    """What is added to the values of x before they come here, as bytes."""
 
     @property
     @abstractmethod
@@ -59,15 +59,11 @@ class Tile(ABC):
 
     @abstractmethod
     def patch(self, builder: Builder, word: Value) -> Value:
-        """Four values of x (plus `offset`) for all columns."""
+        """Four values of x for all columns."""
 
     @abstractmethod
     def weights(self, builder: Builder, raw: Value) -> Value:
-        """Four int8 weights of each column, ready for `step`."""
-
-    def own(self, builder: Builder, raw: Value) -> Value:
-        """Four values of x (plus `offset`) of each column's own."""
-        return self.weights(builder, raw)
+        """Four bytes of each column, weights or values of x, ready for `step`."""
 
     @abstractmethod
     def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
@@ -84,27 +80,27 @@ class Tile(ABC):
     def multiply(
         self,
         builder: Builder,
-        x: Value,
-        pitch: Value,
+        places: Value,
         rows: Value,
+        runs: Value,
+        count: Value,
         panel: Value,
         steps: Value,
         width: Value,
-        zero: Value,
         sums: Value,
         sums_pitch: Value,
     ) -> None:
-        """Rows of x against one panel.
+        """Rows of x against one panel; a row is what one output reads, runs of values here and there.
 
         Args:
             builder: where the code goes; all others are 64-bit integers.
-            x: address of the first row, int8; a row is read in whole steps.
-            pitch: bytes from one row to the next.
+            places: address of the address of each row.
             rows: at least 1.
-            panel: address: bias, column sums (int32, `width` each), then steps of `width` times four int8 weights.
-            steps: of four values each.
-            width: columns of the panel, a multiple of COLUMNS, at most `nnac.kernels.panels.WIDTH`.
-            zero: zero point of x.
+            runs: address of the distance in bytes from there to each run; runs are read in whole steps.
+            count: of runs.
+            panel: address: `width` starts of sums (int32), then steps of `width` times four int8 weights.
+            steps: of a run, of four values each.
+            width: columns of the panel, a multiple of COLUMNS.
             sums: address of the first row of sums, int32.
             sums_pitch: bytes from one row of sums to the next.
         """
@@ -122,33 +118,20 @@ class Tile(ABC):
                 builder,
                 vectors,
                 cases,
-                lambda count: self._rows(builder, count, x, pitch, rows, here, steps, stride, zero, there, sums_pitch),
+                lambda n: self._rows(builder, n, rows, places, there, runs, count, here, steps, stride, sums_pitch),
             )
 
-    def _rows(
-        self,
-        builder: Builder,
-        vectors: int,
-        x: Value,
-        pitch: Value,
-        rows: Value,
-        panel: Value,
-        steps: Value,
-        stride: Value,
-        zero: Value,
-        sums: Value,
-        sums_pitch: Value,
-    ) -> None:
-        """All rows, in tiles of about the same size."""
+    def _rows(self, builder: Builder, vectors: int, rows: Value, places: Value, sums: Value, *rest: Value) -> None:
+        """All rows, in tiles of about the same size; `rest` is as for `_tile`."""
         tiles = builder.udiv(builder.add(rows, LONG(self.rows - 1)), LONG(self.rows))
+        least, more = builder.udiv(rows, tiles), builder.urem(rows, tiles)
         with loop(builder, tiles) as tile:
-            first = builder.udiv(builder.mul(tile, rows), tiles)
-            last = builder.udiv(builder.mul(builder.add(tile, LONG(1)), rows), tiles)
-            here, there = advance(builder, x, first, pitch), advance(builder, sums, first, sums_pitch)
-            rest = (here, pitch, panel, steps, stride, zero, there, sums_pitch)
-            choose(
-                builder, builder.sub(last, first), range(1, self.rows + 1), partial(self._call, builder, vectors, rest)
-            )
+            is_more = builder.icmp_unsigned("<", tile, more)
+            first = builder.add(builder.mul(tile, least), builder.select(is_more, tile, more))
+            count = builder.add(least, builder.zext(is_more, LONG))
+            here, there = advance(builder, places, first, 8), advance(builder, sums, first, rest[-1])
+            found = range(1, self.rows + 1)
+            choose(builder, count, found, partial(self._call, builder, vectors, (here, there, *rest)))
 
     def _call(self, builder: Builder, vectors: int, rest: tuple[Value, ...], rows: int) -> None:
         routine(builder, f"tile_{rows}_{vectors}", partial(self._tile, rows, vectors), *rest)
@@ -158,30 +141,34 @@ class Tile(ABC):
         rows: int,
         vectors: int,
         builder: Builder,
-        x: Value,
-        pitch: Value,
+        places: Value,
+        sums: Value,
+        runs: Value,
+        count: Value,
         panel: Value,
         steps: Value,
         stride: Value,
-        zero: Value,
-        sums: Value,
         sums_pitch: Value,
     ) -> None:
         """All sums in registers, one step after the other."""
         tile = [(i, j) for i in range(rows) for j in range(vectors)]
         totals = dict(zip(tile, variables(builder, self.sums, len(tile)), strict=True))
-        starts = [advance(builder, x, LONG(i), pitch) for i in range(rows)]
-        first = advance(builder, panel, LONG(2), stride)
-        with loop(builder, steps) as step:
-            here = advance(builder, first, step, stride)
-            weights = [self._load(builder, here, j) for j in range(vectors)]
-            for i in range(rows):
-                patch = self.patch(builder, load(builder, advance(builder, starts[i], step, 4), WORD))
-                for j in range(vectors):
-                    total = totals[i, j]
-                    builder.store(self.step(builder, builder.load(total), patch, weights[j]), total)
+        starts = [load(builder, builder.add(places, LONG(8 * i)), LONG) for i in range(rows)]
+        first = builder.add(panel, stride)
+        with loop(builder, count) as run:
+            behind = load(builder, advance(builder, runs, run, 8), LONG)
+            before = builder.mul(run, steps)
+            with loop(builder, steps) as step:
+                here = advance(builder, first, builder.add(before, step), stride)
+                weights = [self._load(builder, here, j) for j in range(vectors)]
+                at = advance(builder, behind, step, 4)
+                for i in range(rows):
+                    patch = self.patch(builder, load(builder, builder.add(starts[i], at), WORD))
+                    for j in range(vectors):
+                        total = totals[i, j]
+                        builder.store(self.step(builder, builder.load(total), patch, weights[j]), total)
         for j in range(vectors):
-            start = self.start(builder, panel, stride, zero, j)
+            start = self.start(builder, panel, j)
             for i in range(rows):
                 target = advance(builder, advance(builder, sums, LONG(i), sums_pitch), LONG(j), 4 * self.columns)
                 store(builder, builder.add(self.fold(builder, builder.load(totals[i, j])), start), target)
@@ -189,95 +176,91 @@ class Tile(ABC):
     def depthwise(
         self,
         builder: Builder,
-        places: Value,
-        pixels: Value,
+        x: Value,
+        rows: Value,
+        pitch: Value,
+        blocks: Value,
+        taps: Value,
         panel: Value,
         steps: Value,
         width: Value,
-        zero: Value,
         sums: Value,
         sums_pitch: Value,
     ) -> None:
-        """Each channel against its own weights.
+        """Each channel against its own weights; channels of pixels next to each other make a block.
 
         Args:
             builder: where the code goes; all others are 64-bit integers.
-            places: address of the addresses of the first channel of every tap, four per step, for every pixel; from
-                each of them on, `width` channels are read.
-            pixels: at least 1.
+            x: address of the first block that the first tap reads; blocks are `width` values, one behind the other.
+            rows: of outputs.
+            pitch: bytes from one row of x to the next.
+            blocks: of a row, at least 1.
+            taps: address of the distance in bytes from the first tap to each, four per step.
             panel: as for `multiply`.
             steps: of four taps each.
-            width: columns of the panel, a multiple of COLUMNS.
-            zero: zero point of x.
-            sums: address of the first row of sums, int32.
-            sums_pitch: bytes from one row of sums to the next.
+            width: columns of the panel, a multiple of COLUMNS and of `vectors` times `columns`.
+            sums: address of the first row of sums, int32; blocks lie one behind the other.
+            sums_pitch: bytes from one row of sums to the next; what a row has too many, the next one writes anew.
         """
-        rest = (places, pixels, panel, steps, width, zero, sums, sums_pitch)
-        across = LONG(self.vectors * self.columns)
-        blocks = builder.udiv(width, across)
-        with loop(builder, blocks) as block:
-            routine(builder, "own_block", partial(self._own, self.vectors), builder.mul(block, across), *rest)
-        done = builder.mul(blocks, across)
-        with loop(builder, builder.udiv(builder.sub(width, done), LONG(self.columns))) as block:
-            column = builder.add(done, builder.mul(block, LONG(self.columns)))
-            routine(builder, "own_vector", partial(self._own, 1), column, *rest)
+        with loop(builder, rows) as row:
+            here, there = advance(builder, x, row, pitch), advance(builder, sums, row, sums_pitch)
+            rest = (here, blocks, taps, panel, steps, width, there)
+            across = LONG(self.vectors * self.columns)
+            with loop(builder, builder.udiv(width, across)) as part:
+                routine(builder, "own", self._own, builder.mul(part, across), *rest)
 
     def _own(
         self,
-        vectors: int,
         builder: Builder,
         column: Value,
-        places: Value,
-        pixels: Value,
+        x: Value,
+        blocks: Value,
+        taps: Value,
         panel: Value,
         steps: Value,
         width: Value,
-        zero: Value,
         sums: Value,
-        sums_pitch: Value,
     ) -> None:
-        """All pixels of some vectors of channels."""
+        """Some vectors of channels in all blocks of a row."""
         here, there = (advance(builder, at, column, 4) for at in (panel, sums))
-        stride, pixel_bytes = builder.mul(width, LONG(4)), builder.mul(steps, LONG(32))
-        first = advance(builder, here, LONG(2), stride)
-        starts = [self.start(builder, here, stride, zero, j) for j in range(vectors)]
-        totals = [cgutils.alloca_once(builder, self.sums) for _ in range(vectors)]
-        with loop(builder, pixels) as pixel:
+        stride = builder.mul(width, LONG(4))
+        first = builder.add(here, stride)
+        starts = [self.start(builder, here, j) for j in range(self.vectors)]
+        totals = [cgutils.alloca_once(builder, self.sums) for _ in range(self.vectors)]
+        with loop(builder, blocks) as block:
             for total in totals:
                 builder.store(ir.Constant(self.sums, None), total)
-            place = advance(builder, places, pixel, pixel_bytes)
+            place = builder.add(advance(builder, x, block, width), column)
             with loop(builder, steps) as step:
-                at = advance(builder, place, step, 32)
-                taps = [builder.add(load(builder, builder.add(at, LONG(8 * n)), LONG), column) for n in range(4)]
+                at = advance(builder, taps, step, 32)
+                near = [builder.add(load(builder, builder.add(at, LONG(8 * n)), LONG), place) for n in range(4)]
                 weights = advance(builder, first, step, stride)
-                for j, total in enumerate(totals):
-                    values = self.own(builder, self._woven(builder, taps, j))
-                    stepped = self.step(builder, builder.load(total), values, self._load(builder, weights, j))
-                    builder.store(stepped, total)
-            target = advance(builder, there, pixel, sums_pitch)
+                for j, (total, values) in enumerate(zip(totals, self._woven(builder, near), strict=True)):
+                    values, factors = self.weights(builder, values), self._load(builder, weights, j)
+                    builder.store(self.step(builder, builder.load(total), values, factors), total)
+            target = advance(builder, there, block, stride)
             for j, total in enumerate(totals):
                 found = builder.add(self.fold(builder, builder.load(total)), starts[j])
                 store(builder, found, builder.add(target, LONG(4 * self.columns * j)))
 
-    def _woven(self, builder: Builder, taps: list[Value], j: int) -> Value:
-        """The bytes of a vector of channels at four places, those of a channel side by side."""
-        kind = vector(BYTE, self.columns)
-        a, b, c, d = (load(builder, builder.add(tap, LONG(self.columns * j)), kind) for tap in taps)
-        whole = list(range(2 * self.columns))
-        near, far = shuffle(builder, a, b, whole), shuffle(builder, c, d, whole)
-        return shuffle(builder, near, far, [n * self.columns + lane for lane in range(self.columns) for n in range(4)])
+    def _woven(self, builder: Builder, taps: list[Value]) -> list[Value]:
+        """The bytes of all vectors of channels at four places, those of a channel side by side."""
+        lanes = vector(BYTE, self.vectors * self.columns)
+        a, b, c, d = (load(builder, tap, lanes) for tap in taps)
+        pairs = vector(HALF, lanes.count // 2)
+        near, far = ([builder.bitcast(part, pairs) for part in zipped(builder, *two)] for two in ((a, b), (c, d)))
+        found = [builder.bitcast(part, lanes) for two in zip(near, far, strict=True) for part in zipped(builder, *two)]
+        whole = list(range(2 * lanes.count))
+        return found if self.vectors == 4 else [shuffle(builder, found[n], found[n + 1], whole) for n in (0, 2)]
 
     def _load(self, builder: Builder, address: Value, j: int) -> Value:
         """One step of the vector's weights."""
         kind = vector(BYTE, 4 * self.columns)
         return self.weights(builder, load(builder, builder.add(address, LONG(4 * self.columns * j)), kind))
 
-    def start(self, builder: Builder, panel: Value, stride: Value, zero: Value, j: int) -> Value:
-        """What the zero point and the bias add to a column's products."""
-        kind, at = vector(WORD, self.columns), builder.add(panel, LONG(4 * self.columns * j))
-        bias, column_sums = load(builder, at, kind), load(builder, builder.add(at, stride), kind)
-        lifted = spread(builder, builder.trunc(builder.add(zero, LONG(self.offset)), WORD), self.columns)
-        return builder.sub(bias, builder.mul(lifted, column_sums))
+    def start(self, builder: Builder, panel: Value, j: int) -> Value:
+        """What a vector of sums starts from."""
+        return load(builder, builder.add(panel, LONG(4 * self.columns * j)), vector(WORD, self.columns))
 
 
 @dataclass(frozen=True)
@@ -291,13 +274,10 @@ class Vnni(Tile):
         return vector(WORD, self.columns)
 
     def patch(self, builder: Builder, word: Value) -> Value:
-        return spread(builder, builder.xor(word, WORD(-0x7F7F7F80)), self.columns)
+        return spread(builder, word, self.columns)
 
     def weights(self, builder: Builder, raw: Value) -> Value:
         return builder.bitcast(raw, self.sums)
-
-    def own(self, builder: Builder, raw: Value) -> Value:
-        return builder.bitcast(builder.xor(raw, splat(raw.type, -128)), self.sums)
 
     def step(self, builder: Builder, sums: Value, x: Value, weights: Value) -> Value:
         return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * self.columns}", self.sums, sums, x, weights)

@@ -44,23 +44,23 @@ def store(builder: Builder, value: Value, address: Value) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
 
 
-def store_first(builder: Builder, value: Value, address: Value, count: Value, width: Value) -> None:
-    """The first `count` lanes, which are words, one by one as integers of `width` bytes, 1 or 2."""
-    lanes = value.type.count
-    block = cgutils.alloca_once(builder, value.type)
-    builder.store(value, block)
-    with loop(builder, builder.select(builder.icmp_signed("<", count, LONG(lanes)), count, LONG(lanes))) as lane:
-        here, there = advance(builder, builder.ptrtoint(block, LONG), lane, 4), advance(builder, address, lane, width)
-        with loop(builder, width) as part:
-            store(builder, load(builder, builder.add(here, part), BYTE), builder.add(there, part))
+def store_first(builder: Builder, value: Value, address: Value, count: Value) -> None:
+    """The first `count` lanes."""
+    kind = value.type
+    lanes = ir.Constant(vector(LONG, kind.count), list(range(kind.count)))
+    mask = builder.icmp_signed("<", lanes, spread(builder, count, kind.count))
+    name = f"llvm.masked.store.v{kind.count}i{kind.element.width}.p0"
+    target = builder.inttoptr(address, kind.as_pointer())
+    call(builder, name, ir.VoidType(), value, target, WORD(1), mask)
 
 
-def move(builder: Builder, target: Value, source: Value, count: Value) -> None:
-    """So many bytes, and up to RUN - 1 of what lies behind them: a short run costs one load and one store."""
+def move(builder: Builder, target: Value, source: Value, count: Value, flip: Value) -> None:
+    """So many bytes with the bits of `flip` turned over, and up to RUN - 1 of what lies behind them."""
     blocks = builder.udiv(builder.add(count, LONG(RUN - 1)), LONG(RUN))
+    turned = spread(builder, builder.trunc(flip, BYTE), RUN)
     with loop(builder, blocks) as block:
         here, there = (advance(builder, at, block, RUN) for at in (source, target))
-        store(builder, load(builder, here, vector(BYTE, RUN)), there)
+        store(builder, builder.xor(load(builder, here, turned.type), turned), there)
 
 
 def advance(builder: Builder, address: Value, index: Value, stride: int | Value) -> Value:
@@ -78,6 +78,13 @@ def spread(builder: Builder, value: Value, lanes: int) -> Value:
 def shuffle(builder: Builder, a: Value, b: Value, lanes: list[int]) -> Value:
     """The lanes of a, then b, of those numbers."""
     return builder.shuffle_vector(a, b, ir.Constant(vector(WORD, len(lanes)), lanes))
+
+
+def zipped(builder: Builder, a: Value, b: Value) -> list[Value]:
+    """The lanes of a and b in turns, in two vectors of their type."""
+    lanes = a.type.count
+    order = [n // 2 + n % 2 * lanes for n in range(2 * lanes)]
+    return [shuffle(builder, a, b, order[:lanes]), shuffle(builder, a, b, order[lanes:])]
 
 
 def call(builder: Builder, name: str, kind: Any, *arguments: Value) -> Value:
@@ -173,14 +180,14 @@ def _address(typing: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
-def _move_run(typing: Any, target: Any, source: Any, count: Any) -> Any:
-    """`move` of so many bytes from an address to an address."""
+def _move_run(typing: Any, target: Any, source: Any, count: Any, flip: Any) -> Any:
+    """`move` of so many bytes from an address to an address: a short run costs one load and one store."""
 
     def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
         move(builder, *values)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
 
 call_address: Any = intrinsic(_call_address)

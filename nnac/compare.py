@@ -121,6 +121,7 @@ def compare(
     program: Program,
     samples: Iterable[Mapping[str, Array]],
     progress: Callable[[str, int, int | None], None] | None = None,
+    threads: int = 1,
 ) -> Comparison:
     """Compare `program` with the float `model` on every sample.
 
@@ -129,7 +130,11 @@ def compare(
     """
     tensors = _comparable(program)
     twin = _twin(model, program, tensors)
-    pair, tallies, done = (Emulator(program), Emulator(program)), {t.name: _Tally() for t in tensors}, 0
+    pair, tallies, done = (
+        (Emulator(program, threads), Emulator(program, threads)),
+        {t.name: _Tally() for t in tensors},
+        0,
+    )
     for done, sample in enumerate(samples, 1):
         _one(pair, twin, tensors, sample, tallies)
         if progress is not None:

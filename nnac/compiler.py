@@ -410,6 +410,7 @@ def diff(
     progress: Progress | None = None,
     freeze: Mapping[str, Any] | None = None,
     states: Mapping[str, str] | None = None,
+    threads: int = 1,
 ) -> Comparison:
     """Compare a program with its float model in onnxruntime, layer by layer (see `nnac.compare`).
 
@@ -419,8 +420,9 @@ def diff(
         samples: as `calibration` of `compile` (but not "random"); along sequences where the program has states.
         shapes, freeze, states: as for `compile`.
         progress: called after every sample.
+        threads: of the emulator; they change no bit.
     """
     blob = program.program if isinstance(program, CompiledModel) else program
     given = free_inputs(blob)
     prepared, _ = unpacked(prepare(model, shapes or given, frozen=freeze), states)
-    return compare(prepared, blob, load_samples(samples, given), progress)
+    return compare(prepared, blob, load_samples(samples, given), progress, threads)

@@ -19,6 +19,8 @@ from nnac.norms import DEPTH_MAX, EPSILON_MAX, GAIN_SHIFT_MAX, GROUP_LIMITS, pro
 from nnac.numerics import UNIT_BITS
 
 SHIFT_MAX = 62
+VECTOR = 16
+"""Channels that the emulator's kernels fill up to a multiple of."""
 PRODUCT_MAX = 1 << 62
 """Largest magnitude that the kernels' int64 arithmetic takes (see `nnac.kernels.requantize`)."""
 MAX, AVERAGE = 0, 1
@@ -505,6 +507,16 @@ def _layout(kind: type[AnyInstruction]) -> tuple[Field, ...]:
 
 
 LAYOUTS = {kind: _layout(kind) for kind in isa.OPCODES.values()}
+
+
+def scratch_of(i: isa.Conv) -> int:
+    """Return the bytes that the emulator needs for a convolution, from above: packed weights, and lifted rows.
+
+    Channels are filled up to whole vectors; where single taps lie apart, each takes the room of four.
+    """
+    rows, span = (i.kernel_h - 1) * i.dilation_h + 1, (i.kernel_w - 1) * i.dilation_w + 1 + i.out_w * i.stride_w
+    packed = 4 * i.kernel_h * i.kernel_w * i.depth * (i.out_c + VECTOR)
+    return packed + rows * span * (max(i.in_c, i.out_c) + VECTOR)
 
 
 def work_of(i: AnyInstruction) -> int:

@@ -57,14 +57,14 @@ class State:
 
 
 class Session:
-    """One program, step by step. Not thread-safe; one per thread.
+    """One program, step by step. Not thread-safe; one per thread. Its own `threads` change no bit.
 
     The states keep their integers between calls; they start from zeros.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self._emulator = Emulator(program)
+    def __init__(self, program: Program, threads: int = 1) -> None:
+        self.program, self.threads = program, threads
+        self._emulator = Emulator(program, threads)
         self._states = {t.onnx_name: t for t in (program.tensor(source) for source, _ in program.states)}
         self._digest = ""
         self.reset()

@@ -28,7 +28,7 @@ import numpy as np
 
 from nnac import isa, segment
 from nnac.array import NO_INT16, taken_folds
-from nnac.contracts import SHIFT_MAX, field_problem, rule_problem, work_of
+from nnac.contracts import SHIFT_MAX, field_problem, rule_problem, scratch_of, work_of
 from nnac.errors import ProgramError, raise_all
 from nnac.graph import Origin
 from nnac.hazards import dependencies, known_before
@@ -44,8 +44,6 @@ SHOWN = 10
 """Problems that an error lists; the rest is counted."""
 CELL_OPERAND = 2
 """Which of the ranges that a recurrent cell reads is its state; hidden values and new state are apart by contract."""
-LANES = 32
-"""Output channels that the convolution kernel packs together."""
 
 
 def load(path: str | os.PathLike[str], limits: Limits | None = None) -> Program:
@@ -512,7 +510,7 @@ class _Stream:
         return None if legal else "the table of exponentials has illegal entries"
 
     def _conv_problem(self, i: isa.Conv) -> str | None:
-        scratch = max(i.in_bits, i.out_bits) // 4 * i.kernel_h * i.kernel_w * i.depth * -(-i.out_c // LANES) * LANES
+        scratch = scratch_of(i)
         if i.in_bits == 16 and not self.program.target.mac.int16:
             return NO_INT16
         if scratch > self.limits.memory_bytes:

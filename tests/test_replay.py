@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 import nnac
 from nnac import isa
 from nnac.emulator import Emulator
+from nnac.emulator.meanings import _along_a_row
 from nnac.emulator.replay import Replay
+from nnac.kernels.calls import Together
 from nnac.program import Program
 from nnac.reference import seeded
 from nnac.targets import load_target, with_settings
@@ -134,3 +136,54 @@ def test_a_load_that_does_not_wait_shows() -> None:
     order = sorted(range(len(program.instructions)), key=lambda n: not isinstance(program.instructions[n], isa.Load))
     found = Emulator(program).run(inputs, order=order)
     assert any((found[name] != expected[name]).any() for name in program.outputs)
+
+
+def layers(rng: np.random.Generator) -> onnx.ModelProto:
+    """Return rows and panels to share: a convolution, a depthwise and a grouped one, and two dense layers."""
+    shapes = {"a": (24, 3, 3, 3), "b": (24, 1, 3, 3), "c": (32, 6, 1, 1), "d": (300, 32), "e": (64, 300)}
+    weights = [numpy_helper.from_array(rng.normal(0, 0.2, s).astype(np.float32), f"w{n}") for n, s in shapes.items()]
+    weights += [numpy_helper.from_array(np.zeros(n, np.float32), f"z{n}") for n in (24, 32)]
+    nodes = [
+        helper.make_node("Conv", ["x", "wa", "z24"], ["a"], strides=[2, 2], pads=[1] * 4),
+        helper.make_node("Conv", ["a", "wb", "z24"], ["b"], group=24, pads=[1] * 4),
+        helper.make_node("Conv", ["b", "wc", "z32"], ["c"], group=4),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "wd"], ["d"], transB=1),
+        helper.make_node("Gemm", ["d", "we"], ["y"], transB=1),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", (1, 3, 17, 19)), ("y", (1, 64)))]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("weights", [None, "4"])
+def test_threads_change_no_bit(weights: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnac.kernels.conv.WORTH", 1)
+    model = nnac.compile(layers(np.random.default_rng(4)), "nna8", "random", weights=weights)
+    inputs = seeded({name: model.program.tensor(name).type for name in model.program.inputs}, 1)
+    alone = Emulator(model.program).trace(inputs)
+    for threads in (2, 3):
+        emulator = Emulator(model.program, threads)
+        assert any(isinstance(call, Together) for call in Replay(emulator, model.program).calls())
+        for name, array in emulator.trace(inputs).items():
+            np.testing.assert_array_equal(array, alone[name])
+        for name, array in emulator.run(inputs).items():
+            np.testing.assert_array_equal(array, alone[name])
+
+
+@pytest.mark.parametrize("stride, dilation, pads", [(1, 1, (2, 1)), (3, 1, (0, 0)), (2, 2, (4, 0))])
+def test_a_convolution_along_a_column_is_one_along_a_row(stride: int, dilation: int, pads: tuple[int, int]) -> None:
+    """Few channels and a single column: against the reference of the operator."""
+    rng = np.random.default_rng(stride)
+    weights = numpy_helper.from_array(rng.normal(size=(5, 3, 4, 1)).astype(np.float32), "w")
+    given = {"strides": [stride, 1], "dilations": [dilation, 1], "pads": [pads[0], 0, pads[1], 0]}
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **given)  # type: ignore[arg-type]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, 20, 1]), ("y", None))]
+    graph = helper.make_graph([node], "column", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    program = nnac.compile(model, "nna8", "random", check=True).program
+    (conv,) = (i for i in program.instructions if isinstance(i, isa.Conv))
+    assert conv.kernel_h == 4 and _along_a_row(conv).kernel_w == 4
+    found, expected = both_ways(program)
+    np.testing.assert_array_equal(found[program.outputs[0]], expected[program.outputs[0]])

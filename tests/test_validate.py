@@ -475,8 +475,8 @@ def test_working_memory_is_limited() -> None:
         layers=(Layer("all", "Conv", ((0, CONV + 1),), ("x",), "x", 0, 0),),
         known_answer=KnownAnswer(0, {}),
     )
-    validate(program, Limits(memory_bytes=64_000))
-    refuse(program, "needs 64,000 bytes of working memory", limits=Limits(memory_bytes=63_999))
+    validate(program, Limits(memory_bytes=70_032))
+    refuse(program, "needs 70,032 bytes of working memory", limits=Limits(memory_bytes=70_031))
 
 
 # -- the frame -----------------------------------------------------------------------------------------------------

@@ -155,7 +155,16 @@ def compile(
 @click.option("--raw", is_flag=True, help="Outputs as integers, instead of reals.")
 @click.option("--load-state", "state_from", metavar="NPZ", help="Start from states that --save-state wrote, not zeros.")
 @click.option("--save-state", "state_to", metavar="NPZ", help="Where to write the states behind the last step.")
-def run(program: str, source: str, output: str | None, raw: bool, state_from: str | None, state_to: str | None) -> None:
+@arguments.threads
+def run(
+    program: str,
+    source: str,
+    output: str | None,
+    raw: bool,
+    state_from: str | None,
+    state_to: str | None,
+    threads: int,
+) -> None:
     """Run a PROGRAM (.nna) on inputs, bit-exactly.
 
     The states of a program live on from sample to sample: the first axis of the inputs counts the steps.
@@ -167,7 +176,7 @@ def run(program: str, source: str, output: str | None, raw: bool, state_from: st
     from nnac.report import arrays
     from nnac.session import Session, State
 
-    session = Session(load_program(program))
+    session = Session(load_program(program), threads)
     if (state_from or state_to) and not session.program.states:
         raise ModelError("--load-state and --save-state are for programs with states; this one has none")
     samples, single = samples_of(source, free_inputs(session.program))
@@ -215,6 +224,7 @@ def _run(
 @arguments.opens_model
 @click.option("--all", "everything", is_flag=True, help=f"All layers, not only the {SHOWN_LAYERS} worst.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit code 1 if an output is below.")
+@arguments.threads
 def diff(
     model: str,
     program: str,
@@ -222,6 +232,7 @@ def diff(
     opening: dict[str, Any],
     everything: bool,
     min_sqnr: float | None,
+    threads: int,
 ) -> None:
     """Compare a PROGRAM (.nna) with its float MODEL.
 
@@ -237,7 +248,7 @@ def diff(
     announce_kernels("conv")
     warn_random(blob)
     with progress_bar() as progress:
-        result = compiler.diff(model, blob, samples, **opening, progress=progress)
+        result = compiler.diff(model, blob, samples, **opening, progress=progress, threads=threads)
     show(comparison(result, None if everything else SHOWN_LAYERS))
     far = [
         f"output {name!r}: {sqnr:.1f} dB"

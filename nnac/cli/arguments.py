@@ -51,6 +51,14 @@ source = click.option(
     metavar="NPZ",
     help="Input arrays by name, each of the input's shape or with a leading axis of samples (steps, with states).",
 )
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads that share large layers; they change no bit.",
+)
 json_output = click.option(
     "--json", "json_path", metavar="FILE", help="Write the report as JSON (- for stdout, then nothing else)."
 )

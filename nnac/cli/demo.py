@@ -21,7 +21,8 @@ DIGITS = ("digits.onnx", "calibration.npz", "features.py", "clips")
 
 @click.command()
 @arguments.target
-def demo(target: str) -> None:
+@arguments.threads
+def demo(target: str, threads: int) -> None:
     """Hear spoken digits with a small network.
 
     Compiles examples/digits for the machine, runs its clips bit-exactly, and reports.
@@ -34,7 +35,7 @@ def demo(target: str) -> None:
     announce_kernels("conv")
     compiled = compiler.compile(folder / "digits.onnx", target, folder / "calibration.npz")
     read, clips = _features(folder), sorted((folder / "clips").glob("*.wav"))
-    right = sum(_hear(compiled, read, clip) for clip in clips)
+    right = sum(_hear(compiled, read, clip, threads) for clip in clips)
     click.echo(f"\n{right} of {len(clips)} clips heard right ({right / len(clips):.1%})\n")
     show(screen(compiled.simulate(), len(dumps(compiled.program))))
 
@@ -70,12 +71,12 @@ def _features(folder: Path) -> Callable[[Path], Array]:
     return read
 
 
-def _hear(model: CompiledModel, read: Callable[[Path], Array], clip: Path) -> bool:
+def _hear(model: CompiledModel, read: Callable[[Path], Array], clip: Path, threads: int) -> bool:
     """Run one clip, print its line, and return whether the digit is right."""
     from nnac.border import free_inputs
 
     (name,) = free_inputs(model.program)
-    (probabilities,) = model.run({name: read(clip)}).values()
+    (probabilities,) = model.run({name: read(clip)}, threads=threads).values()
     spoken, heard = clip.name[0], str(probabilities.argmax())
     verdict = "" if spoken == heard else "  wrong"
     click.echo(f"{clip.name:<20} spoken {spoken}  heard {heard}  probability {probabilities.max():.3f}{verdict}")

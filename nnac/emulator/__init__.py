@@ -31,10 +31,10 @@ Watch = Callable[[int], None]
 
 
 class Emulator(Meanings):
-    """A machine with a program in it. Not thread-safe; one per thread."""
+    """A machine with a program in it. Not thread-safe; one per thread. Its own `threads` share large products."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, threads: int = 1) -> None:
+        super().__init__(program, threads)
         self.memory[program.constants_space][: program.constants.size] = program.constants
         self._tensors = {t.name: t for t in program.tensors}
         self._homes: dict[str, Array] = {}

@@ -6,6 +6,7 @@ Kernels have no bounds checks; only validated programs may come here (`nnac.vali
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
@@ -18,24 +19,26 @@ from nnac.program import Program
 from nnac.types import Array
 
 if TYPE_CHECKING:
-    from nnac.kernels.calls import Call
+    from nnac.kernels.calls import Call, Together
     from nnac.kernels.conv import Filters, Layer
 
 FLOAT32 = 5
 """The rounding of kernels that have a form in `nnac.float32` (see `nnac.kernels.requantize`)."""
 POISON = 0xA5
 """Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
+NARROW = 16
+"""Channels whose bytes are too few to be read column by column."""
 SLACK = 64
 """Bytes behind a memory that vector loads may touch, without influence."""
 
-Calls = Iterator["Call"]
+Calls = Iterator["Call | Together"]
 
 
 class Meanings:
     """The memories of a machine with a program in it, one byte array each, and what instructions do to them."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, threads: int = 1) -> None:
+        self.program, self.threads = program, threads
         self.law = program.target.arithmetic
         self.memory = {space: np.full(size + SLACK, POISON, np.uint8)[:size] for space, size in program.used.items()}
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
@@ -180,10 +183,12 @@ class Meanings:
         """Return a convolution as its kernel sees it."""
         from nnac.kernels.conv import Layer
 
+        i = _along_a_row(i)
         return Layer(
             i.kernel_h,
             i.kernel_w,
             i.depth,
+            i.in_c,
             *_window(i),
             i.channels // i.groups,
             i.channel,
@@ -196,14 +201,17 @@ class Meanings:
             int(self.law.wraps),
         )
 
-    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call:
+    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call | Together:
         """Return the call of a convolution of int8 with packed constants, for `channels` from its own first one on."""
-        from nnac.kernels.conv import product, workspace_bytes
+        from nnac.kernels.calls import Together
+        from nnac.kernels.conv import product, split, workspace_bytes
 
-        layer, shape = self.layer(i), (i.out_h, i.out_w, channels)
-        workspace = self._room("workspace", (workspace_bytes(layer, shape),), np.int8)
-        x = self._tile(i.source, i.in_h, i.in_w, i.in_c)
-        return product(x, filters, self._pixels(i, channels), workspace, layer)
+        i = _along_a_row(i)
+        x, calls = self._tile(i.source, i.in_h, i.in_w, i.in_c), []
+        for n, part in enumerate(split(filters, self._pixels(i, channels), self.layer(i), self.threads)):
+            workspace = self._room(f"workspace{n}", (workspace_bytes(part.layer, part.y.shape),), np.int8)
+            calls.append(product(x, part.filters, part.y, workspace, part.layer))
+        return calls[0] if len(calls) == 1 else Together(tuple(calls))
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
@@ -506,6 +514,18 @@ class Meanings:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
         half = 1 << (i.out_bits - 1)
         return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
+
+
+def _along_a_row(i: isa.Conv) -> isa.Conv:
+    """Return a convolution along one column of few channels as one along a row, where its taps lie side by side."""
+    if i.kernel_h == 1 or i.in_w * i.out_w * i.kernel_w > 1 or i.pad_left or i.in_c >= NARROW:
+        return i
+    turned: dict[str, Any] = {
+        f"{name}_{here}": getattr(i, f"{name}_{there}")
+        for name in ("in", "out", "kernel", "stride", "dilation")
+        for here, there in ("hw", "wh")
+    }
+    return replace(i, **turned, pad_top=0, pad_left=i.pad_top)
 
 
 def _window(i: isa.Conv | isa.Pool) -> tuple[int, int, int, int, int, int]:

@@ -17,7 +17,7 @@ from nnac.program import Program
 from nnac.types import Array
 
 if TYPE_CHECKING:
-    from nnac.kernels.calls import Call
+    from nnac.kernels.calls import Call, Together
     from nnac.kernels.conv import Filters, Layer
 
 KEPT_BYTES = 1 << 30
@@ -91,7 +91,7 @@ def same_bytes(instructions: Sequence[AnyInstruction]) -> dict[int, int]:
 class Machine(Protocol):
     """What turns instructions into calls of kernels (`nnac.emulator.Emulator`)."""
 
-    def calls(self, instruction: AnyInstruction) -> Iterator[Call]:
+    def calls(self, instruction: AnyInstruction) -> Iterator[Call | Together]:
         """Return the calls that do what one instruction says."""
 
     def expand(self, i: Load) -> Array:
@@ -100,7 +100,7 @@ class Machine(Protocol):
     def layer(self, i: Conv) -> Layer:
         """Return a convolution as its kernel sees it."""
 
-    def product(self, i: Conv, channels: int, filters: Filters) -> Call:
+    def product(self, i: Conv, channels: int, filters: Filters) -> Call | Together:
         """Return the call of a convolution with packed constants, for `channels` from its own first one on."""
 
 
@@ -122,16 +122,16 @@ class Replay:
         self.contents, self.same = Contents(), same_bytes(self.program.instructions)
         self.filters: dict[tuple[Any, ...], Filters] = {}
         self.left = KEPT_BYTES
-        self.loads: dict[int, tuple[Call, ...]] = {}
+        self.loads: dict[int, tuple[Call | Together, ...]] = {}
         """Of Loads that somebody reads; the others stay empty."""
         self.joined = _Joined()
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[Call | Together]:
         """Return the calls, in order."""
         parts = list(self._parts())
         return [call for part in parts for call in (self.loads.get(part, ()) if isinstance(part, int) else part)]
 
-    def _parts(self) -> Iterator[int | Sequence[Call]]:
+    def _parts(self) -> Iterator[int | Sequence[Call | Together]]:
         """Yield the calls of each instruction, of a Load its index."""
         for index, instruction in enumerate(self.program.instructions):
             if isinstance(instruction, Load):
@@ -160,7 +160,7 @@ class Replay:
             if index not in self.loads:
                 self.loads[index] = tuple(self.machine.calls(self.program.instructions[index]))
 
-    def _join(self) -> tuple[Call, ...]:
+    def _join(self) -> tuple[Call | Together, ...]:
         """Return the call of the convolutions that have come together, if any."""
         joined, self.joined = self.joined, _Joined()
         if not joined.convs:
@@ -168,7 +168,7 @@ class Replay:
         first, channels = joined.convs[0], sum(conv.out_c for conv in joined.convs)
         layer, few = self.machine.layer(first), first.out_h * first.out_w <= FEW
         bytes_of = tuple((self.same[n], *rest) for pieces in joined.sources for piece in pieces for n, *rest in piece)
-        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, few)
+        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, layer.x_zero, few)
         if key not in self.filters:
             self.filters[key] = self._packed(joined, layer, few)
         return (self.machine.product(first, channels, self.filters[key]),)
@@ -186,7 +186,7 @@ class Replay:
         if few and alone and is_narrow(weights):
             filters = empty_filters(len(weights), layer)
             packing(weights, bias, multiplier, shift, filters, layer).run()
-            return narrowed(weights, bias, filters, self.slabs)
+            return narrowed(weights, bias, filters, layer, self.slabs)
         filters = empty_filters(len(weights), layer, self.slabs)
         packing(weights, bias, multiplier, shift, filters, layer).run()
         return filters

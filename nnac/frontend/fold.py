@@ -105,6 +105,28 @@ def _takes_long(node: onnx_ir.Node) -> bool:
     return entries > SLOW.get(node.op_type, entries)
 
 
+LEFT_ALONE = frozenset(
+    """
+    AveragePool BatchNormalization Conv ConvTranspose Flatten GRU Gemm GlobalAveragePool GlobalMaxPool LSTM LeakyRelu
+    MatMul MaxPool PRelu Relu Sigmoid Softmax Softplus Tanh
+""".split()
+)
+"""Operators that the tools change only where all inputs are constants."""
+
+
+def _is_folded(model: onnx.ModelProto) -> bool:
+    """Tell that the tools, which take half a second to load, would find nothing to do."""
+    made = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    wanted = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
+    for node in model.graph.node:
+        plain = node.domain == "" and node.op_type in LEFT_ALONE and wanted.issuperset(filter(None, node.output))
+        if not plain or made.isdisjoint(node.input):
+            return False
+        made.update(node.output)
+    unused = any(tensor.name not in wanted for tensor in model.graph.initializer)
+    return not (unused or model.functions or model.graph.sparse_initializer)
+
+
 def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """Return the model with functions inlined and everything that is constant stored as an initializer.
 
@@ -116,6 +138,8 @@ def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     Raises:
         ModelError: the tools fail on the model, or the constants get too large.
     """
+    if _is_folded(model):
+        return model
     gate = _Gate(limits)
     try:
         with _quiet():

@@ -53,12 +53,12 @@ def seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def compiled(work: Work) -> tuple[Emulator, dict[str, Any], float]:
+def compiled(work: Work, threads: int = 1) -> tuple[Emulator, dict[str, Any], float]:
     """Return the emulator of a work, its integer inputs, and the seconds of compiling."""
     start = time.perf_counter()
     model = nnac.compile(work.model, "nna8", work.fed, states=work.states, weights=work.weights)
     took = time.perf_counter() - start
-    return Emulator(model.program), quantized(model.program, work.fed[0]), took
+    return Emulator(model.program, threads), quantized(model.program, work.fed[0]), took
 
 
 def check(emulator: Emulator, inputs: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def check(emulator: Emulator, inputs: dict[str, Any]) -> None:
 
 def compare(work: Work, limit: float, threads: int) -> dict[str, Any]:
     """Time all forms in turns."""
-    emulator, inputs, compiling = compiled(work)
+    emulator, inputs, compiling = compiled(work, threads)
     check(emulator, inputs)
     runs: dict[str, Callable[[], object]] = {"nnac": lambda: emulator.run(inputs)}
     for name, session in works.opened(work, threads).items():
