@@ -1,0 +1,161 @@
+"""Connected digits: recordings and synthesized words put together, with pauses and noise, by a seeded generator.
+
+    python -m examples.transducer.data FOLDER
+
+computes the features of all utterances once. Recordings are the Free Spoken Digit Dataset's in
+`$NNAC_ASSETS/data/fsdd/recordings`: 0..4 of every speaker and digit are its official test split, which nothing but the
+table sees; 5..9 are validation, on which every choice was made; the rest trains. Every fourth training utterance is
+synthesized by espeak-ng (see examples/digits). An utterance ends with its last digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.digits.features import read_wav
+from examples.digits.synthesize import TRAINING_SPEAKERS, synthesize, utterances
+from examples.transducer.features import STEP, WIDTH, FloatArray, log_mel
+
+SPLITS: Final = {"test": range(5), "validation": range(5, 10), "train": range(10, 50)}
+COUNTS: Final = {"train": 6000, "validation": 200, "test": 400}
+DIGITS: Final = 2, 7  # per utterance
+PAUSE: Final = 0.05, 0.4  # seconds
+LEAD: Final = 0.1, 0.3  # seconds of noise before the first digit
+LEVEL: Final = 0.01, 0.06  # root mean square of a digit
+SNR: Final = 3.0, 18.0  # dB of an utterance
+SYNTHESIZED: Final = 4
+RATE: Final = 8000
+
+Voice = Sequence[tuple[FloatArray, int]]
+"""Clips of one speaker with their digits."""
+
+
+def recordings(split: str) -> list[Voice]:
+    """Return a split's recordings, by speaker."""
+    found: dict[str, list[tuple[FloatArray, int]]] = {}
+    for path in sorted((Path(os.environ["NNAC_ASSETS"]) / "data/fsdd/recordings").glob("*.wav")):
+        digit, speaker, number = path.stem.split("_")
+        if int(number) in SPLITS[split]:
+            found.setdefault(speaker, []).append((read_wav(path), int(digit)))
+    return list(found.values())
+
+
+def synthesized() -> list[Voice]:
+    """Return espeak-ng's words, by voice."""
+    found: dict[str, list[tuple[FloatArray, int]]] = {}
+    for each in utterances(TRAINING_SPEAKERS, seed=1):
+        found.setdefault(each.voice, []).append((synthesize(each), each.digit))
+    return list(found.values())
+
+
+def utterance(voices: Sequence[Voice], rng: np.random.Generator) -> tuple[FloatArray, list[int]]:
+    """Return samples and digits of one utterance by one of the voices; its length is a multiple of `STEP`."""
+    voice = voices[rng.integers(len(voices))]
+    chosen = [voice[i] for i in rng.integers(0, len(voice), rng.integers(DIGITS[0], DIGITS[1] + 1))]
+    parts, gaps = [], [_silence(rng, *LEAD), *(_silence(rng, *PAUSE) for _ in chosen[1:])]
+    for gap, (clip, _) in zip(gaps, chosen, strict=True):
+        level = rng.uniform(*LEVEL) / max(float(np.sqrt((clip**2).mean())), 1e-4)
+        parts += [gap, clip * np.float32(level)]
+    speech = np.concatenate(parts)
+    speech = np.pad(speech, (-speech.size % STEP, 0))
+    return noisy(speech, rng), [digit for _, digit in chosen]
+
+
+def _silence(rng: np.random.Generator, low: float, high: float) -> FloatArray:
+    return np.zeros(round(RATE * rng.uniform(low, high)), np.float32)
+
+
+def noisy(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Return speech in noise, white or of a falling spectrum, at a signal-to-noise ratio of `SNR`."""
+    noise = rng.standard_normal(speech.size, dtype=np.float32)
+    if rng.random() < 0.5:
+        noise = np.convolve(noise, 0.9 ** np.arange(32, dtype=np.float32), mode="same")
+    power = float((speech**2).mean() / (noise**2).mean()) * 10 ** (-rng.uniform(*SNR) / 10)
+    return (speech + noise * np.float32(np.sqrt(power))).clip(-1, 1).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Features and digits of many utterances, in order of their length.
+
+    Attributes:
+        features: (steps of all, WIDTH) float16.
+        ends: of each utterance among the steps.
+        digits: of all, and where each utterance's end.
+    """
+
+    features: NDArray[np.float16]
+    ends: NDArray[np.int64]
+    digits: NDArray[np.int64]
+    digit_ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def utterance(self, index: int) -> tuple[FloatArray, list[int]]:
+        """Return features (steps, WIDTH) float32 and digits."""
+        first, start = (int(ends[index - 1]) if index else 0 for ends in (self.ends, self.digit_ends))
+        features = self.features[first : self.ends[index]].astype(np.float32)
+        return features, self.digits[start : self.digit_ends[index]].tolist()
+
+    def __iter__(self) -> Iterator[tuple[FloatArray, list[int]]]:
+        return map(self.utterance, range(len(self)))
+
+    def save(self, path: Path) -> None:
+        np.savez(path, **{name: getattr(self, name) for name in self.__slots__})
+
+    @classmethod
+    def load(cls, path: Path) -> Pool:
+        with np.load(path) as file:
+            return cls(**{name: file[name] for name in cls.__slots__})
+
+
+def pool(split: str) -> Pool:
+    """Return the utterances of a split."""
+    voices, spoken = recordings(split), synthesized() if split == "train" else []
+    made = []
+    for number in range(COUNTS[split]):
+        rng = np.random.default_rng([list(SPLITS).index(split), number])
+        chosen = spoken if spoken and number % SYNTHESIZED == 0 else voices
+        samples, digits = utterance(chosen, rng)
+        made.append((log_mel(samples).reshape(-1, WIDTH).astype(np.float16), digits))
+    made.sort(key=lambda each: len(each[0]))
+    features, digits = zip(*made, strict=True)
+    return Pool(
+        np.concatenate(features),
+        np.cumsum([len(each) for each in features]),
+        np.concatenate(digits),
+        np.cumsum([len(each) for each in digits]),
+    )
+
+
+def pools(folder: Path, splits: Sequence[str] = tuple(SPLITS)) -> Mapping[str, Pool]:
+    """Return the splits, made where the folder does not hold them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in splits:
+        if not (folder / f"{split}.npz").exists():
+            pool(split).save(folder / f"{split}.npz")
+    return {split: Pool.load(folder / f"{split}.npz") for split in splits}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    for split, each in pools(parser.parse_args().folder).items():
+        values = each.features.astype(np.float32)
+        print(
+            f"{split}: {len(each)} utterances, {len(each.digits)} digits, {len(each.features) * 0.03:.0f} s, "
+            f"features' mean {values.mean():.2f}, deviation {values.std():.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
