@@ -1,7 +1,8 @@
 """Speech synthesized with espeak-ng: the training clips that need no recording, and the committed demo clips.
 
-`python -m examples.digits.synthesize` writes `clips/`, two wav files per digit, in voices that training never hears. espeak-ng 1.51
-gives the same samples for the same words on every run; a windowed-sinc filter brings its 22.05 kHz to 8 kHz.
+`python -m examples.digits.synthesize` writes `clips/`, two wav files per digit, in voices that training never hears.
+espeak-ng 1.51 gives the same samples for the same words on every run; a windowed-sinc filter brings its 22.05 kHz to
+8 kHz.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from examples.digits.features import read_wav
 from examples.digits.synthesize import TRAINING_SPEAKERS, synthesize, utterances
-from examples.transducer.features import STEP, WIDTH, FloatArray, log_mel
+from examples.transducer.features import STEP, STEP_MS, WIDTH, FloatArray, log_mel
 
 SPLITS: Final = {"test": range(5), "validation": range(5, 10), "train": range(10, 50)}
 COUNTS: Final = {"train": 6000, "validation": 200, "test": 400}
@@ -56,17 +56,32 @@ def synthesized() -> list[Voice]:
     return list(found.values())
 
 
-def utterance(voices: Sequence[Voice], rng: np.random.Generator) -> tuple[FloatArray, list[int]]:
-    """Return samples and digits of one utterance by one of the voices; its length is a multiple of `STEP`."""
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """Digits and the step of the features in which each ends.
+
+    Attributes:
+        features: (steps, WIDTH).
+    """
+
+    features: NDArray[np.floating]
+    digits: Sequence[int]
+    ends: Sequence[int]
+
+
+def utterance(voices: Sequence[Voice], rng: np.random.Generator) -> Utterance:
+    """Return one utterance by one of the voices; it ends with a whole step."""
     voice = voices[rng.integers(len(voices))]
     chosen = [voice[i] for i in rng.integers(0, len(voice), rng.integers(DIGITS[0], DIGITS[1] + 1))]
     parts, gaps = [], [_silence(rng, *LEAD), *(_silence(rng, *PAUSE) for _ in chosen[1:])]
     for gap, (clip, _) in zip(gaps, chosen, strict=True):
         level = rng.uniform(*LEVEL) / max(float(np.sqrt((clip**2).mean())), 1e-4)
         parts += [gap, clip * np.float32(level)]
-    speech = np.concatenate(parts)
-    speech = np.pad(speech, (-speech.size % STEP, 0))
-    return noisy(speech, rng), [digit for _, digit in chosen]
+    lengths = np.cumsum([part.size for part in parts])
+    missing = -int(lengths[-1]) % STEP
+    samples = noisy(np.pad(np.concatenate(parts), (missing, 0)), rng)
+    ends = -(-(missing + lengths[1::2]) // STEP) - 1
+    return Utterance(log_mel(samples).reshape(-1, WIDTH), [digit for _, digit in chosen], ends.tolist())
 
 
 def _silence(rng: np.random.Generator, low: float, high: float) -> FloatArray:
@@ -84,36 +99,52 @@ def noisy(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Features and digits of many utterances, in order of their length.
+    """Many utterances, in order of their length.
 
     Attributes:
         features: (steps of all, WIDTH) float16.
-        ends: of each utterance among the steps.
-        digits: of all, and where each utterance's end.
+        steps: where each utterance ends among them.
+        digits: of all; `ends`: the step, counted within the utterance, in which each ends.
+        counts: where each utterance's digits end.
     """
 
     features: NDArray[np.float16]
-    ends: NDArray[np.int64]
+    steps: NDArray[np.int64]
     digits: NDArray[np.int64]
-    digit_ends: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, utterances: Sequence[Utterance]) -> Pool:
+        """Return the utterances by their length."""
+        ordered = sorted(utterances, key=lambda each: len(each.features))
+        return cls(
+            np.concatenate([each.features for each in ordered]).astype(np.float16),
+            np.cumsum([len(each.features) for each in ordered]),
+            np.concatenate([each.digits for each in ordered]),
+            np.concatenate([each.ends for each in ordered]),
+            np.cumsum([len(each.digits) for each in ordered]),
+        )
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.steps)
 
-    def utterance(self, index: int) -> tuple[FloatArray, list[int]]:
-        """Return features (steps, WIDTH) float32 and digits."""
-        first, start = (int(ends[index - 1]) if index else 0 for ends in (self.ends, self.digit_ends))
-        features = self.features[first : self.ends[index]].astype(np.float32)
-        return features, self.digits[start : self.digit_ends[index]].tolist()
-
-    def __iter__(self) -> Iterator[tuple[FloatArray, list[int]]]:
-        return map(self.utterance, range(len(self)))
+    def __getitem__(self, index: int) -> Utterance:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        (first, last), (start, stop) = (
+            (int(ends[index - 1]) if index else 0, int(ends[index])) for ends in (self.steps, self.counts)
+        )
+        features = self.features[first:last].astype(np.float32)
+        return Utterance(features, self.digits[start:stop].tolist(), self.ends[start:stop].tolist())
 
     def save(self, path: Path) -> None:
+        """Write an `.npz`."""
         np.savez(path, **{name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
     def load(cls, path: Path) -> Pool:
+        """Return what `save` wrote."""
         with np.load(path) as file:
             return cls(**{name: file[name] for name in cls.__slots__})
 
@@ -124,17 +155,8 @@ def pool(split: str) -> Pool:
     made = []
     for number in range(COUNTS[split]):
         rng = np.random.default_rng([list(SPLITS).index(split), number])
-        chosen = spoken if spoken and number % SYNTHESIZED == 0 else voices
-        samples, digits = utterance(chosen, rng)
-        made.append((log_mel(samples).reshape(-1, WIDTH).astype(np.float16), digits))
-    made.sort(key=lambda each: len(each[0]))
-    features, digits = zip(*made, strict=True)
-    return Pool(
-        np.concatenate(features),
-        np.cumsum([len(each) for each in features]),
-        np.concatenate(digits),
-        np.cumsum([len(each) for each in digits]),
-    )
+        made.append(utterance(spoken if spoken and number % SYNTHESIZED == 0 else voices, rng))
+    return Pool.of(made)
 
 
 def pools(folder: Path, splits: Sequence[str] = tuple(SPLITS)) -> Mapping[str, Pool]:
@@ -152,7 +174,7 @@ def main() -> None:
     for split, each in pools(parser.parse_args().folder).items():
         values = each.features.astype(np.float32)
         print(
-            f"{split}: {len(each)} utterances, {len(each.digits)} digits, {len(each.features) * 0.03:.0f} s, "
+            f"{split}: {len(each)} utterances, {len(each.digits)} digits, {len(each.features) * STEP_MS / 1000:.0f} s, "
             f"features' mean {values.mean():.2f}, deviation {values.std():.2f}"
         )
 

@@ -47,7 +47,7 @@ def transducer(folder: Path, target: str) -> Transducer:
 
 def spoken(pool: Pool) -> list[Utterance]:
     """Return a pool's utterances; words are tokens."""
-    return [Utterance(x.reshape(-1, 1, 1, WIDTH), [digit + 1 for digit in digits]) for x, digits in pool]
+    return [Utterance(each.features.reshape(-1, 1, 1, WIDTH), [digit + 1 for digit in each.digits]) for each in pool]
 
 
 def decode(model: Transducer, utterances: Sequence[Utterance]) -> tuple[float, tuple[Decoding, ...]]:
@@ -96,6 +96,11 @@ def write(folder: Path, pool: Pool, about: dict[str, Any], tokens: Sequence[Sequ
             raise NnacError(f"{folder}: the two targets hear different words")
     found = {**about, "wer": wer}
     found |= {target: costs(model, decodings) for target, model in zip(TARGETS, models, strict=True)}
+    return save(folder, found)
+
+
+def save(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Write a result and return it."""
     write_file(folder / RESULT, (json.dumps(found, indent=1) + "\n").encode())
     return found
 

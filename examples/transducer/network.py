@@ -28,7 +28,7 @@ class Size:
     joint: int
 
 
-SIZES: Final = {"small": Size(64, 32, 32), "base": Size(192, 64, 96), "large": Size(240, 80, 120)}
+SIZES: Final = {"small": Size(64, 32, 32), "base": Size(192, 64, 96), "large": Size(232, 72, 112)}
 
 
 class Encoder(nn.Module):
@@ -112,7 +112,7 @@ class Twins(Network):
 
 def behind_blank(tokens: Tensor) -> Tensor:
     """Return what the predictor hears (B, U + 1): the blank, then the tokens."""
-    return torch.cat([torch.zeros_like(tokens[:, :1]), tokens], 1)
+    return torch.cat([tokens.new_zeros(len(tokens), 1), tokens], 1)
 
 
 @torch.no_grad()

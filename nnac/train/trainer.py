@@ -158,7 +158,7 @@ class _Run:
             self.scheduler.step()
         if self.compression is not None:
             self.compression.step((number + 1) / schedule.steps)
-        return float(value)
+        return float(value.detach())
 
     def save(self, schedule: Schedule, done: int) -> None:
         """Write checkpoint and metrics; each file then is whole, or what it was."""

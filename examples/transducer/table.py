@@ -1,0 +1,195 @@
+"""Make the table, the figures beside the papers' own, and the picture, from the results that are there.
+
+python -m examples.transducer.table FOLDER [--picture transducer.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Final
+
+from nnac.program import write_file
+
+RESULT: Final = "result.json"
+TINY, FAST = "nna8-tiny", "nna8"
+TITLES: Final = (
+    "row",
+    "seeds",
+    "WER, %",
+    "float of these weights",
+    "blob, kB",
+    "footprint, kB",
+    "weight bits",
+    "UPL P50 / P90, ms",
+    "engine, ms per frame",
+    "on nna8",
+    "kB per second of speech",
+    "host ops",
+)
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def load(folder: Path, order: Sequence[str]) -> Results:
+    """Return finished results by row, in order, by seed."""
+    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in order}
+    for path in sorted(folder.glob(f"*/{RESULT}")):
+        result = json.loads(path.read_text("utf-8"))
+        found.setdefault(result["row"], []).append(result)
+    return {name: sorted(results, key=lambda r: r["seed"]) for name, results in found.items() if results}
+
+
+def average(results: Sequence[Mapping[str, Any]], *path: str) -> float:
+    """Return the mean over the seeds of an entry of the results."""
+    values: list[Any] = list(results)
+    for name in path:
+        values = [value[name] for value in values]
+    return mean(values)
+
+
+def spread(results: Sequence[Mapping[str, Any]], name: str = "wer") -> str:
+    """Return mean and standard deviation over the seeds, in per cent."""
+    values = [100 * result[name] for result in results]
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def line(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row of the table; a float network is in no blob."""
+    first = results[0]
+    seeds = " ".join(str(result["seed"]) for result in results)
+    if TINY not in first:
+        return _cells(first["title"], seeds, spread(results), spread(results), *["-"] * (len(TITLES) - 4))
+
+    def kilo(*path: str) -> str:
+        return f"{average(results, *path) / 1e3:,.1f}"
+
+    return _cells(
+        first["title"],
+        seeds,
+        spread(results),
+        spread(results, "float_wer"),
+        kilo(TINY, "blob_bytes"),
+        kilo(TINY, "footprint_bytes"),
+        f"{average(results, TINY, 'weight_bits'):.2f}",
+        " / ".join(f"{average(results, TINY, 'latency_ms', p):.2f}" for p in ("50", "90")),
+        f"{average(results, TINY, 'engine_ms_per_frame'):.2f}",
+        f"{average(results, FAST, 'engine_ms_per_frame'):.3f}",
+        kilo(TINY, "bytes_per_second"),
+        str(first[TINY]["host_ops"]),
+    )
+
+
+def _cells(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table(results: Results) -> str:
+    """Return the table as Markdown; figures are of nna8-tiny where no machine is named."""
+    return "\n".join([_cells(*TITLES), f"|{' --- |' * len(TITLES)}", *map(line, results.values())])
+
+
+# -- figures beside the papers' ------------------------------------------------------------------------------------
+
+
+def against(results: Results, name: str, other: str, *path: str) -> float | None:
+    """Return by how much a row lies below another one, as a share, over the seeds that both have."""
+    seeds = {r["seed"] for r in results.get(name, ())} & {r["seed"] for r in results.get(other, ())}
+    if not seeds:
+        return None
+    one, two = ([r for r in results[each] if r["seed"] in seeds] for each in (name, other))
+    below = average(two, *path)
+    return 1 - average(one, *path) / below if below else None
+
+
+FIGURES: Final = (
+    ("GQ 5-bit: footprint below 8-bit QAT", "30.73 %", "gq5", "qat8", (TINY, "footprint_bytes")),
+    ("GQ 5-bit: P90 latency below 8-bit QAT", "31.30 or 31.75 %", "gq5", "qat8", (TINY, "latency_ms", "90")),
+    ("GQ mixed: footprint below 8-bit QAT", "further", "gqmix", "qat8", (TINY, "footprint_bytes")),
+    ("GQ 5-bit: WER below 8-bit QAT", "about 0", "gq5", "qat8", ("wer",)),
+    ("S8BQAT, larger: WER below 8-bit QAT", "4 to 16 %", "large-s8bqat5", "qat8", ("wer",)),
+    ("S8BQAT, larger: P90 latency below 8-bit QAT", "5 %", "large-s8bqat5", "qat8", (TINY, "latency_ms", "90")),
+    ("GQ, larger: WER below 8-bit QAT", "-", "large-gq5", "qat8", ("wer",)),
+    ("GQ, larger: P90 latency below 8-bit QAT", "-", "large-gq5", "qat8", (TINY, "latency_ms", "90")),
+    ("emulated in training: WER below 8-bit PTQ", "up to 10 %", "emu8", "ptq8", ("wer",)),
+    ("emulated in training: WER below 8-bit QAT", "up to 10 %", "emu8", "qat8", ("wer",)),
+    ("small, emulated: WER below 8-bit PTQ", "up to 10 %", "small-emu8", "small-ptq8", ("wer",)),
+    ("small, emulated: WER below 8-bit QAT", "up to 10 %", "small-emu8", "small-qat8", ("wer",)),
+    ("small, GQ 3-bit, emulated: WER below not emulated", "up to 10 %", "small-gq3-emu", "small-gq3", ("wer",)),
+    *(
+        (f"CSP {percent} %: WER below {title}", "lower", f"csp{percent}", f"{other}{percent}", ("wer",))
+        for percent in (50, 75, 90)
+        for title, other in (("gradual magnitude", "gradual"), ("L1", "l1-"))
+    ),
+)
+"""What is compared, what the papers say of their data and machines, two rows, an entry of the results."""
+
+
+def figures(results: Results) -> Iterator[str]:
+    """Yield the relative figures beside the papers' own."""
+    yield _cells("figure", "paper", "here", "seeds")
+    yield "| --- | --- | --- | --- |"
+    for title, paper, name, other, path in FIGURES:
+        found = against(results, name, other, *path)
+        seeds = {r["seed"] for r in results.get(name, ())} & {r["seed"] for r in results.get(other, ())}
+        yield _cells(title, paper, "not yet" if found is None else f"{found:.1%}", str(len(seeds)))
+
+
+# -- picture -------------------------------------------------------------------------------------------------------
+
+SIDE, EDGE = 420, 56
+
+
+def picture(results: Results) -> str:
+    """Return an SVG of WER against footprint and against P90 latency, a dot per row and seed."""
+    blobs = {name: each for name, each in results.items() if TINY in each[0]}
+    axes = (
+        ("footprint, kB", lambda r: r[TINY]["footprint_bytes"] / 1e3),
+        ("P90 ms", lambda r: r[TINY]["latency_ms"]["90"]),
+    )
+    panels = [_panel(blobs, title, value, number * SIDE) for number, (title, value) in enumerate(axes)]
+    head = f'width="{2 * SIDE}" height="{SIDE}" font-family="sans-serif" font-size="10"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {head}>\n{"".join(panels)}</svg>\n'
+
+
+def _panel(results: Results, title: str, value: Any, left: int) -> str:
+    points = [(name, value(r), 100 * r["wer"]) for name, each in results.items() for r in each]
+    right, top = (1.05 * max((p[axis] for p in points), default=1.0) or 1.0 for axis in (1, 2))
+    inner = SIDE - 2 * EDGE
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + EDGE + inner * x / right, SIDE - EDGE - inner * y / top
+
+    dots, named = [], set[str]()
+    for name, x, y in points:
+        at = place(x, y)
+        dots.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3" fill="#1f77b4" fill-opacity="0.6"/>')
+        if name not in named:
+            dots.append(f'<text x="{at[0] + 5:.1f}" y="{at[1] - 3:.1f}">{name}</text>')
+            named.add(name)
+    frame = f'<rect x="{left + EDGE}" y="{EDGE}" width="{inner}" height="{inner}" fill="none" stroke="#ccc"/>'
+    labels = (
+        f'<text x="{left + EDGE}" y="{SIDE - EDGE + 14}">0</text>'
+        f'<text x="{left + SIDE - EDGE}" y="{SIDE - EDGE + 14}" text-anchor="end">{right:.4g} {title}</text>'
+        f'<text x="{left + EDGE}" y="{EDGE - 6}">{top:.3g} % WER</text>'
+    )
+    return f"{frame}{labels}{''.join(dots)}\n"
+
+
+def main() -> None:
+    from examples.transducer.rows import ROWS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    results = load(arguments.folder, list(ROWS))
+    print(table(results), *figures(results), sep="\n")
+    if arguments.picture:
+        write_file(arguments.picture, picture(results).encode())
+
+
+if __name__ == "__main__":
+    main()
