@@ -1,11 +1,12 @@
 """Connected digits: recordings and synthesized words put together, with pauses and noise, by a seeded generator.
 
     python -m examples.transducer.data FOLDER
+    python -m examples.transducer.data examples/transducer/clips --clips
 
-computes the features of all utterances once. Recordings are the Free Spoken Digit Dataset's in
-`$NNAC_ASSETS/data/fsdd/recordings`: 0..4 of every speaker and digit are its official test split, which nothing but the
-table sees; 5..9 are validation, on which every choice was made; the rest trains. Every fourth training utterance is
-synthesized by espeak-ng (see examples/digits). An utterance ends with its last digit.
+The first computes the features of all utterances once, the second writes the clips of the demo. Recordings are the Free
+Spoken Digit Dataset's in `$NNAC_ASSETS/data/fsdd/recordings`: 0..4 of every speaker and digit are its official test
+split, which nothing but the table sees; 5..9 are validation, on which every choice was made; the rest trains. Every
+fourth training utterance is synthesized by espeak-ng (see examples/digits). An utterance ends with its last digit.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from examples.digits.features import read_wav
-from examples.digits.synthesize import TRAINING_SPEAKERS, synthesize, utterances
-from examples.transducer.features import STEP, STEP_MS, WIDTH, FloatArray, log_mel
+from examples.digits.synthesize import DEMO_VOICES, TRAINING_SPEAKERS, synthesize, utterances, write_wav
+from examples.digits.synthesize import Utterance as Spoken
+from examples.transducer.features import SAMPLE_RATE, STEP, STEP_MS, WIDTH, FloatArray, log_mel
 
 SPLITS: Final = {"test": range(5), "validation": range(5, 10), "train": range(10, 50)}
 COUNTS: Final = {"train": 6000, "validation": 200, "test": 400}
@@ -32,7 +34,7 @@ LEAD: Final = 0.1, 0.3  # seconds of noise before the first digit
 LEVEL: Final = 0.01, 0.06  # root mean square of a digit
 SNR: Final = 3.0, 18.0  # dB of an utterance
 SYNTHESIZED: Final = 4
-RATE: Final = 8000
+CLIPS: Final = 6
 
 Voice = Sequence[tuple[FloatArray, int]]
 """Clips of one speaker with their digits."""
@@ -69,8 +71,8 @@ class Utterance:
     ends: Sequence[int]
 
 
-def utterance(voices: Sequence[Voice], rng: np.random.Generator) -> Utterance:
-    """Return one utterance by one of the voices; it ends with a whole step."""
+def speech(voices: Sequence[Voice], rng: np.random.Generator) -> tuple[FloatArray, list[int], list[int]]:
+    """Return samples, a whole number of steps, digits, and the step in which each ends, of one of the voices."""
     voice = voices[rng.integers(len(voices))]
     chosen = [voice[i] for i in rng.integers(0, len(voice), rng.integers(DIGITS[0], DIGITS[1] + 1))]
     parts, gaps = [], [_silence(rng, *LEAD), *(_silence(rng, *PAUSE) for _ in chosen[1:])]
@@ -81,11 +83,17 @@ def utterance(voices: Sequence[Voice], rng: np.random.Generator) -> Utterance:
     missing = -int(lengths[-1]) % STEP
     samples = noisy(np.pad(np.concatenate(parts), (missing, 0)), rng)
     ends = -(-(missing + lengths[1::2]) // STEP) - 1
-    return Utterance(log_mel(samples).reshape(-1, WIDTH), [digit for _, digit in chosen], ends.tolist())
+    return samples, [digit for _, digit in chosen], ends.tolist()
+
+
+def utterance(voices: Sequence[Voice], rng: np.random.Generator) -> Utterance:
+    """Return the features of `speech`."""
+    samples, digits, ends = speech(voices, rng)
+    return Utterance(log_mel(samples).reshape(-1, WIDTH), digits, ends)
 
 
 def _silence(rng: np.random.Generator, low: float, high: float) -> FloatArray:
-    return np.zeros(round(RATE * rng.uniform(low, high)), np.float32)
+    return np.zeros(round(SAMPLE_RATE * rng.uniform(low, high)), np.float32)
 
 
 def noisy(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -168,10 +176,24 @@ def pools(folder: Path, splits: Sequence[str] = tuple(SPLITS)) -> Mapping[str, P
     return {split: Pool.load(folder / f"{split}.npz") for split in splits}
 
 
+def write_clips(folder: Path) -> None:
+    """Write the demo's clips, in the voices that training never hears; their names begin with the digits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(CLIPS):
+        voice = DEMO_VOICES[number % len(DEMO_VOICES)]
+        clips = [(synthesize(Spoken(digit, voice, speed=150, pitch=50)), digit) for digit in range(10)]
+        samples, digits, _ = speech([clips], np.random.default_rng([len(SPLITS), number]))
+        write_wav(folder / f"{''.join(map(str, digits))}_{voice.replace('+', '-')}.wav", samples)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    for split, each in pools(parser.parse_args().folder).items():
+    parser.add_argument("--clips", action="store_true", help="write the clips of the demo instead")
+    arguments = parser.parse_args()
+    if arguments.clips:
+        return write_clips(arguments.folder)
+    for split, each in pools(arguments.folder).items():
         values = each.features.astype(np.float32)
         print(
             f"{split}: {len(each)} utterances, {len(each.digits)} digits, {len(each.features) * STEP_MS / 1000:.0f} s, "

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -30,12 +30,13 @@ from nnac.train import Schedule, compress, export, train, transducer_loss
 from nnac.train.emulate import FLOAT
 from nnac.transducer import PARTS, word_error_rate
 
-BASE_STEPS, BASE_RATE = 1000, 3e-3
+BASE_STEPS: Final = {"small": 2500, "base": 1200, "large": 1200}
+BASE_RATE = 3e-3
 STEPS, RATE = 300, 1e-3
 BATCH = 32
 WINDOW = 256
 """Utterances of similar length among which a batch is drawn."""
-FRAMEWISE = 0.4
+FRAMEWISE = 0.3
 """Share of the baseline's steps in which only the encoder learns, step by step."""
 TAIL = 6
 """Steps of a digit's end by which it is known."""
@@ -69,8 +70,8 @@ class Batch:
         x = _padded([torch.from_numpy(u.features) for u in each])
         said = torch.zeros(x.shape[:2], dtype=torch.long)
         for row, u in enumerate(each):
-            for digit, end in zip(u.digits, u.ends, strict=True):
-                said[row, max(0, end + 1 - TAIL) : end + 1] = digit + 1
+            for digit, last, end in zip(u.digits, [-1, *u.ends], u.ends, strict=False):
+                said[row, max(last, end - TAIL) + 1 : end + 1] = digit + 1
         times, lengths = (torch.tensor(counts) for counts in _sizes(each))
         return cls(x, times, tokens, lengths, said)
 
@@ -141,7 +142,6 @@ def baseline(size: str, seed: int, folder: Path, steps: int, data: Any) -> Netwo
         optimizer,
         Schedule(steps, seed, folder / f"baseline-{size}-{seed}", save_every=max(1, steps // 5)),
         scheduler=schedule(optimizer, BASE_RATE, steps),
-        evaluate=lambda: {"validation": errors(network, data["validation"])},
     )
     return network
 
@@ -196,11 +196,11 @@ def write_parts(twins: Twins, folder: Path) -> None:
     np.save(folder / measure.EMBEDDING, embedding, allow_pickle=False)
 
 
-def run(name: str, seed: int, folder: Path, base_steps: int = BASE_STEPS, steps: int = STEPS) -> dict[str, Any]:
-    """Return the result of a row, computed where it is not yet."""
+def run(name: str, seed: int, folder: Path, base_steps: int = 0, steps: int = STEPS) -> dict[str, Any]:
+    """Return the result of a row; `base_steps` 0 are those of its size."""
     row, data, begin = ROWS[name], pools(folder), time.monotonic()
     own = folder / f"{name}-{seed}"
-    network = baseline(row.size, seed, folder, base_steps, data)
+    network = baseline(row.size, seed, folder, base_steps or BASE_STEPS[row.size], data)
     trained = row.origin or name
     twins = fine_tuned(ROWS[trained], network, seed, folder / f"{trained}-{seed}", steps, data)
     if row.origin:
