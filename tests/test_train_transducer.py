@@ -79,7 +79,8 @@ def test_a_baseline_learns_framewise_first() -> None:
     """The first loss wants digits where they are spoken, whatever was said before."""
     net, batch = network(), train.Batch.of(made_up(4), range(4))
     assert batch.said[0].tolist()[:9] == [4, 4, 4, 1, 1, 1, 8, 8, 8]
-    first, last = [], []
+    first: list[float] = []
+    last: list[float] = []
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()

@@ -19,10 +19,10 @@ import numpy as np
 import nnac
 from examples.transducer.data import Pool
 from examples.transducer.features import STEP_MS, WIDTH
-from nnac.account import host_account, to_json
 from nnac.compiled import CompiledModel
 from nnac.errors import NnacError
 from nnac.program import dumps, write_file
+from nnac.report.account import host_account, to_json
 from nnac.timing import simulate
 from nnac.transducer import PARTS, Decoding, Transducer, Utterance, evaluate, percentiles, waiting
 
