@@ -1,6 +1,6 @@
 """Compile the three parts of a transducer, decode on the emulator, and say what it takes. No torch.
 
-    python -m examples.transducer.measure FOLDER [--target nna8-tiny] [--pool test.npz]
+    python -m examples.transducer.measure FOLDER --pool test.npz [--target nna8-tiny] [--host]
 
 FOLDER holds what `train.py` has exported. The word error rate, the calls and their order come from decoding on the
 blob; the waiting times and the traffic from playing those calls with the blob's own timing (see `nnac.transducer`).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,18 +31,22 @@ RESULT: Final = "result.json"
 EMBEDDING: Final = "embedding.npy"
 PROBE: Final = 20
 """Utterances that the second target's blob decodes, too: the two have one arithmetic."""
+FRAGILE: Final = {"joiner": ("Tanh", "logits.product", "logits")}
+"""What decides between tokens at last, and would run in float on the host where int8 is not trusted with it."""
 
 
-def compiled(folder: Path, target: str) -> dict[str, CompiledModel]:
-    """Return the three parts."""
-    return {
-        part: nnac.compile(folder / f"{part}.onnx", target, encodings=folder / f"{part}.encodings") for part in PARTS
-    }
+def transducer(folder: Path, target: str, hosted: Mapping[str, Sequence[str]] | None = None) -> Transducer:
+    """Return the compiled parts as one.
 
+    Args:
+        hosted: operators that run on the host, by part.
+    """
 
-def transducer(folder: Path, target: str) -> Transducer:
-    """Return the parts as one."""
-    return Transducer(*compiled(folder, target).values(), embedding=np.load(folder / EMBEDDING))
+    def compiled(part: str) -> CompiledModel:
+        host = (hosted or {}).get(part, "allow")
+        return nnac.compile(folder / f"{part}.onnx", target, encodings=folder / f"{part}.encodings", host=host)
+
+    return Transducer(*map(compiled, PARTS), embedding=np.load(folder / EMBEDDING))
 
 
 def spoken(pool: Pool) -> list[Utterance]:
@@ -77,6 +81,12 @@ def costs(model: Transducer, decodings: Sequence[Decoding]) -> dict[str, Any]:
     }
 
 
+def with_hosted(folder: Path, target: str, decodings: Sequence[Decoding]) -> dict[str, Any]:
+    """Return what the same decodings take with the fragile operators on the host."""
+    found = costs(transducer(folder, target, FRAGILE), decodings)
+    return {name: found[name] for name in ("engine_ms_per_frame", "host_ops")}
+
+
 def write(folder: Path, pool: Pool, about: dict[str, Any], tokens: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Return and write the result of a row.
 
@@ -95,7 +105,8 @@ def write(folder: Path, pool: Pool, about: dict[str, Any], tokens: Sequence[Sequ
         if decode(model, utterances[:PROBE])[1] != decodings[:PROBE]:
             raise NnacError(f"{folder}: the two targets hear different words")
     found = {**about, "wer": wer}
-    found |= {target: costs(model, decodings) for target, model in zip(TARGETS, models, strict=True)}
+    for target, model in zip(TARGETS, models, strict=True):
+        found[target] = {**costs(model, decodings), "hosted": with_hosted(folder, target, decodings)}
     return save(folder, found)
 
 
@@ -110,8 +121,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--target", default=TARGETS[0])
     parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--host", action="store_true", help="with the fragile operators on the host")
     arguments = parser.parse_args()
-    model = transducer(arguments.folder, arguments.target)
+    model = transducer(arguments.folder, arguments.target, FRAGILE if arguments.host else None)
     wer, decodings = decode(model, spoken(Pool.load(arguments.pool)))
     print(json.dumps({"wer": wer, **costs(model, decodings)}, indent=1))
 
