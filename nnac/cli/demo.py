@@ -32,7 +32,6 @@ def demo(target: str, transducer: bool) -> None:
 
     Compiles examples/digits (or examples/transducer) for the machine, runs its clips bit-exactly, and reports.
     """
-    announce_kernels("conv")
     if transducer:
         return _sequences(_example("transducer", SEQUENCES), target)
     _digits(_example("digits", DIGITS), target)
@@ -76,6 +75,7 @@ def _digits(folder: Path, target: str) -> None:
     from nnac.program import dumps
     from nnac.report import screen
 
+    announce_kernels("conv")
     compiled = compiler.compile(folder / "digits.onnx", target, folder / "calibration.npz")
     read, clips = _features(folder).read_features, sorted((folder / "clips").glob("*.wav"))
     right = sum(_hear(compiled, read, clip) for clip in clips)
@@ -101,6 +101,7 @@ def _hear(model: CompiledModel, read: Callable[[Path], Array], clip: Path) -> bo
 def _sequences(folder: Path, target: str) -> None:
     from nnac.transducer import Utterance, evaluate, waiting
 
+    announce_kernels("conv")
     models = {name: _transducer(folder / "models" / name, target) for name in MODELS}
     features, clips = _features(folder), sorted((folder / "clips").glob("*.wav"))
     spoken = [[int(digit) + 1 for digit in clip.stem.split("_")[0]] for clip in clips]
