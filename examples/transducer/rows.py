@@ -114,3 +114,6 @@ ROWS: Final[Mapping[str, Row]] = {
     "small-gq3": Row("small, GQ 3-bit", "small", rules=gq(3)),
     "small-gq3-emu": Row("small, GQ 3-bit, accelerator emulated", "small", DEVICE, gq(3)),
 }
+
+if __name__ == "__main__":
+    print(*ROWS)
