@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -137,9 +137,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __iter__(self) -> Iterator[Utterance]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> Utterance:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         (first, last), (start, stop) = (
             (int(ends[index - 1]) if index else 0, int(ends[index])) for ends in (self.steps, self.counts)
         )

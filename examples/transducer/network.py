@@ -28,7 +28,12 @@ class Size:
     joint: int
 
 
-SIZES: Final = {"small": Size(64, 32, 32), "base": Size(192, 64, 96), "large": Size(232, 72, 112)}
+SIZES: Final = {
+    "micro": Size(32, 16, 16),
+    "small": Size(64, 32, 32),
+    "base": Size(192, 64, 96),
+    "large": Size(232, 72, 112),
+}
 
 
 class Encoder(nn.Module):

@@ -56,12 +56,12 @@ def gq(bits: int) -> Rules:
 
 def s8bqat(bits: int) -> Rules:
     """Return S8BQAT with its regularizer, which is turned on here (see `nnac.train.mracos` on patents)."""
-    return on_all(lambda w: S8BQAT(w, bits, strength=0.1))
+    return on_all(lambda w: S8BQAT(w, bits, strength=1e-5 * w.numel()))
 
 
 def csp(sparsity: float) -> Rules:
     """Return compressed-sensing pruning of int8 weights."""
-    return on_all(lambda w: [CSP(w, sparsity, strength=0.1), FakeQuant(8)])
+    return on_all(lambda w: [CSP(w, sparsity, strength=0.01), FakeQuant(8)])
 
 
 def gradual(sparsity: float) -> Rules:
@@ -102,7 +102,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "l1-50": Row("L1 50 %", rules=l1(0.5)),
     "l1-75": Row("L1 75 %", rules=l1(0.75)),
     "l1-90": Row("L1 90 %", rules=l1(0.9)),
-    "csp75-gq5": Row("CSP 75 % + GQ 5-bit", rules=on_all(lambda w: [CSP(w, 0.75, strength=0.1), GQ(w, 5, zero=True)])),
+    "csp75-gq5": Row("CSP 75 % + GQ 5-bit", rules=on_all(lambda w: [CSP(w, 0.75, strength=0.01), GQ(w, 5, zero=True)])),
     "large-float": Row("larger, float", "large", FLOAT),
     "large-s8bqat5": Row("larger, S8BQAT 5-bit", "large", rules=s8bqat(5)),
     "large-gq5": Row("larger, GQ 5-bit", "large", rules=gq(5)),
@@ -113,6 +113,10 @@ ROWS: Final[Mapping[str, Row]] = {
     "small-gq5": Row("small, GQ 5-bit", "small", rules=gq(5)),
     "small-gq3": Row("small, GQ 3-bit", "small", rules=gq(3)),
     "small-gq3-emu": Row("small, GQ 3-bit, accelerator emulated", "small", DEVICE, gq(3)),
+    "micro-float": Row("micro, float", "micro", FLOAT),
+    "micro-ptq8": Row("micro, 8-bit PTQ", "micro", origin="micro-float"),
+    "micro-qat8": Row("micro, 8-bit QAT", "micro", rules=on_all(int8)),
+    "micro-emu8": Row("micro, 8-bit, accelerator emulated", "micro", DEVICE),
 }
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from nnac.train import Schedule, compress, export, train, transducer_loss
 from nnac.train.emulate import FLOAT
 from nnac.transducer import PARTS, word_error_rate
 
-BASE_STEPS: Final = {"small": 2500, "base": 2000, "large": 2000}
+BASE_STEPS: Final = {"micro": 2500, "small": 2500, "base": 2000, "large": 2000}
 BASE_RATE = 3e-3
 STEPS, RATE = 300, 1e-3
 BATCH = 32
