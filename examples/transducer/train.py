@@ -149,7 +149,7 @@ def baseline(size: str, seed: int, folder: Path, steps: int, data: Any) -> Netwo
 
 
 def calibrated(network: Network, seed: int, data: Any) -> Twins:
-    """Return a network's twins, whose ranges are those of some training utterances."""
+    """Return a network's twins, in evaluation mode, whose ranges are those of some training utterances."""
     twins, rng = Twins(network, measure.TARGETS[0]), np.random.default_rng(seed)
     for _ in range(CALIBRATION):
         batch = Batch.drawn(data["train"], rng)
@@ -160,7 +160,7 @@ def calibrated(network: Network, seed: int, data: Any) -> Twins:
 def fine_tuned(row: Row, network: Network, seed: int, folder: Path, steps: int, data: Any) -> Twins:
     """Return the twins of a network after a row's training, which changes the network, too."""
     compression = compress(network, row.rules) if row.rules else None
-    twins = calibrated(network, seed, data)
+    twins = calibrated(network, seed, data).train()
     optimizer = torch.optim.Adam(twins.parameters(), RATE)
 
     def loss(step: int, rng: np.random.Generator) -> Tensor:
@@ -178,7 +178,7 @@ def fine_tuned(row: Row, network: Network, seed: int, folder: Path, steps: int, 
         compression=compression,
         scheduler=schedule(optimizer, RATE, steps),
     )
-    return twins
+    return twins.eval()
 
 
 def write_parts(twins: Twins, folder: Path) -> None:
