@@ -71,7 +71,7 @@ def gradual(sparsity: float) -> Rules:
 
 def l1(sparsity: float) -> Rules:
     """Return pruning by a penalty on magnitudes, of int8 weights."""
-    return on_all(lambda w: [L1(w, sparsity, strength=1e-6 * w.numel()), FakeQuant(8)])
+    return on_all(lambda w: [L1(w, sparsity, strength=1e-2 * w.numel()), FakeQuant(8)])
 
 
 MIXED: Final = {
