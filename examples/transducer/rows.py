@@ -59,9 +59,9 @@ def s8bqat(bits: int) -> Rules:
     return on_all(lambda w: S8BQAT(w, bits, strength=1e-5 * w.numel()))
 
 
-def csp(sparsity: float) -> Rules:
-    """Return compressed-sensing pruning of int8 weights."""
-    return on_all(lambda w: [CSP(w, sparsity, strength=0.003), FakeQuant(8)])
+def csp(sparsity: float, bits: int = 8) -> Rules:
+    """Return compressed-sensing pruning, of int8 weights or of those of GQ."""
+    return on_all(lambda w: [CSP(w, sparsity, strength=0.003), FakeQuant(8) if bits == 8 else GQ(w, bits, zero=True)])
 
 
 def gradual(sparsity: float) -> Rules:
@@ -102,7 +102,9 @@ ROWS: Final[Mapping[str, Row]] = {
     "l1-50": Row("L1 50 %", rules=l1(0.5)),
     "l1-75": Row("L1 75 %", rules=l1(0.75)),
     "l1-90": Row("L1 90 %", rules=l1(0.9)),
-    "csp75-gq5": Row("CSP 75 % + GQ 5-bit", rules=on_all(lambda w: [CSP(w, 0.75, strength=0.003), GQ(w, 5, zero=True)])),
+    "csp75-gq5": Row(
+        "CSP 75 % + GQ 5-bit", rules=on_all(lambda w: [CSP(w, 0.75, strength=0.003), GQ(w, 5, zero=True)])
+    ),
     "large-float": Row("larger, float", "large", FLOAT),
     "large-s8bqat5": Row("larger, S8BQAT 5-bit", "large", rules=s8bqat(5)),
     "large-gq5": Row("larger, GQ 5-bit", "large", rules=gq(5)),

@@ -174,36 +174,30 @@ def figures(results: Results) -> Iterator[str]:
 
 # -- picture -------------------------------------------------------------------------------------------------------
 
-SIDE, EDGE = 420, 56
+SIDE, EDGE = 560, 40
 
 
 def picture(results: Results) -> str:
-    """Return an SVG of WER against footprint and against P90 latency, a dot per row and seed."""
+    """Return an SVG of WER against footprint and against P90 latency: a dot per row, a line over its seeds."""
     blobs = {name: each for name, each in results.items() if TINY in each[0]}
-    axes = (
-        ("footprint, kB", lambda r: r[TINY]["footprint_bytes"] / 1e3),
-        ("P90 ms", lambda r: r[TINY]["done_ms"]["90"]),
-    )
-    panels = [_panel(blobs, title, value, number * SIDE) for number, (title, value) in enumerate(axes)]
-    head = f'width="{2 * SIDE}" height="{SIDE}" font-family="sans-serif" font-size="10"'
+    panels = _panel(blobs, "footprint, bytes", FOOTPRINT, 0), _panel(blobs, "ms", DONE, SIDE)
+    head = f'width="{2 * SIDE}" height="{SIDE}" font-family="sans-serif" font-size="9"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {head}>\n{"".join(panels)}</svg>\n'
 
 
-def _panel(results: Results, title: str, value: Any, left: int) -> str:
-    points = [(name, value(r), 100 * r["wer"]) for name, each in results.items() for r in each]
-    right, top = (1.05 * max((p[axis] for p in points), default=1.0) or 1.0 for axis in (1, 2))
-    inner = SIDE - 2 * EDGE
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + EDGE + inner * x / right, SIDE - EDGE - inner * y / top
-
-    dots, named = [], set[str]()
-    for name, x, y in points:
-        at = place(x, y)
-        dots.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3" fill="#1f77b4" fill-opacity="0.6"/>')
-        if name not in named:
-            dots.append(f'<text x="{at[0] + 5:.1f}" y="{at[1] - 3:.1f}">{name}</text>')
-            named.add(name)
+def _panel(results: Results, title: str, path: tuple[str, ...], left: int) -> str:
+    points = {name: (average(each, *path), [100 * r["wer"] for r in each]) for name, each in results.items()}
+    right = 1.15 * max((x for x, _ in points.values()), default=1.0)
+    top = 1.05 * max((max(errors) for _, errors in points.values()), default=1.0)
+    inner, dots = SIDE - 2 * EDGE, []
+    for name, (x, errors) in points.items():
+        across = left + EDGE + inner * x / right
+        low, middle, high = (SIDE - EDGE - inner * y / top for y in (min(errors), mean(errors), max(errors)))
+        dots += [
+            f'<path d="M{across:.1f} {low:.1f}V{high:.1f}" stroke="#1f77b4" stroke-opacity="0.5"/>',
+            f'<circle cx="{across:.1f}" cy="{middle:.1f}" r="3" fill="#1f77b4"/>',
+            f'<text x="{across + 5:.1f}" y="{middle + 3:.1f}">{name}</text>',
+        ]
     frame = f'<rect x="{left + EDGE}" y="{EDGE}" width="{inner}" height="{inner}" fill="none" stroke="#ccc"/>'
     labels = (
         f'<text x="{left + EDGE}" y="{SIDE - EDGE + 14}">0</text>'
