@@ -40,6 +40,7 @@ def load(folder: Path, order: Sequence[str]) -> Results:
     found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in order}
     for path in sorted(folder.glob(f"*/{RESULT}")):
         result = json.loads(path.read_text("utf-8"))
+        result["gap"] = result["wer"] - result["float_wer"]
         found.setdefault(result["row"], []).append(result)
     return {name: sorted(results, key=lambda r: r["seed"]) for name, results in found.items() if results}
 
@@ -124,10 +125,17 @@ class Figure:
         if not seeds:
             return "not yet"
         one, two = ([r for r in results[name] if r["seed"] in seeds] for name in (self.row, self.other))
-        return f"{1 - average(one, *self.path) / average(two, *(self.other_path or self.path)):.1%}"
+        below = average(two, *(self.other_path or self.path))
+        return f"{1 - average(one, *self.path) / below:.1%}" if below > 0 else "there is none"
 
 
-WER, FOOTPRINT, DONE, BLOB = ("wer",), (TINY, "footprint_bytes"), (TINY, "done_ms", "90"), (TINY, "blob_bytes")
+WER, GAP, FOOTPRINT, DONE, BLOB = (
+    ("wer",),
+    ("gap",),
+    (TINY, "footprint_bytes"),
+    (TINY, "done_ms", "90"),
+    (TINY, "blob_bytes"),
+)
 FIGURES: Final = (
     Figure("GQ 5-bit: footprint below 8-bit QAT", "30.73 %", "gq5", "qat8", FOOTPRINT),
     Figure("GQ 5-bit: blob below 8-bit QAT", "30.73 %", "gq5", "qat8", BLOB),
@@ -151,7 +159,8 @@ FIGURES: Final = (
         for target in (TINY, FAST)
     ),
     *(
-        Figure(f"{size}emulated: WER below 8-bit {other}", "up to 10 %", f"{prefix}emu8", f"{prefix}{row}", WER)
+        Figure(f"{size}emulated: {what} below 8-bit {other}", paper, f"{prefix}emu8", f"{prefix}{row}", path)
+        for what, paper, path in (("WER", "up to 10 %", WER), ("gap from float to device", "smaller", GAP))
         for size, prefix in (("", ""), ("small, ", "small-"), ("micro, ", "micro-"))
         for other, row in (("PTQ", "ptq8"), ("QAT", "qat8"))
     ),
