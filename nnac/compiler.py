@@ -100,7 +100,7 @@ def compile(
     freeze: Mapping[str, Any] | None = None,
     weights: str | int | Path | WeightPlan | None = None,
     activations: str | Iterable[str] = "int8",
-    host: str = "allow",
+    host: str | Iterable[str] = "allow",
     check: bool = False,
     budgets: Budgets | None = None,
     progress: Progress | None = None,
@@ -124,7 +124,8 @@ def compile(
         weights: bits below eight, per layer if wanted (`nnac.weights.choice`); clustered weights are found without it.
         activations: "int8", "int16", "auto" (int16 what int8 keeps too little of, by calibration), or the ONNX names of
             the tensors that shall be int16 (as those become that an operator has in int16 only).
-        host: "allow" lets the processor beside the machine run what the NNA cannot, in float; "forbid" refuses that.
+        host: "allow" lets the processor beside the machine run what the NNA cannot, in float; "forbid" refuses that;
+            names or types of ONNX operators go there though the NNA has them.
         check: run the reference after every integer pass, and the emulator in several orders that the tokens allow, on
             a probe, and compare every tensor.
         budgets: limits on the result.
@@ -137,11 +138,11 @@ def compile(
         CapacityError: the network does not fit the machine, or the result a budget.
     """
     machine, plan = load_target(target), parse_weights(weights) if weights is not None else WeightPlan()
-    if host not in HOSTS:
+    if isinstance(host, str) and host not in HOSTS:
         raise ModelError(f"host {host!r}: unknown; allowed: {', '.join(HOSTS)}")
     if encodings is not None:
         model = with_encodings(model, encodings)
-    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze, host == "allow")
+    prepared, graph, samples = _open(model, calibration, method, shapes, states, freeze, host)
     ranges, note = _calibrate(prepared, graph, samples, calibration, method, progress)
     wanted = needs_moments(graph, plan)
     if wanted and samples is None:
@@ -180,19 +181,30 @@ def _open(
     shapes: Mapping[str, tuple[int, ...]] | None,
     states: Mapping[str, str] | None = None,
     freeze: Mapping[str, Any] | None = None,
-    host: bool = True,
+    host: str | Iterable[str] = "allow",
 ) -> tuple[onnx.ModelProto, Graph, Iterable[Mapping[str, Array]] | None]:
     """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
     prepared, kept = unpacked(prepare(model, shapes, frozen=freeze), states)
-    graph = float_graph(prepared, kept, host=host)
+    graph = float_graph(prepared, kept, host=host != "forbid", forced=_forced(prepared, host))
     if calibration is None:
         return prepared, graph, None
     inputs = input_shapes(graph)
     random = isinstance(calibration, str) and calibration == RANDOM
     samples = random_samples(inputs, dtypes=input_dtypes(prepared)) if random else load_samples(calibration, inputs)
     return prepared, graph, list(samples) if isinstance(calibration, Iterator) else samples
+
+
+def _forced(prepared: onnx.ModelProto, host: str | Iterable[str]) -> Callable[[Any], bool] | None:
+    """Return what tells the operators that shall run on the host, if some are named."""
+    if isinstance(host, str):
+        return None
+    names = set(host)
+    unknown = names - {known for node in prepared.graph.node for known in (node.name, node.op_type)}
+    if unknown:
+        raise ModelError(f"host: the model has no operator {', '.join(map(repr, sorted(unknown)))}, by name or type")
+    return lambda use: bool(names & {use.name, use.op_type})
 
 
 def float_graph(

@@ -176,6 +176,11 @@ def named_tensors(value: str) -> str | tuple[str, ...]:
     return found
 
 
+def named_operators(value: str) -> str | tuple[str, ...]:
+    """Return allow or forbid as they are, else the names of a comma list."""
+    return value if value in ("allow", "forbid") else tuple(name for name in value.split(",") if name)
+
+
 def named_number(value: str) -> tuple[str, float]:
     """Return an input's name and its value: sr=16000."""
     name, _, number = value.rpartition("=")

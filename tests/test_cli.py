@@ -569,10 +569,19 @@ def test_demo_hears_digits(run: Nnac) -> None:
     assert "of 20 clips heard right" in result.out and "latency" in result.out
 
 
+def test_demo_hears_sequences(run: Nnac) -> None:
+    result = run("demo", "--transducer", "--target", "nna8-tiny")
+    assert (result.code, result.err) == (0, "")
+    heard = [line.split() for line in result.out.splitlines() if ".wav" in line]
+    assert len(heard) == 6 and sum(words[2] == words[4] for words in heard) >= 5
+    assert "GQ, 5-bit weights" in result.out and "word error rate" in result.out
+
+
 def test_demo_without_the_repository(run: Nnac, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(nnac, "__file__", str(tmp_path / "nnac" / "__init__.py"))
-    result = run("demo")
-    assert result.code == 1 and "clone of the repository" in result.err
+    for command in (["demo"], ["demo", "--transducer"]):
+        result = run(*command)
+        assert result.code == 1 and "clone of the repository" in result.err
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

@@ -264,6 +264,18 @@ def test_forbid() -> None:
         nnac.compile(SMALL, calibration="random", host="maybe")
 
 
+def test_operators_that_are_sent_there(tmp_path: Path) -> None:
+    """By name or by type; one that the model has not is an error."""
+    compiled = nnac.compile(SMALL, calibration="random", host=["Conv"])
+    assert {node.op: node.reason for node in segment.host_nodes(compiled.program.segments[0])}["Conv"] == "as asked for"
+    with pytest.raises(ModelError, match="no operator 'Gru', by name or type"):
+        nnac.compile(SMALL, calibration="random", host=["Conv", "Gru"])
+    (tmp_path / "m.onnx").write_bytes(SMALL.SerializeToString())
+    command = ["compile", str(tmp_path / "m.onnx"), "--calibrate", "random", "-o", str(tmp_path / "m.nna")]
+    done = CliRunner().invoke(cli, [*command, "--host", "Conv"])
+    assert done.exit_code == 0 and "as asked for" in done.output
+
+
 def test_forbid_on_the_command_line(tmp_path: Path) -> None:
     """Exit code 1 with reasons, or the screen with reasons and the share of the latency."""
     (tmp_path / "m.onnx").write_bytes(SMALL.SerializeToString())

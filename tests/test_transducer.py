@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ import onnxruntime
 import pytest
 
 import nnac
+from examples.transducer import data, table
+from examples.transducer import features as digits
 from examples.transducer_size import generate
 from nnac.compiled import CompiledModel
 from nnac.errors import ModelError
@@ -386,3 +391,52 @@ def test_full_sizes_have_their_parameters(size: str, millions: float) -> None:
         count, inner = count + 4 * hidden * (inner + hidden + 2), hidden
     count += (width + inner + 1) * s.joint + (s.joint + 1) * s.outputs + s.outputs * s.embedding
     assert round(count / 1e6, 1) == millions
+
+
+# -- examples/transducer -------------------------------------------------------------------------------------------
+
+
+def test_features_need_nothing_later() -> None:
+    """Steps of a beginning are those of the whole."""
+    samples = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    whole = digits.log_mel(samples)
+    assert whole.shape == (100, 1, 1, digits.WIDTH)
+    np.testing.assert_array_equal(digits.log_mel(samples[: 40 * digits.STEP + 7]), whole[:40])
+
+
+def test_utterances_end_where_their_digits_do() -> None:
+    """Whole steps, as many ends as digits, the last one in the last step; a pool gives back what it was made of."""
+    rng = np.random.default_rng(1)
+    voice = [(rng.normal(0, 0.1, 2000 + 100 * digit).astype(np.float32), digit) for digit in range(10)]
+    made = [data.utterance([voice], np.random.default_rng(seed)) for seed in range(20)]
+    for each in made:
+        assert len(each.digits) == len(each.ends) and each.ends[-1] == len(each.features) - 1
+        assert all(8 <= b - a for a, b in itertools.pairwise(each.ends))
+    pool = data.Pool.of(made)
+    assert sorted(tuple(each.digits) for each in pool) == sorted(tuple(each.digits) for each in made)
+    assert [len(each.features) for each in pool] == sorted(len(each.features) for each in made)
+
+
+def test_the_table_of_results(tmp_path: Path) -> None:
+    """Means over seeds, figures over the seeds that both rows have, "not yet" where there is none."""
+
+    def result(row: str, seed: int, wer: float, nbytes: int) -> None:
+        costs = {name: 1.0 for name in ("blob_bytes", "weight_bits", "engine_ms_per_frame", "bytes_per_second")}
+        waits = {"token_ms": {"90": 0.0}, "done_ms": {"50": 1.0, "90": 2.0}, "host_ops": 0, "footprint_bytes": nbytes}
+        machines = {target: {**costs, **waits} for target in (table.TINY, table.FAST)}
+        entry = {"row": row, "title": row, "seed": seed, "wer": wer, "float_wer": wer, **machines}
+        (tmp_path / f"{row}-{seed}").mkdir()
+        (tmp_path / f"{row}-{seed}" / table.RESULT).write_text(json.dumps(entry), "utf-8")
+
+    result("qat8", 0, 0.05, 1000)
+    result("qat8", 1, 0.07, 1000)
+    result("gq5", 0, 0.04, 600)
+    found = table.load(tmp_path, ["gq5", "float", "qat8"])
+    assert list(found) == ["gq5", "qat8"]
+    lines = table.table(found).splitlines()
+    assert "6.00 ± 1.41" in lines[3] and lines[3].count("|") == lines[0].count("|")
+    figures = list(table.figures(found))
+    assert "| GQ 5-bit: footprint below 8-bit QAT | 30.73 % | 40.0% | 1 |" in figures
+    assert "| GQ 5-bit: WER below 8-bit QAT | about 0 | 20.0% | 1 |" in figures
+    assert any("not yet" in line for line in figures)
+    assert table.picture(found).count("<circle") == 4

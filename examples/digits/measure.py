@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import onnxruntime
-from features import FloatArray, read_features
 from numpy.typing import NDArray
+
+from examples.digits.features import FloatArray, read_features
 
 HERE: Final = Path(__file__).parent
 INPUT_NAME: Final = "features"

@@ -6,10 +6,11 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import torch
-from features import BANDS, FRAMES
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+
+from examples.digits.features import BANDS, FRAMES
 
 INPUT_NAME: Final = "features"
 OUTPUT_NAME: Final = "probabilities"

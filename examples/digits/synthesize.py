@@ -1,7 +1,8 @@
 """Speech synthesized with espeak-ng: the training clips that need no recording, and the committed demo clips.
 
-`python synthesize.py` writes `clips/`, two wav files per digit, in voices that training never hears. espeak-ng 1.51
-gives the same samples for the same words on every run; a windowed-sinc filter brings its 22.05 kHz to 8 kHz.
+`python -m examples.digits.synthesize` writes `clips/`, two wav files per digit, in voices that training never hears.
+espeak-ng 1.51 gives the same samples for the same words on every run; a windowed-sinc filter brings its 22.05 kHz to
+8 kHz.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from features import SAMPLE_RATE, FloatArray
+
+from examples.digits.features import SAMPLE_RATE, FloatArray
 
 WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ACCENTS: Final = (

@@ -15,7 +15,10 @@ from typing import Final
 import numpy as np
 import onnx
 import torch
-from features import (
+from numpy.typing import NDArray
+from torch import nn
+
+from examples.digits.features import (
     BANDS,
     CLIP_LENGTH,
     FRAMES,
@@ -27,10 +30,8 @@ from features import (
     place,
     read_wav,
 )
-from network import INPUT_NAME, build_network, export
-from numpy.typing import NDArray
-from synthesize import HELD_OUT_SPEAKERS, TRAINING_SPEAKERS, Utterance, synthesize, utterances
-from torch import nn
+from examples.digits.network import INPUT_NAME, build_network, export
+from examples.digits.synthesize import HELD_OUT_SPEAKERS, TRAINING_SPEAKERS, Utterance, synthesize, utterances
 
 HERE: Final = Path(__file__).parent
 TEST_RECORDINGS: Final = 5  # index 0..4 of each speaker and digit: FSDD's own split

@@ -47,9 +47,11 @@ class Size:
 
 SIZES = {
     "typical": Size(192, ((1024,) * 5, ()), 1, 512, (1024, 1024), 512, 4001),
+    "digits": Size(96, ((512,) * 4, ()), 1, 32, (64,), 96, 11),
     "mlperf": Size(240, ((1024,) * 2, (1024,) * 3), 2, 320, (320, 320), 512, 29),
 }
-"""58.4 M parameters (64 energies of 3 frames; word pieces) and the shape of MLPerf inference's RNN-T, 45.3 M."""
+"""58.4 M parameters (64 energies of 3 frames; word pieces), those of examples/transducer with an encoder of 4 x 512,
+and the shape of MLPerf inference's RNN-T, 45.3 M."""
 
 
 class Net:

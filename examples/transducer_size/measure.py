@@ -1,6 +1,6 @@
 """Compile the transducers of `generate.py` at several weight widths and say what they take on a machine.
 
-    python -m examples.transducer_size.measure [--size typical|mlperf] [--target nna8] [--folder FOLDER] [--step]
+    python -m examples.transducer_size.measure [--size typical|digits|mlperf] [--target nna8] [--folder FOLDER] [--step]
 
 Every part is compiled in a process of its own, whose peak memory is read when it ends. Utterances are made up: seeded
 lengths and token times at the pace of speech, the last token on the last step, decoding as greedy search would call the

@@ -27,6 +27,7 @@ from nnac.terminal import (
     amount,
     announce_kernels,
     fail,
+    named_operators,
     named_place,
     named_tensors,
     note,
@@ -88,10 +89,11 @@ def cli() -> None:
 )
 @click.option(
     "--host",
+    type=named_operators,
     default="allow",
     show_default=True,
-    metavar="allow|forbid",
-    help="What the NNA cannot run: on the processor beside it, in float; or an error.",
+    metavar="allow|forbid|NAMES",
+    help="What the NNA cannot run: on the processor beside it, in float; or an error. Names or types: those, too.",
 )
 @click.option("--encodings", metavar="JSON", help="Quantizers of a float model, as AIMET exports them.")
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
@@ -107,7 +109,7 @@ def compile(
     opening: dict[str, Any],
     weights: str | None,
     activations: str | tuple[str, ...],
-    host: str,
+    host: str | tuple[str, ...],
     encodings: str | None,
     check: bool,
     max_sram: int | None,

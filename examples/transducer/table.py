@@ -1,0 +1,233 @@
+"""Make the table, the figures beside the papers' own, and the picture, from the results that are there.
+
+python -m examples.transducer.table FOLDER [--picture transducer.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Final
+
+from nnac.program import write_file
+
+RESULT: Final = "result.json"
+TINY, FAST = "nna8-tiny", "nna8"
+TITLES: Final = (
+    "row",
+    "seeds",
+    "WER, %",
+    "float of these weights",
+    "blob, kB",
+    "footprint, kB",
+    "weight bits",
+    "last token P90, ms",
+    "done P50 / P90, ms",
+    "engine, ms per frame",
+    "on nna8",
+    "kB per second of speech",
+    "host ops",
+)
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def load(folder: Path, order: Sequence[str]) -> Results:
+    """Return finished results by row, in order, by seed."""
+    found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in order}
+    for path in sorted(folder.glob(f"*/{RESULT}")):
+        result = json.loads(path.read_text("utf-8"))
+        result["gap"] = result["wer"] - result["float_wer"]
+        found.setdefault(result["row"], []).append(result)
+    return {name: sorted(results, key=lambda r: r["seed"]) for name, results in found.items() if results}
+
+
+def average(results: Sequence[Mapping[str, Any]], *path: str) -> float:
+    """Return the mean over the seeds of an entry of the results."""
+    values: list[Any] = list(results)
+    for name in path:
+        values = [value[name] for value in values]
+    return mean(values)
+
+
+def spread(results: Sequence[Mapping[str, Any]], name: str = "wer") -> str:
+    """Return mean and standard deviation over the seeds, in per cent."""
+    values = [100 * result[name] for result in results]
+    return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def line(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row of the table; a float network is in no blob."""
+    first = results[0]
+    seeds = " ".join(str(result["seed"]) for result in results)
+    if TINY not in first:
+        return _cells(first["title"], seeds, spread(results), spread(results), *["-"] * (len(TITLES) - 4))
+
+    def kilo(*path: str) -> str:
+        return f"{average(results, *path) / 1e3:,.1f}"
+
+    return _cells(
+        first["title"],
+        seeds,
+        spread(results),
+        spread(results, "float_wer"),
+        kilo(TINY, "blob_bytes"),
+        kilo(TINY, "footprint_bytes"),
+        f"{average(results, TINY, 'weight_bits'):.2f}",
+        f"{average(results, TINY, 'token_ms', '90'):.2f}",
+        " / ".join(f"{average(results, TINY, 'done_ms', p):.2f}" for p in ("50", "90")),
+        f"{average(results, TINY, 'engine_ms_per_frame'):.2f}",
+        f"{average(results, FAST, 'engine_ms_per_frame'):.3f}",
+        kilo(TINY, "bytes_per_second"),
+        str(first[TINY]["host_ops"]),
+    )
+
+
+def _cells(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table(results: Results) -> str:
+    """Return the table as Markdown; figures are of nna8-tiny where no machine is named."""
+    return "\n".join([_cells(*TITLES), f"|{' --- |' * len(TITLES)}", *map(line, results.values())])
+
+
+# -- figures beside the papers' ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """By how much a row lies below another one.
+
+    Attributes:
+        paper: what the paper says, of its own data and machine.
+        path: of the entry in a result; `other_path`: in the other row's, if not the same.
+    """
+
+    title: str
+    paper: str
+    row: str
+    other: str
+    path: tuple[str, ...]
+    other_path: tuple[str, ...] = ()
+
+    def seeds(self, results: Results) -> set[int]:
+        """Return the seeds that both rows have."""
+        one, two = ({result["seed"] for result in results.get(name, ())} for name in (self.row, self.other))
+        return one & two
+
+    def found(self, results: Results) -> str:
+        """Return the share over the seeds that both rows have."""
+        seeds = self.seeds(results)
+        if not seeds:
+            return "not yet"
+        one, two = ([r for r in results[name] if r["seed"] in seeds] for name in (self.row, self.other))
+        below = average(two, *(self.other_path or self.path))
+        return f"{1 - average(one, *self.path) / below:.1%}" if below > 0 else "there is none"
+
+
+WER, GAP, FOOTPRINT, DONE, BLOB = (
+    ("wer",),
+    ("gap",),
+    (TINY, "footprint_bytes"),
+    (TINY, "done_ms", "90"),
+    (TINY, "blob_bytes"),
+)
+FIGURES: Final = (
+    Figure("GQ 5-bit: footprint below 8-bit QAT", "30.73 %", "gq5", "qat8", FOOTPRINT),
+    Figure("GQ 5-bit: blob below 8-bit QAT", "30.73 %", "gq5", "qat8", BLOB),
+    Figure("GQ 5-bit: P90 latency below 8-bit QAT", "31.30 or 31.75 %", "gq5", "qat8", DONE),
+    Figure("GQ 5-bit: WER below 8-bit QAT", "about 0", "gq5", "qat8", WER),
+    Figure("GQ mixed: footprint below 8-bit QAT", "further", "gqmix", "qat8", FOOTPRINT),
+    Figure("GQ mixed: P90 latency below 8-bit QAT", "further", "gqmix", "qat8", DONE),
+    Figure("S8BQAT, larger: WER below 8-bit QAT", "4 to 16 %", "large-s8bqat5", "qat8", WER),
+    Figure("S8BQAT, larger: P90 latency below 8-bit QAT", "5 %", "large-s8bqat5", "qat8", DONE),
+    Figure("GQ, larger: WER below 8-bit QAT", "-", "large-gq5", "qat8", WER),
+    Figure("GQ, larger: P90 latency below 8-bit QAT", "-", "large-gq5", "qat8", DONE),
+    *(
+        Figure(
+            f"emulated: engine latency below the same with fragile operators on the host, {target}",
+            "5 to 7 %",
+            "emu8",
+            "emu8",
+            (target, "engine_ms_per_frame"),
+            (target, "hosted", "engine_ms_per_frame"),
+        )
+        for target in (TINY, FAST)
+    ),
+    *(
+        Figure(f"{size}emulated: {what} below 8-bit {other}", paper, f"{prefix}emu8", f"{prefix}{row}", path)
+        for what, paper, path in (("WER", "up to 10 %", WER), ("gap from float to device", "smaller", GAP))
+        for size, prefix in (("", ""), ("small, ", "small-"), ("micro, ", "micro-"))
+        for other, row in (("PTQ", "ptq8"), ("QAT", "qat8"))
+    ),
+    Figure("small, GQ 3-bit, emulated: WER below not emulated", "up to 10 %", "small-gq3-emu", "small-gq3", WER),
+    *(
+        Figure(f"CSP {percent} %: WER below {title}", "lower", f"csp{percent}", f"{other}{percent}", WER)
+        for percent in (50, 75, 90)
+        for title, other in (("gradual magnitude", "gradual"), ("L1", "l1-"))
+    ),
+)
+
+
+def figures(results: Results) -> Iterator[str]:
+    """Yield the relative figures beside the papers' own."""
+    yield _cells("figure", "paper", "here", "seeds")
+    yield "| --- | --- | --- | --- |"
+    for each in FIGURES:
+        yield _cells(each.title, each.paper, each.found(results), str(len(each.seeds(results))))
+
+
+# -- picture -------------------------------------------------------------------------------------------------------
+
+SIDE, EDGE = 560, 40
+
+
+def picture(results: Results) -> str:
+    """Return an SVG of WER against footprint and against P90 latency: a dot per row, a line over its seeds."""
+    blobs = {name: each for name, each in results.items() if TINY in each[0]}
+    panels = _panel(blobs, "footprint, bytes", FOOTPRINT, 0), _panel(blobs, "ms", DONE, SIDE)
+    head = f'width="{2 * SIDE}" height="{SIDE}" font-family="sans-serif" font-size="9"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {head}>\n{"".join(panels)}</svg>\n'
+
+
+def _panel(results: Results, title: str, path: tuple[str, ...], left: int) -> str:
+    points = {name: (average(each, *path), [100 * r["wer"] for r in each]) for name, each in results.items()}
+    right = 1.15 * max((x for x, _ in points.values()), default=1.0)
+    top = 1.05 * max((max(errors) for _, errors in points.values()), default=1.0)
+    inner, dots = SIDE - 2 * EDGE, []
+    for name, (x, errors) in points.items():
+        across = left + EDGE + inner * x / right
+        low, middle, high = (SIDE - EDGE - inner * y / top for y in (min(errors), mean(errors), max(errors)))
+        dots += [
+            f'<path d="M{across:.1f} {low:.1f}V{high:.1f}" stroke="#1f77b4" stroke-opacity="0.5"/>',
+            f'<circle cx="{across:.1f}" cy="{middle:.1f}" r="3" fill="#1f77b4"/>',
+            f'<text x="{across + 5:.1f}" y="{middle + 3:.1f}">{name}</text>',
+        ]
+    frame = f'<rect x="{left + EDGE}" y="{EDGE}" width="{inner}" height="{inner}" fill="none" stroke="#ccc"/>'
+    labels = (
+        f'<text x="{left + EDGE}" y="{SIDE - EDGE + 14}">0</text>'
+        f'<text x="{left + SIDE - EDGE}" y="{SIDE - EDGE + 14}" text-anchor="end">{right:.4g} {title}</text>'
+        f'<text x="{left + EDGE}" y="{EDGE - 6}">{top:.3g} % WER</text>'
+    )
+    return f"{frame}{labels}{''.join(dots)}\n"
+
+
+def main() -> None:
+    from examples.transducer.rows import ROWS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    results = load(arguments.folder, list(ROWS))
+    print(table(results), "", *figures(results), sep="\n")
+    if arguments.picture:
+        write_file(arguments.picture, picture(results).encode())
+
+
+if __name__ == "__main__":
+    main()
