@@ -649,7 +649,7 @@ ERRORS: list[tuple[list[str], int, list[str]]] = [
     (["targets", "nosuch"], 1, ["nosuch", "nna8"]),
     (["targets", "bad.toml"], 1, ["clock_mhz"]),
     (["demo", "--target", "nosuch"], 1, ["nosuch"]),
-    (["demo", "--threads", "0"], 2, ["--threads"]),
+    (["run", "x.nna", "--input", "x.npz", "--threads", "0"], 2, ["--threads"]),
     (["frob"], 2, ["frob"]),
     (["compile"], 2, ["MODEL"]),
 ]
