@@ -73,7 +73,7 @@ class Utterance:
 
 def speech(voices: Sequence[Voice], rng: np.random.Generator) -> tuple[FloatArray, list[int], list[int]]:
     """Return samples, a whole number of steps, digits, and the step in which each ends, of one of the voices."""
-    voice = voices[rng.integers(len(voices))]
+    voice = voices[int(rng.integers(len(voices)))]
     chosen = [voice[int(i)] for i in rng.integers(0, len(voice), rng.integers(DIGITS[0], DIGITS[1] + 1))]
     parts, gaps = [], [_silence(rng, *LEAD), *(_silence(rng, *PAUSE) for _ in chosen[1:])]
     for gap, (clip, _) in zip(gaps, chosen, strict=True):
