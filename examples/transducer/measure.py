@@ -22,7 +22,8 @@ from examples.transducer.features import STEP_MS, WIDTH
 from nnac.compiled import CompiledModel
 from nnac.errors import NnacError
 from nnac.program import dumps, write_file
-from nnac.report.account import host_account, to_json
+from nnac.report.account import to_json
+from nnac.report.host import host_account
 from nnac.timing import simulate
 from nnac.transducer import PARTS, Decoding, Transducer, Utterance, evaluate, percentiles, waiting
 

@@ -1,4 +1,4 @@
-"""Accounts: what every layer's weights cost in the blob, against the entropy, int8 and float32; what the host runs.
+"""Accounts: what every layer's weights cost in the blob, against the entropy, int8 and float32.
 
 Figures come from the program alone: each packed block is decoded by the packer that its load names, and counted once,
 however often it is loaded.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ from nnac import isa
 from nnac.isa import PACKERS, Load
 from nnac.isa.stream import encode
 from nnac.program import Program
-from nnac.segment import HostNode, host_nodes
-from nnac.timing import Timeline
 from nnac.types import Array
 from nnac.weights.packers import entropy_bits, unpack
 
@@ -105,46 +102,6 @@ class BlobBytes:
             "instructions": self.instructions,
             "metadata": self.metadata,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class HostRow:
-    """One call of a host segment.
-
-    Attributes:
-        layer: its name.
-        nodes: the ONNX nodes that it runs.
-        macs, elements: what they compute.
-        cycles: that the host is busy with it.
-        nna_cycles: a guess at the least that the NNA would take, had it these operators: MACs at the array's peak, and
-            every other element through the vector unit once.
-    """
-
-    layer: str
-    nodes: tuple[HostNode, ...]
-    macs: int
-    elements: int
-    cycles: int
-    nna_cycles: int
-
-    @property
-    def reasons(self) -> tuple[HostNode, ...]:
-        """The nodes that made the segment necessary."""
-        return tuple(node for node in self.nodes if node.reason)
-
-
-def host_account(timeline: Timeline) -> list[HostRow]:
-    """Return one row per call of a host segment, in program order."""
-    program, target = timeline.program, timeline.program.target
-    rows = []
-    for layer in program.layers:
-        for index in layer.indices():
-            i, span = program.instructions[index], timeline.spans[index]
-            if isinstance(i, isa.Host):
-                nna = ceil(i.macs / target.mac.peak) + ceil(i.elements / target.vector.lanes)
-                nodes = tuple(host_nodes(program.segments[i.model]))
-                rows.append(HostRow(layer.name, nodes, i.macs, i.elements, span.end - span.start, nna))
-    return rows
 
 
 def weight_account(program: Program) -> list[WeightRow]:

@@ -10,7 +10,7 @@ from nnac import array as mac_array
 from nnac.isa import Space
 from nnac.liveness import Moment
 from nnac.program import Program
-from nnac.report.account import host_account
+from nnac.report.host import host_account
 from nnac.report.latency import Changes, by_memory
 from nnac.report.program import tensor_names
 from nnac.targets import target_digest

@@ -1,13 +1,57 @@
-"""Reports of host segments: what runs beside the NNA, why, and at what cost."""
+"""Host segments: what runs beside the NNA, why, and at what cost."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
 
 from rich.table import Table
 from rich.text import Text
 
-from nnac.report import columns, printable
-from nnac.report.account import host_account
+from nnac import isa
+from nnac.report.parts import columns, printable
+from nnac.segment import HostNode, host_nodes
 from nnac.timing import Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class HostRow:
+    """One call of a host segment.
+
+    Attributes:
+        layer: its name.
+        nodes: the ONNX nodes that it runs.
+        macs, elements: what they compute.
+        cycles: that the host is busy with it.
+        nna_cycles: a guess at the least that the NNA would take, had it these operators: MACs at the array's peak, and
+            every other element through the vector unit once.
+    """
+
+    layer: str
+    nodes: tuple[HostNode, ...]
+    macs: int
+    elements: int
+    cycles: int
+    nna_cycles: int
+
+    @property
+    def reasons(self) -> tuple[HostNode, ...]:
+        """The nodes that made the segment necessary."""
+        return tuple(node for node in self.nodes if node.reason)
+
+
+def host_account(timeline: Timeline) -> list[HostRow]:
+    """Return one row per call of a host segment, in program order."""
+    program, target = timeline.program, timeline.program.target
+    rows = []
+    for layer in program.layers:
+        for index in layer.indices():
+            i, span = program.instructions[index], timeline.spans[index]
+            if isinstance(i, isa.Host):
+                nna = ceil(i.macs / target.mac.peak) + ceil(i.elements / target.vector.lanes)
+                nodes = tuple(host_nodes(program.segments[i.model]))
+                rows.append(HostRow(layer.name, nodes, i.macs, i.elements, span.end - span.start, nna))
+    return rows
 
 
 def hosted(timeline: Timeline, limit: int | None = None) -> Table:

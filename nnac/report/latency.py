@@ -14,7 +14,7 @@ from nnac import array as mac_array
 from nnac import isa, liveness, timing
 from nnac.isa import Space
 from nnac.program import Program
-from nnac.report.account import host_account
+from nnac.report.host import host_account
 from nnac.report.parts import (
     BUFFER,
     Cell,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -13,9 +14,11 @@ from nnac.isa import Space
 from nnac.isa.stream import encode
 from nnac.liveness import Moment, Resident
 from nnac.program import FORMAT, Program, Tensor
-from nnac.report.account import BlobBytes, WeightRow
 from nnac.report.parts import BUFFER, Cell, calibration, columns, decibel_text, facts, machine, name_text, shape_text
 from nnac.types import Array
+
+if TYPE_CHECKING:
+    from nnac.report.account import BlobBytes, WeightRow
 
 
 def header(program: Program, blob_bytes: int, digest: str) -> Table:
