@@ -87,11 +87,10 @@ def _one_inference(
 ) -> None:
     """Report one timeline: JSON and trace where wanted, and the screen unless one of them goes to stdout."""
     from nnac import report
-    from nnac.program import dumps
     from nnac.report import trace
     from nnac.report.host import hosted
 
-    (json_path, trace_path), size = outputs, len(dumps(timeline.program))
+    (json_path, trace_path), size = outputs, Path(program).stat().st_size
     if json_path is not None:
         write_json(paths.get(json_path), report.to_json(timeline, size, changed), indent=1)
     if trace_path is not None:
