@@ -25,7 +25,7 @@ from nnac.search import best_program
 from nnac.targets import load_target
 from tests.graphs import random_inputs, with_memory
 from tests.test_schedule import SEEDS, network
-from tests.test_timing import ANSWER, compiled_net, measured, random_program
+from tests.test_timing import ANSWER, PROGRAMS, compiled_net, measured, random_program
 
 
 def kinds(program: Program) -> set[str]:
@@ -42,7 +42,7 @@ WORKING = ("Lstm", "Gru", "Rnn")
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_never_more_than_the_planner_counts(seed: int) -> None:
     """The peak is the planner's lower bound where all lives in the scratchpad, and never above it with buffers."""
     program = random_program(seed)
@@ -57,7 +57,7 @@ def test_never_more_than_the_planner_counts(seed: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_what_is_alive_shares_no_byte(seed: int) -> None:
     """Two residents of one moment lie apart, inside the bytes that are used."""
     program = random_program(seed)

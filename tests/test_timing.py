@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from nnac import isa
@@ -156,6 +157,11 @@ def random_rates(rng: Rng, target: Target) -> dict[str, Any]:
     return rates
 
 
+PROGRAMS = st.integers(0, 63)
+"""Seeds of random programs: so few that all tests share them, for compiling takes longer than looking at the result."""
+
+
+@cache
 def random_program(seed: int) -> Program:
     """Return an operator alone, an integer network, or a compiled net, on a random machine."""
     rng = np.random.default_rng(seed)
@@ -196,7 +202,7 @@ def moved_outside(program: Program) -> dict[str, int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_never_faster_than_array_or_memory(seed: int) -> None:
     """cycles >= MACs / peak; cycles >= bytes / bandwidth per memory; no utilisation above 1."""
     program = random_program(seed)
@@ -235,7 +241,7 @@ def test_compulsory_bytes_move(seed: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_accounts_add_up(seed: int) -> None:
     """Layers' critical cycles and bytes sum to the totals; no engine is busy for longer; some engine always works."""
     program = random_program(seed)
@@ -254,7 +260,7 @@ def test_accounts_add_up(seed: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_transfers_on_a_port_stand_in_a_row(seed: int) -> None:
     """Nothing overlaps on a port outside the chip (or on the shared bus), whatever the rates, cold or warm."""
     program, rng = random_program(seed), np.random.default_rng(seed)
@@ -290,7 +296,7 @@ def better(target: Target, rng: Rng) -> Iterator[tuple[str, Any]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_no_rate_makes_anything_slower(seed: int) -> None:
     """With the same program, a better figure never costs time; all of them together neither."""
     program, rng = random_program(seed), np.random.default_rng(seed)
@@ -357,7 +363,7 @@ def test_sizes_are_found() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_warm_is_never_slower(seed: int) -> None:
     """An inference after the first: no slower, and without a byte of loads exactly where constants stay."""
     program = random_program(seed)

@@ -17,8 +17,7 @@ from nnac.program import Program
 from nnac.report.trace import to_trace
 from nnac.timing import Timeline, simulate
 from tests.test_report import DIGITS, HOSTILE, LITERAL
-from tests.test_schedule import SEEDS
-from tests.test_timing import random_program
+from tests.test_timing import PROGRAMS, random_program
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def test_scratchpad_counter_of_a_program_that_fits(timeline: Timeline) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(SEEDS)
+@given(PROGRAMS)
 def test_counters_agree_with_program_and_timeline(seed: int) -> None:
     """Never more bytes alive than placed; a port's bytes per cycle, summed over time, are its traffic."""
     program = random_program(seed)
