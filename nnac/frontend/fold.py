@@ -115,11 +115,15 @@ LEFT_ALONE = frozenset(
 
 
 def _is_folded(model: onnx.ModelProto) -> bool:
-    """Tell that the tools, which take half a second to load, would find nothing to do."""
+    """Tell that the tools, which take half a second to load, would find nothing to do in a float model."""
+    ports = (*model.graph.input, *model.graph.output)
+    if any(value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT for value in ports):
+        return False
     made = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     wanted = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
     for node in model.graph.node:
         plain = node.domain == "" and node.op_type in LEFT_ALONE and wanted.issuperset(filter(None, node.output))
+        plain &= node.op_type != "MaxPool" or len(node.output) == 1  # indices are integers
         if not plain or made.isdisjoint(node.input):
             return False
         made.update(node.output)
