@@ -236,12 +236,11 @@ class Case:
 
     def check(self, program: Program) -> None:
         """Compare reference and emulator at every tensor, on samples and on noise; the blob survives a round trip."""
-        law, machine = program.target.arithmetic, program.target
-        encoded = centroid_folding(self.graph, WeightPlan(), law)
-        integer = legalize(quantize(encoded, self.ranges, law, self.activations), machine)
+        law = program.target.arithmetic
+        integer = quantize(centroid_folding(self.graph, WeightPlan(), law), self.ranges, law, self.activations)
         for inputs in (reference.probe(integer, 1), reference.probe(integer, 2), self.quantized(integer)):
             expected, found = reference.run(integer, inputs, law), Emulator(program).trace(inputs)
-            assert expected.keys() == found.keys()
+            assert expected.keys() <= found.keys()  # parts of pools that were split to fit are more
             for name, array in expected.items():
                 np.testing.assert_array_equal(found[name], array, err_msg=name)
         assert dumps(loads(dumps(program))) == dumps(program)
