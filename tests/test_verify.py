@@ -185,6 +185,7 @@ def mutated(program: Program, kind: type[Any], change: Callable[[Any], dict[str,
     )
 
 
+QUICK = ("a sum's zero point", "a product's end", "Mul")
 SLIPS: Mapping[str, Callable[[Program], Program]] = {
     "a sum's zero point": lambda p: mutated(p, isa.Sum, lambda i: {"zeros": (i.zeros[0] + 1, *i.zeros[1:])}),
     "a sum's multiplier": lambda p: mutated(
@@ -235,7 +236,12 @@ def with_biases_off(*arguments: Any) -> tuple[Graph, Graph]:
     return integer, draft.freeze()
 
 
-@pytest.mark.parametrize("name", [*SLIPS, "an accumulator"])
+def quick(names: Iterable[str]) -> list[Any]:
+    """Return cases for a test, of which all but the quick ones are slow: each compiles fourteen models."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", quick([*SLIPS, "an accumulator"]))
 def test_a_slip_is_a_fault(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a wrong program makes different is a fault, next to a tie as well: nothing more is excused."""
     found, excused = slip(name, range(40, 54), monkeypatch)
@@ -258,7 +264,7 @@ ERRORS: Mapping[str, tuple[type[Any], str, Callable[[Any], Any]]] = {
 """Errors of the law as operators have it, by a kind of node: reference and program are wrong alike."""
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("name", quick(ERRORS))
 def test_an_error_of_the_law_is_a_fault(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exact value is found apart from the reference: both being wrong is no excuse."""
     kind, method, change = ERRORS[name]
