@@ -27,7 +27,7 @@ from examples.transducer.features import WIDTH
 from examples.transducer.network import Network, Twins, greedy
 from examples.transducer.rows import ROWS, Row
 from nnac.train import Schedule, compress, export, train, transducer_loss
-from nnac.train.emulate import FLOAT
+from nnac.train.emulate import DEVICE, FLOAT
 from nnac.transducer import PARTS, word_error_rate
 
 BASE_STEPS: Final = {"micro": 2500, "small": 2500, "base": 2000, "large": 2000}
@@ -206,6 +206,8 @@ def run(name: str, seed: int, folder: Path, base_steps: int = 0, steps: int = ST
     found["seconds"] = time.monotonic() - begin
     with twins.computing(FLOAT):
         found["float_wer"] = errors(twins, data["test"])
+    with twins.computing(FLOAT if row.mode == FLOAT else DEVICE):
+        found["validation_wer"] = errors(twins, data["validation"])
     if row.mode == FLOAT:
         return measure.save(own, {**found, "wer": found["float_wer"]})
     write_parts(twins, own)
