@@ -176,6 +176,7 @@ class _Run:
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
             "count": self.compression.count if self.compression is not None else 0,
             "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "history": self.history.rows,
         }
         data = io.BytesIO()
@@ -201,6 +202,8 @@ class _Run:
         if self.compression is not None:
             self.compression.count = int(content["count"])
         torch.set_rng_state(content["random"])
+        if content.get("random_gpu") and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(content["random_gpu"])
         self.history.rows = list(content["history"])
         return int(content["done"])
 
