@@ -73,7 +73,8 @@ class History:
         last = {name: values[-1] for name in self.names if (values := self.column(name)[1])}
         write_file(folder / TABLE, text.getvalue().encode())
         write_file(folder / SUMMARY, (json.dumps({**about, "last": last}, indent=1) + "\n").encode())
-        write_file(folder / PICTURE, curves({n: self.column(n) for n in self.names if n != "step"}).encode())
+        shown = [name for name in self.names if name not in ("step", "seconds")]
+        write_file(folder / PICTURE, curves({name: self.column(name) for name in shown}).encode())
 
 
 def train(
@@ -106,7 +107,7 @@ def train(
     torch.manual_seed(schedule.seed)
     run = _Run(model, optimizer, scheduler, compression, History())
     done = run.load(schedule) if schedule.resume else 0
-    begin = time.monotonic()
+    begin = time.monotonic() - (run.history.rows[-1]["seconds"] if done else 0.0)
     with progress_bar() as advance:
         for step in range(done, schedule.steps):
             value = run.step(step, loss, schedule)
