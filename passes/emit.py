@@ -30,13 +30,14 @@ from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import PACKERS, AnyInstruction, Space
 from nnac.ops import UNSTRIPED, Block, Move, Recurrent, Slab, Step
-from nnac.ops.base import Turn, aligned
+from nnac.ops.base import Turn
 from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.schedule import periodic, schedule
 from nnac.passes.sparse_packing import Packing, pack_weights
 from nnac.plan import Plan, Task
 from nnac.program import Encoding, KnownAnswer, Layer, Piece, Program, Tensor
+from nnac.types import aligned
 
 
 @dataclass(frozen=True, slots=True)
