@@ -44,7 +44,7 @@ def compile_all() -> Iterator[str]:
         import_module(f"nnac.kernels.{name}")
         _ = [each.compiled for each in jit.KERNELS]
     yield "loops"
-    for function in (machine.tile, machine.own_tile, machine.finish, codes.narrow_tile):
+    for function in (machine.tile, machine.own_tile, machine.finish, machine.keep, codes.narrow_tile):
         function()
 
 

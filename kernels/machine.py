@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 from numba.core.registry import cpu_target
 
-from nnac.kernels.finish import finish_rows
+from nnac.kernels.finish import finish_rows, keep_rows
 from nnac.kernels.jit import microkernel
 from nnac.kernels.tile import (
     AVX512,
@@ -87,6 +87,12 @@ def has(feature: str) -> bool:
 def finish(arguments: int) -> None:
     """Ends sums (`finish.finish`)."""
     finish_rows(arguments)
+
+
+@microkernel
+def keep(arguments: int) -> None:
+    """Leaves sums as they are (`finish.keep`)."""
+    keep_rows(arguments)
 
 
 def flip() -> int:

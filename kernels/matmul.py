@@ -4,8 +4,7 @@ import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int32, also, kernel, sink, source
-from nnac.kernels.requantize import TFLITE, lift, saturate, scale_once, scale_twice
-from nnac.kernels.wide import narrow
+from nnac.kernels.requantize import TFLITE, lift, narrow, saturate, scale_once, scale_twice
 
 
 @kernel(source(types.int8, 2), INT, source(types.int8, 2), INT, sink(types.int32, 1), sink(types.int8, 2), *[INT] * 8)

@@ -69,6 +69,13 @@ def saturate(value: Integer, low: Integer, high: Integer) -> Integer:
 
 
 @inner
+def narrow(acc: Integer, bits: int, wraps: int) -> Integer:
+    """`numerics.narrow`."""
+    half = np.int64(1) << (bits - 1)
+    return ((acc + half) & (2 * half - 1)) - half if wraps else saturate(acc, -half, half - 1)
+
+
+@inner
 def scale_once(acc: Integer, multiplier: Integer, shift: Integer, rounding: Integer) -> Integer:
     """One rounding of the exact product."""
     return round_shift(np.int64(acc) * multiplier, shift, rounding)

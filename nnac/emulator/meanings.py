@@ -163,27 +163,34 @@ class Meanings:
         return filled, (_moved(filled, target),)
 
     def _conv(self, i: isa.Conv) -> Calls:
-        if i.in_bits == 16:
-            yield from self._wide_conv(i)
-            return
-        from nnac.kernels.conv import empty_filters, packing
+        from nnac.kernels.conv import empty_filters
 
         layer, taps = self.layer(i), i.kernel_h * i.kernel_w * i.depth
         weights = self.signed[Space.WEIGHTS][i.weights : i.weights + i.out_c * taps].reshape(i.out_c, taps)
         filters = empty_filters(i.out_c, layer)
-        yield packing(weights, *self._params(i), filters, layer)
-        yield self.product(i, i.out_c, filters)
+        yield from self.packing(i, weights, *self._params(i), filters)
+        yield from self.product(i, i.out_c, filters)
 
     def _params(self, i: isa.Conv) -> tuple[Array, Array, Array]:
         """Return bias, multiplier and shift as they lie in the weight buffer."""
         shift = self.signed[Space.WEIGHTS][i.params + 8 * i.out_c : i.params + 9 * i.out_c]
         return self._words(i.params, i.out_c), self._words(i.params + 4 * i.out_c, i.out_c), shift
 
+    def packing(
+        self, i: isa.Conv, weights: Array, bias: Array, multiplier: Array, shift: Array, filters: Filters
+    ) -> list[Call]:
+        """Return the calls that pack the constants of a convolution."""
+        from nnac.kernels import conv, wide
+
+        constants = (weights, bias, multiplier, shift, filters, self.layer(i))
+        return [conv.packing(*constants)] if i.in_bits == 8 else wide.packing(*constants)
+
     def layer(self, i: isa.Conv) -> Layer:
         """Return a convolution as its kernel sees it."""
         from nnac.kernels.conv import Layer
 
-        i = _along_a_row(i)
+        i, wide = _along_a_row(i), i.in_bits == 16
+        narrow_mode = self.single_mode if i.out_bits == 8 else self.mode
         return Layer(
             i.kernel_h,
             i.kernel_w,
@@ -196,41 +203,49 @@ class Meanings:
             i.out_zero,
             i.low,
             i.high,
-            self.single_mode if i.out_bits == 8 else self.mode,
-            self.law.accumulator_bits,
+            self.wide_mode if wide else narrow_mode,
+            self.law.accumulator_bits + WIDE_BITS * wide,
             int(self.law.wraps),
         )
 
-    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call | Together:
-        """Return the call of a convolution of int8 with packed constants, for `channels` from its own first one on."""
+    def product(self, i: isa.Conv, channels: int, filters: Filters) -> list[Call | Together]:
+        """Return the calls of a convolution with packed constants, for `channels` from its own first one on."""
+        i, layer = _along_a_row(i), self.layer(i)
+        if i.in_bits == 16:
+            return self._wide_product(i, channels, filters, layer)
+        return [self._product(self._tile(i.source, i.in_h, i.in_w, i.in_c), self._pixels(i, channels), filters, layer)]
+
+    def _product(self, x: Array, y: Array, filters: Filters, layer: Layer) -> Call | Together:
         from nnac.kernels.calls import Together
         from nnac.kernels.conv import product, split, workspace_bytes
 
-        i = _along_a_row(i)
-        x, calls = self._tile(i.source, i.in_h, i.in_w, i.in_c), []
-        for n, part in enumerate(split(filters, self._pixels(i, channels), self.layer(i), self.threads)):
+        calls = []
+        for n, part in enumerate(split(filters, y, layer, self.threads)):
             workspace = self._room(f"workspace{n}", (workspace_bytes(part.layer, part.y.shape),), np.int8)
             calls.append(product(x, part.filters, part.y, workspace, part.layer))
         return calls[0] if len(calls) == 1 else Together(tuple(calls))
+
+    def _wide_product(self, i: isa.Conv, channels: int, filters: Filters, layer: Layer) -> list[Call | Together]:
+        """Return the calls of a convolution of int16: its bytes apart, as two of int8, and both sums together."""
+        from nnac.kernels.panels import SLACK
+        from nnac.kernels.wide import join, planed, split, sums_room
+
+        shape, count = (i.in_h, i.in_w, i.in_c), i.in_h * i.in_w * i.in_c
+        planes = [self._room(f"plane{n}", (count + SLACK,), np.int8)[:count] for n in range(2)]
+        room = sums_room((i.out_h, i.out_w, channels))
+        sums = [self._room(f"sums{n}", room, np.int32)[:, :, :channels] for n in range(2)]
+        calls: list[Call | Together] = [_call(split, self._tile(i.source, count, bits=16), *planes)]
+        for plane, made, part in zip(planes, sums, planed(layer), strict=True):
+            calls.append(self._product(plane.reshape(shape), made, filters, part))
+        y, narrow = self._result(self._pixels(i, channels), True)
+        scale = (filters.offsets, filters.multipliers, filters.shifts)
+        return [*calls, _call(join, *sums, *scale, y, *layer[-6:]), *narrow]
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
         width = i.out_bits // 8
         strides = (i.out_w * i.pitch * width, i.pitch * width, width)
         return as_strided(self._behind(Space.SRAM, i.target, width), (i.out_h, i.out_w, channels), strides)
-
-    def _wide_conv(self, i: isa.Conv) -> Calls:
-        from nnac.kernels.wide import conv2d
-
-        taps, buffer = i.kernel_h * i.kernel_w * i.depth, self.signed[Space.WEIGHTS]
-        weights = buffer[i.weights : i.weights + i.out_c * taps].reshape(i.out_c, i.kernel_h, i.kernel_w, i.depth)
-        y, narrow = self._result(self._pixels(i, i.out_c), True)
-        x = self._tile(i.source, i.in_h, i.in_w, i.in_c, bits=16)
-        law = (self.wide_mode, self.law.accumulator_bits + WIDE_BITS, int(self.law.wraps))
-        place = (*_window(i), i.channels // i.groups, i.channel)
-        limits = (i.in_zero, i.out_zero, i.low, i.high)
-        yield _call(conv2d, x, weights, *self._params(i), y, *place, *limits, *law)
-        yield from narrow
 
     def _pool(self, i: isa.Pool) -> Calls:
         wide = max(i.in_bits, i.out_bits) == 16
