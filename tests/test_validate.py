@@ -171,6 +171,7 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (CONV, {"groups": HUGE}, "groups divide channels and in_c"),
     (CONV, {"channels": 5, "groups": 2}, "groups divide channels and in_c"),
     (CONV, {"pitch": 3}, "the pitch is at least out_c"),
+    (CONV, {"in_bits": 16, "in_zero": 0, "kernel_h": 1 << 15, "kernel_w": 4}, "under 2**17 for each output"),
     (CONV, {"params": 2}, "aligned to 4 bytes"),
     (CONV, {"params": 4}, "reads bytes 0x4 to 0x28 of weights, which no Load has filled"),
     (CONV, {"weights": 65}, "which no Load has filled"),
