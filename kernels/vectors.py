@@ -211,6 +211,15 @@ def _fetch_words(typing: Any, base: Any, places: Any, count: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+def _word_at(typing: Any, where: Any) -> Any:
+    """The int32 at an address without alignment."""
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        return load(builder, values[0], WORD)
+
+    return types.int32(types.int64), generate
+
+
 def _move_run(typing: Any, target: Any, source: Any, count: Any, flip: Any) -> Any:
     """`move` of so many bytes from an address to an address: a short run costs one load and one store."""
 
@@ -229,3 +238,5 @@ move_run: Any = intrinsic(_move_run)
 """`_move_run`, for kernels to call without its first argument."""
 fetch_words: Any = intrinsic(_fetch_words)
 """`_fetch_words`, for kernels to call without its first argument."""
+word_at: Any = intrinsic(_word_at)
+"""`_word_at`, for kernels to call without its first argument."""

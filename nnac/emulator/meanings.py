@@ -48,6 +48,8 @@ class Meanings:
         """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
         self._rooms: dict[str, Array] = {}
+        self._right: dict[tuple[int, int], Filters] = {}
+        """Room of packed right matrices by columns and depth."""
 
     def calls(self, instruction: AnyInstruction) -> Calls:
         """Return the kernel calls that do what one instruction says."""
@@ -389,24 +391,47 @@ class Meanings:
         yield from narrow
 
     def _matmul(self, i: isa.MatMul) -> Calls:
-        from nnac.kernels.matmul import matmul, wide_matmul
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high, self.wide_mode if i.wide else self.mode)
+        law = (*scale, self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
+        return self._wide_matmul(i, law) if i.wide else self._narrow_matmul(i, law)
 
-        wide = max(i.in_bits, i.right_bits, i.out_bits) == 16
-        sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
-        right = self._tile(i.right, *sides, bits=i.right_bits)
+    def _narrow_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        """A product of int8: the right matrix is packed as weights are."""
+        from nnac.kernels.conv import empty_filters, packing
+        from nnac.kernels.matmul import end, end_wide, layer_of
+        from nnac.kernels.wide import sums_room
+
+        layer, sides = layer_of(i.depth, i.columns, i.in_zero), (i.columns, i.depth)
+        if sides not in self._right:
+            self._right[sides] = empty_filters(i.columns, layer)
+        weights = self._tile(i.right, i.columns, i.depth)
+        move: tuple[Call, ...] = ()
+        if not i.turned:
+            weights = self._room("turned", sides, np.int8)
+            move = (_moved(self._tile(i.right, i.depth, i.columns).T, weights),)
+        zeros = (np.zeros(i.columns, np.int32), np.zeros(i.columns, np.int32), np.zeros(i.columns, np.int8))
+        x = self._tile(i.source, i.rows, i.depth)
+        sums = self._room("sums", sums_room((i.rows, 1, i.columns)), np.int32)[:, :, : i.columns]
+        y = self._tile(i.target, i.rows, i.columns, bits=i.out_bits)
+        yield from move
+        yield packing(weights, *zeros, self._right[sides], layer)
+        yield self._product(x[:, None], sums, self._right[sides], layer)
+        yield _call(end if i.out_bits == 8 else end_wide, x, i.in_zero, i.right_zero, sums[:, 0], y, *law)
+
+    def _wide_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        from nnac.kernels.matmul import matmul
+
+        right = self._tile(i.right, i.depth, i.columns, bits=i.right_bits)
+        move: tuple[Call, ...] = ()
         if i.turned:
-            turned = self._room("turned", (i.depth, i.columns), right.dtype)
-            yield _moved(right.T, turned)
-            right = turned
-        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", wide)
-        w, widen_w = self._operand(right, "operand1", wide)
-        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), wide)
-        acc = self._room("sums", (i.columns,), np.int64 if wide else np.int32)
-        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        law = (self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
-        yield from (*widen_x, *widen_w)
-        mode = self.wide_mode if i.wide else self.mode
-        yield _call(wide_matmul if wide else matmul, x, i.in_zero, w, i.right_zero, acc, y, *scale, mode, *law)
+            right = self._room("turned", (i.depth, i.columns), right.dtype)
+            move = (_moved(self._tile(i.right, i.columns, i.depth, bits=i.right_bits).T, right),)
+        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", True)
+        w, widen_w = self._operand(right, "operand1", True)
+        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), True)
+        acc = self._room("sums", (i.columns,), np.int64)
+        yield from (*move, *widen_x, *widen_w)
+        yield _call(matmul, x, i.in_zero, w, i.right_zero, acc, y, *law)
         yield from narrow
 
     def _norm(self, i: isa.Norm) -> Calls:
