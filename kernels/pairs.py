@@ -3,7 +3,22 @@
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
-from nnac.kernels.requantize import round_divide, round_shift, saturate
+from nnac.kernels.lines import dense, is_dense
+from nnac.kernels.requantize import Scale, round_divide, round_shift, saturate
+
+
+@inner
+def _quotients(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, law: Scale) -> None:
+    """`divide` of a row."""
+    multiplier, shift, y_zero, low, high, rounding = law
+    for n in range(y.size):
+        above, below = p[n] - p_zero, q[n] - q_zero
+        if below < 0:
+            above, below = -above, -below
+        share = round_divide(above * multiplier, max(below, 1), shift, rounding)
+        if below == 0:
+            share = low - y_zero if above < 0 else (high - y_zero if above > 0 else 0)
+        y[n] = saturate(share + y_zero, low, high)
 
 
 @kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
@@ -35,17 +50,14 @@ def divide(
         high: largest output.
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
+    fast, law = is_dense(a) and is_dense(b) and is_dense(y), (multiplier, shift, y_zero, low, high, rounding)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                for n in range(y.shape[3]):
-                    above, below = a[i, j, k, n] - a_zero, b[i, j, k, n] - b_zero
-                    if below < 0:
-                        above, below = -above, -below
-                    share = round_divide(above * multiplier, max(below, 1), shift, rounding)
-                    if below == 0:
-                        share = low - y_zero if above < 0 else (high - y_zero if above > 0 else 0)
-                    y[i, j, k, n] = saturate(share + y_zero, low, high)
+                if fast:
+                    _quotients(dense(a[i, j, k]), a_zero, dense(b[i, j, k]), b_zero, dense(y[i, j, k]), law)
+                else:
+                    _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], law)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT, INT)
