@@ -10,6 +10,7 @@ the fastest program so far has cycles for. Nets with many instructions end the s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from nnac.passes.emit import Draft
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
 from nnac.passes.place import place
-from nnac.passes.tile import Homes, Work, moved, settle, survey
+from nnac.passes.tile import Homes, Work, moved, settle, survey, transfers
 from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
@@ -138,23 +139,29 @@ class _Search:
 
     def bound(self, size: int, work: Work) -> int:
         """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take."""
-        loads = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
-        tilings = dict[object, Tiling]()
+        found = dict[object, Homes]()
         for strategy in (replace(s, share=x, stripes=min(STRIPES)) for s in STRATEGIES for x in (1.0, *SHARES)):
             with suppress(CapacityError):
                 homes = settle(work, size, strategy)
-                tilings[tuple(homes.homes.items())] = homes.tiling(size)
-        return min((self._transfers(moved(t), n) for t in tilings.values() for n in loads), default=0)
+                found[tuple(homes.homes.items())] = homes
+        least = min((self._transfers(moved(homes), {}) for homes in found.values()), default=0)
+        if least >= self.cycles:  # that says enough, without stripes
+            return least
+        counted = ((moved(homes), transfers(homes.tiling(size))) for homes in found.values())
+        return min((self._transfers(*each) for each in counted), default=0)
 
-    def _transfers(self, staged: Mapping[Space, tuple[int, int]], loaded: Mapping[Space, int]) -> int:
-        """Return the cycles of the port that takes longest, or of the shared bus."""
+    def _transfers(self, staged: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
+        """Return the cycles of the port that takes longest, or of the shared bus, with the fewest constants."""
+        ways = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
+        return min(self._through(Counter(staged) + Counter(loaded), counts) for loaded in ways)
+
+    def _through(self, nbytes: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
         cycles = [0]
         for space in OUTSIDE:
-            nbytes, count = staged[space]
-            nbytes += loaded.get(space, 0)
-            if nbytes:
+            if nbytes[space]:
                 memory = self.machine.memory[space.label]
-                cycles.append(transfer_cycles(memory, [(nbytes, nbytes)]) + (count - 1) * memory.latency)
+                moving = transfer_cycles(memory, [(nbytes[space], nbytes[space])])
+                cycles.append(moving + (counts.get(space, 1) - 1) * memory.latency)
         return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
 
     def time(self, size: int, work: Work, strategy: Strategy) -> float:

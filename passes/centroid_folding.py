@@ -66,7 +66,7 @@ def _repeats(weight: Array) -> bool:
     """Tell whether channels repeat their values: else to look for scaled copies of one table is not worth the time."""
     distinct = 0
     for rows in np.array_split(weight.reshape(len(weight), -1), PARTS):
-        distinct += len(rows) + np.count_nonzero(np.diff(np.sort(rows, axis=1)))
+        distinct += len(rows) + int(np.count_nonzero(np.diff(np.sort(rows, axis=1))))
         if distinct * 2 > weight.size:
             return False
     return True

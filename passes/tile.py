@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
@@ -53,7 +53,7 @@ class Work:
 
     Attributes:
         root: the value that owns each value's bytes.
-        alive, buffers, descents: what was found once and is asked for again by every strategy.
+        alive, buffers, descents, moved: what was found once and is asked for again by every strategy.
     """
 
     graph: Graph
@@ -64,6 +64,7 @@ class Work:
     alive: dict[range, list[Storage]] = field(default_factory=dict)
     buffers: dict[tuple[object, ...], Buffers] = field(default_factory=dict)
     descents: dict[tuple[str, bool], _Descent] = field(default_factory=dict)
+    moved: dict[object, dict[Space, int]] = field(default_factory=dict)
 
     @property
     def least(self) -> int:
@@ -398,18 +399,41 @@ def _reads_on(task: Task, operand: int) -> bool:
     return bool(start <= end and last == count)
 
 
-def moved(tiling: Tiling) -> dict[Space, tuple[int, int]]:
-    """Return (bytes, transfers) that a tiling costs at least between the scratchpad and each memory, weights apart."""
-    total, counts = Counter[Space](), Counter[Space]()
+def moved(homes: Homes) -> dict[Space, int]:
+    """Return the bytes that homes cost at least between the scratchpad and each memory outside, weights apart."""
+    key = tuple(homes.homes.items())
+    if key not in homes.work.moved:
+        homes.work.moved[key] = _moved(homes)
+    return homes.work.moved[key]
+
+
+def _moved(homes: Homes) -> dict[Space, int]:
+    total = Counter[Space]()
+    for task, index, space in _outer(homes.work.tasks, homes.homes):
+        read = index < len(task.operands)
+        nbytes = homes.work.storages[task.storages[index]].nbytes
+        total[space] += nbytes if not read or _reads_all(task, index) else 0
+    return total
+
+
+def transfers(tiling: Tiling) -> dict[Space, int]:
+    """Return the transfers that a tiling costs at least between the scratchpad and each memory outside."""
+    counts = Counter[Space]()
     for group in tiling.groups:
         stripes = _stripes(tiling.tasks[group[-1]])
-        for task in (tiling.tasks[t] for t in group if not isinstance(tiling.tasks[t].node.op, Host)):
-            for name in set(task.storages):
-                index, space = task.storages.index(name), tiling.homes.get(name, Space.SRAM)
-                read = index < len(task.operands)
-                total[space] += tiling.storages[name].nbytes if not read or _reads_all(task, index) else 0
-                counts[space] += stripes if name == task.output or task.copies[index] == 2 else 1
-    return {space: (total[space], counts[space]) for space in Space if space != Space.SRAM}
+        for task, index, space in _outer([tiling.tasks[t] for t in group], tiling.homes):
+            counts[space] += stripes if index == len(task.operands) or task.copies[index] == 2 else 1
+    return counts
+
+
+def _outer(tasks: Iterable[Task], homes: Mapping[str, Space]) -> Iterator[tuple[Task, int, Space]]:
+    """Yield (task, place among its storages, memory) of all that tasks on the machine touch outside."""
+    for task in tasks:
+        names = task.storages
+        for name in () if isinstance(task.node.op, Host) else set(names):
+            space = homes.get(name, Space.SRAM)
+            if space != Space.SRAM:
+                yield task, names.index(name), space
 
 
 def _stripes(task: Task) -> int:
