@@ -10,7 +10,9 @@ from numba import types
 from nnac.kernels import elementwise, move, pairs, pool
 from nnac.kernels import softmax as rows
 from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, Integer, also, inner, kernel, sink, source
-from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
+from nnac.kernels.lines import dense, is_dense
+from nnac.kernels.requantize import TFLITE, Scale, lift, round_shift, saturate, scale_once, scale_twice
+from nnac.kernels.vectors import address, fetch_words
 
 Window = tuple[int, int, int, int, int, int]
 """Stride, dilation, padding before: each down, then right."""
@@ -19,6 +21,8 @@ CHUNK = 256
 
 OCTAVE_ZERO, OCTAVE_SHIFT = 192, 11
 """As in `nnac.numerics`."""
+PART = 512
+"""Values that go through tables together, so that what they become on the way stays in the nearest cache."""
 
 BLOCK = 64
 """Rows that are transposed together, so that what is read and written stays in a near cache."""
@@ -45,6 +49,73 @@ average_pool = also(pool.average_pool, source(types.int16, 3), sink(types.int16,
 softmax = also(rows.softmax, source(types.int16, 2), source(types.int32, 1), sink(types.int16, 2), *[INT] * 6)
 
 
+@inner
+def _between(x: Int16, at: int, tables: Int16, knots: Int32, blends: Int32) -> None:
+    """What lies between the knots of each value's own table; the table of the first one is number `at`."""
+    step = 2 * tables.shape[1] if tables.shape[0] > 1 else 0
+    for n in range(x.size):
+        knots[n] = np.int32((at + n) * step + ((np.int64(x[n]) + 32768) >> 7 << 1))
+    fetch_words(address(tables), address(knots), x.size)
+    for n in range(x.size):
+        fraction = np.int32(x[n] & 127)
+        left, right = np.int32(np.int32(knots[n] << 16) >> 16), np.int32(knots[n] >> 16)
+        blends[n] = np.int32((left << 7) + (right - left) * fraction)
+
+
+@inner
+def _between_octaves(x: Int16, at: int, tables: Int16, knots: Int32, blends: Int32) -> None:
+    """The same with knots in octaves; on the negative side the nearer one of two neighbours is the second."""
+    step = 2 * tables.shape[1] if tables.shape[0] > 1 else 0
+    for n in range(x.size):
+        size, width = np.int32(abs(np.int32(x[n]))), np.int32(0)
+        for octave in range(OCTAVE_SHIFT):
+            width = np.int32(width + np.int32(size >= 32 << octave))
+        index, back = np.int32((width << 4) + (size >> width)), np.int32(x[n] < 0)
+        first = max(np.int32(OCTAVE_ZERO + (-index - 1 if back else index)), np.int32(0))
+        blends[n] = width
+        knots[n] = np.int32((at + n) * step + 2 * first)
+    fetch_words(address(tables), address(knots), x.size)
+    for n in range(x.size):
+        size, width, back = np.int32(abs(np.int32(x[n]))), blends[n], x[n] < 0 and x[n] > -32768
+        left, right = np.int32(np.int32(knots[n] << 16) >> 16), np.int32(knots[n] >> 16)
+        near, far = right if back else left, left if back else right
+        fraction = np.int32(size & np.int32((1 << width) - 1))
+        blends[n] = np.int32((near << width) + (far - near) * fraction) << np.int32(OCTAVE_SHIFT - width)
+
+
+@inner
+def _settle(blends: Int32, y: Int16, law: Scale) -> None:
+    """Rounds and saturates."""
+    _, shift, y_zero, low, high, rounding = law
+    for n in range(y.size):
+        y[n] = saturate(round_shift(np.int64(blends[n]), shift, rounding) + y_zero, low, high)
+
+
+@inner
+def _through(x: Int16, tables: Int16, y: Int16, octaves: bool, law: Scale) -> None:
+    """Each value of a row through the table of its column, or all through the same."""
+    knots, blends, fast = np.empty(PART, np.int32), np.empty(PART, np.int32), is_dense(y)
+    for first in range(0, x.size, PART):
+        part, made = x[first : first + PART], y[first : first + PART]
+        if octaves:
+            _between_octaves(part, first, tables, knots, blends)
+        else:
+            _between(part, first, tables, knots, blends)
+        if fast:
+            _settle(blends, dense(made), law)
+        else:
+            _settle(blends, made, law)
+
+
+@inner
+def _rows_through(x: Int16, tables: Int16, y: Int16, octaves: bool, law: Scale) -> None:
+    if tables.shape[0] == 1:
+        _through(x.reshape(-1), tables, y[:, 0], octaves, law)
+        return
+    for row in range(x.shape[0]):
+        _through(x[row], tables, y[row], octaves, law)
+
+
 @kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), *[INT] * 5)
 def interpolate(x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low: int, high: int, rounding: int) -> None:
     """Each column through its table of knots, as `numerics.interpolate` defines it.
@@ -59,12 +130,7 @@ def interpolate(x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low:
         high: largest output.
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
-    for row in range(x.shape[0]):
-        for n in range(x.shape[1]):
-            offset = np.int64(x[row, n]) + 32768
-            index, fraction = offset >> 7, offset & 127
-            blend = tables[n, index] * (128 - fraction) + tables[n, index + 1] * fraction
-            y[row, n] = saturate(round_shift(blend, shift, rounding) + y_zero, low, high)
+    _rows_through(x, tables, y, False, (1, shift, y_zero, low, high, rounding))
 
 
 @kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), *[INT] * 5)
@@ -72,16 +138,7 @@ def interpolate_octaves(
     x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low: int, high: int, rounding: int
 ) -> None:
     """As `interpolate` with tables (tables, 385), as `numerics.interpolate_octaves` defines it."""
-    for row in range(x.shape[0]):
-        for n in range(x.shape[1]):
-            size, sign, width = abs(np.int64(x[row, n])), -1 if x[row, n] < 0 else 1, 0
-            while size >> width >= 32:
-                width += 1
-            index, fraction = (width << 4) + (size >> width), size & (1 << width) - 1
-            at = OCTAVE_ZERO + sign * index
-            near, far = tables[n, at], tables[n, at + sign if width < OCTAVE_SHIFT else at]
-            blend = (near * ((1 << width) - fraction) + far * fraction) << (OCTAVE_SHIFT - width)
-            y[row, n] = saturate(round_shift(blend, shift, rounding) + y_zero, low, high)
+    _rows_through(x, tables, y, True, (1, shift, y_zero, low, high, rounding))
 
 
 @inner

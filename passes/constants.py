@@ -23,10 +23,10 @@ from nnac.errors import CapacityError
 from nnac.graph import Node
 from nnac.isa import AnyInstruction, Space
 from nnac.ops import Block
-from nnac.ops.base import aligned
 from nnac.passes.sparse_packing import Packing, fit_weights, pack_weights
 from nnac.plan import Task
 from nnac.targets import Target
+from nnac.types import aligned
 
 if TYPE_CHECKING:
     from nnac.weights.packers import Codec

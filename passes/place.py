@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnac.isa import Space
-from nnac.ops.base import aligned
 from nnac.plan import Plan, Storage, Tiling
+from nnac.types import aligned
 
 SEARCH = 400
 """Most random changes that the search tries."""

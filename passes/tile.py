@@ -29,9 +29,10 @@ from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.ops import UNSTRIPED, Host, Recurrent, Reshape
-from nnac.ops.base import aligned, bind
+from nnac.ops.base import bind
 from nnac.plan import Storage, Strategy, Task, Tiling
 from nnac.targets import Target
+from nnac.types import aligned
 
 Buffers = list[tuple[int, int]]
 """(bytes, copies) of the staging buffer of every operand and the output."""

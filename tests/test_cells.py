@@ -114,7 +114,7 @@ def test_lstm(
         y = np.empty((batch, hidden), np.int16)
         looks = peepholes if look is not None else np.zeros((3, 0), np.int16)
         law_of = (bits, int(coupled), shift, limit, *pair, zero, low, high, int(mode))
-        lstm_cell(x, r, cell, tables, looks, out, y, np.empty((3, hidden), np.int32), *law_of)
+        lstm_cell(x, r, cell, tables, looks, out, y, np.empty((4, hidden), np.int32), *law_of)
         np.testing.assert_array_equal(out, new)
         np.testing.assert_array_equal(y, shown)
 

@@ -490,7 +490,7 @@ class Meanings:
         )
         new = self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden)
         law = (i.cell_bits, i.coupled, i.peephole_shift, *self._cell_law(i))
-        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (3, i.hidden), np.int32), *law)
+        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (4, i.hidden), np.int32), *law)
         yield from narrow
 
     def _gru(self, i: isa.Gru) -> Calls:
