@@ -55,8 +55,9 @@ def place(tiling: Tiling) -> Plan:
 
 
 def _tensors(tiling: Tiling, where: Callable[[Space | None], bool]) -> list[_Item]:
+    alive = tiling.lifetimes()
     return [
-        _Item(("tensor", s.name), aligned(s.nbytes), *tiling.lifetime(s))
+        _Item(("tensor", s.name), aligned(s.nbytes), *alive[s.name])
         for s in tiling.storages.values()
         if not s.constant and where(tiling.homes.get(s.name))
     ]
