@@ -5,10 +5,12 @@ and from what the predictor made of the tokens so far, until it prefers the blan
 recurrent neural networks", 2012).
 
 Contract of the waiting time. Step n of the encoder starts when its last frame has arrived, at (n + 1) * frames periods;
-the calls that decoding asked for run in their order on one machine (see `nnac.pipeline`), so decoding falls behind
-where the calls of a step last longer than its frames. User-perceived latency is the time from the end of speech to the
-end of the joiner's call that chose the last token, 0 where that came earlier: nobody waits for it then. A beam search
-knows its tokens at its last call.
+the calls that decoding asked for run in their order on one machine (see `nnac.pipeline`), so frames queue and decoding
+falls behind where the calls of a step last longer than its frames. User-perceived latency is the time from the end of
+speech until the tokens are final: the end of the last call, behind which nothing can follow. The last token itself may
+have come earlier; `emission_ms` is the time to the joiner's call that chose it, 0 where that lay before the end of
+speech. A beam search knows its tokens at its last call. That speech has ended is known at once: what finds that out (an
+endpointer) is not part of this.
 """
 
 from __future__ import annotations
@@ -308,14 +310,14 @@ class Waiting:
     """How long a user waits for one utterance.
 
     Attributes:
-        latency_ms: user-perceived, see the contract; 0 without tokens.
-        done_ms: from the end of speech to the end of the last call, when it is certain that nothing follows.
+        latency_ms: user-perceived: from the end of speech until the tokens are final.
+        emission_ms: from the end of speech to the call that chose the last token; 0 without tokens.
         busy_ms: milliseconds of the machine by part.
         nbytes: through the memories outside the chip.
     """
 
     latency_ms: float
-    done_ms: float
+    emission_ms: float
     busy_ms: Mapping[str, float]
     nbytes: int
 
@@ -339,7 +341,7 @@ def waiting(
     played = play(decoding.calls, table, step_ms)
     end = decoding.steps * step_ms if end_of_speech_ms is None else end_of_speech_ms
     last = played.ends_ms[decoding.last_token] - end if decoding.last_token >= 0 else 0.0
-    return Waiting(max(0.0, last), max(0.0, played.ends_ms[-1] - end), played.busy_ms, played.nbytes)
+    return Waiting(max(0.0, played.ends_ms[-1] - end), max(0.0, last), played.busy_ms, played.nbytes)
 
 
 def as_if(steps: int, token_steps: Sequence[int], rows: int = 1) -> Decoding:

@@ -31,7 +31,7 @@ from nnac.train import (  # noqa: E402
     random_sensing,
 )
 from nnac.train.compressors import nearest  # noqa: E402
-from nnac.train.gq import KNOTS, compand, expand, lloyd  # noqa: E402
+from nnac.train.gq import KNOTS, compand, expand, lloyd, pull, read  # noqa: E402
 from nnac.train.pruning import sparse_copy  # noqa: E402
 from nnac.weights.folding import distinct_levels, lossless_scale  # noqa: E402
 
@@ -176,6 +176,31 @@ def test_gq_gradients() -> None:
     found = torch.autograd.grad(gq(weight), (weight, gq.centroids), force)
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).norm() < 0.02 * other.norm()
+
+
+def test_gq_gradients_at_the_hard_end() -> None:
+    """Weights get what their levels get; a centroid gets what its weights get, through the companding."""
+    gq = GQ(gaussian(500), 3)
+    gq.step(gaussian(500), 1.0, 1)
+    weight, force = on_knots(gq, 500).requires_grad_(True), gaussian(500, seed=2)
+    owner = (compand(weight.detach() / gq.size, gq.mu)[:, None] - gq.table()).abs().argmin(-1)
+    wanted = torch.autograd.grad(expand(gq.table()[owner], gq.mu) * gq.size, gq.centroids, force)[0]
+    passed, found = torch.autograd.grad(gq(weight), (weight, gq.centroids), force)
+    assert torch.equal(passed, force)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("shape", [(600,), (20, 30)])
+def test_gq_reads_alike_in_a_loop_and_in_passes(shape: tuple[int, ...]) -> None:
+    """float32 on a CPU takes the loop, other types and devices torch's passes; values outside stand at the ends."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(-3, 68, shape, generator=generator) + 0.8 * torch.rand(shape, generator=generator) - 0.4
+    x, force, knots = (places / 32 - 1) * 0.3, gaussian(*shape, seed=2), gaussian(65, seed=3)
+    wide = knots.double()
+    torch.testing.assert_close(read(x, knots, 0.3), read(x.double(), wide, 0.3).float())
+    assert torch.equal(read(x.t(), knots, 0.3), read(x, knots, 0.3).t())
+    for one, other in zip(pull(x, force, knots, 0.3), pull(x.double(), force.double(), wide, 0.3), strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-5)
 
 
 class Largest(TorchDispatchMode):

@@ -166,20 +166,22 @@ CHAINS: dict[str, Any] = {
 }
 
 
-def run(folder: Path | None, steps: int = 12, stop: int | None = None, chain: str = "CSP and GQ") -> tuple[Any, Any]:
+def run(
+    folder: Path | None, steps: int = 12, stop: int | None = None, chain: str = "CSP and GQ", device: str = "cpu"
+) -> tuple[Any, Any]:
     """Train a small twin with dropout and learned scales; `stop` breaks off as a crash would."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 8))
-    teacher = torch.randn(8, 8) * 0.5
+    net = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 8)).to(device)
+    teacher = (torch.randn(8, 8) * 0.5).to(device)
     compression = compress(net, {"*": CHAINS[chain]})
-    twin = emulate(net, "nna8", [torch.randn(64, 8)], learned=True)
+    twin = emulate(net, "nna8", [torch.randn(64, 8).to(device)], learned=True)
     optimizer = torch.optim.Adam(twin.parameters(), 1e-2)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
 
     def loss(step: int, rng: np.random.Generator) -> Any:
         if step == stop:
             raise KeyboardInterrupt
-        x = torch.from_numpy(rng.normal(size=(16, 8)).astype(np.float32))
+        x = torch.from_numpy(rng.normal(size=(16, 8)).astype(np.float32)).to(device)
         return F.mse_loss(twin(x), x @ teacher)
 
     schedule = Schedule(steps, seed=5, folder=folder, save_every=4)
@@ -200,6 +202,19 @@ def test_resumed_training_is_the_same_training(chain: str, tmp_path: Path) -> No
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     assert [row["loss"] for row in whole.rows] == [row["loss"] for row in parts.rows]
+    seconds = [row["seconds"] for row in parts.rows]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("chain", CHAINS)
+def test_training_on_a_gpu(chain: str, tmp_path: Path) -> None:
+    """It is taken up again there, and what it leaves is exported and compiled like any other."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=10, chain=chain, device="cuda")
+    history, twin = run(tmp_path, chain=chain, device="cuda")
+    assert len(history.rows) == 12
+    export(twin.eval(), tmp_path / "net.onnx", torch.randn(4, 8).cuda())
 
 
 def test_pruning_and_centroids_on_the_accelerator(tmp_path: Path) -> None:
@@ -217,7 +232,7 @@ def test_metrics_are_written(tmp_path: Path) -> None:
     assert len(rows) == 12 and rows[3]["wer"] == "0.5" and rows[0]["wer"] == ""
     summary = json.loads((tmp_path / SUMMARY).read_text("utf-8"))
     assert summary["steps"] == 12 and summary["last"]["wer"] == 0.5
-    assert (tmp_path / PICTURE).read_text("utf-8").count("<polyline") == 3
+    assert (tmp_path / PICTURE).read_text("utf-8").count("<polyline") == 2
 
 
 def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:

@@ -240,6 +240,20 @@ def test_every_tensor_equals_the_compiled_graphs(name: str, law: str, tmp_path: 
     assert verify(twin, exported, inputs) >= NETS[name][2]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("name", NETS)
+def test_a_gpu_computes_the_same_integers(name: str) -> None:
+    """Every tensor of a twin that was moved there, and gradients that end."""
+    twin, inputs = twin_of(name, machine())
+    expected = twin.integers(*inputs)
+    inputs = tuple(x.cuda() for x in inputs)
+    for tensor, found in twin.cuda().integers(*inputs).items():
+        assert torch.equal(found.cpu(), expected[tensor]), tensor
+    out = twin(*inputs)
+    (out[0] if isinstance(out, tuple) else out).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in twin.model.parameters())
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_chains_equal_their_compiled_graphs(seed: int, tmp_path: Path) -> None:
     """Whatever follows what, on machines of all kinds."""

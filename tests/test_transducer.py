@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,7 +18,7 @@ import onnxruntime
 import pytest
 
 import nnac
-from examples.transducer import data, table
+from examples.transducer import data, picture, table
 from examples.transducer import features as digits
 from examples.transducer_size import generate
 from nnac.compiled import CompiledModel
@@ -304,28 +305,30 @@ def test_turns_on_one_machine_by_hand() -> None:
 
 
 def test_a_user_waits_by_hand() -> None:
-    """Latency counts to the joiner's call that chose the last token, `done` to the end; neither is below zero."""
+    """Latency counts to the last call, emission to the joiner's that chose the last token; neither is below zero."""
     decoding = as_if(3, [0, 2])
     assert "".join(c.part[0] for c in decoding.calls) == "p" + "ejpj" + "ej" + "ejpj"
     assert decoding.calls[decoding.last_token] == Call("joiner", 3)
     # step 3 is there at 60: encoder ..71, joiner ..74 (the last token), predictor ..80.5, joiner ..83.5
     found = waiting(decoding, TABLE, 20)
-    assert (found.latency_ms, found.done_ms) == (14, 23.5)
-    assert waiting(decoding, TABLE, 10, frames=2).latency_ms == 14
+    assert (found.latency_ms, found.emission_ms) == (23.5, 14)
+    assert waiting(decoding, TABLE, 10, frames=2).latency_ms == 23.5
     early = waiting(decoding, TABLE, 20, end_of_speech_ms=80)
-    assert (early.latency_ms, early.done_ms) == (0, 3.5)
+    assert (early.latency_ms, early.emission_ms) == (3.5, 0)
 
 
 def test_falling_behind_adds_up() -> None:
     """Where a step takes longer than its frame, every step makes the user wait longer."""
     waits = [waiting(as_if(n, [n - 1]), TABLE, 12).latency_ms for n in range(1, 6)]
-    # each step without a token: 11 + 3 = 14 of 12 ms; the very first one starts at 12, when the predictor is long done
-    assert waits == [14, *accumulate([2] * 4, initial=14)][1:]
+    # each step without a token: 11 + 3 = 14 of 12 ms; the very first one starts at 12, when the predictor is long done;
+    # behind the last token the predictor's 6.5 and the joiner's 3
+    assert waits == list(accumulate([2] * 4, initial=14 + 9.5))
 
 
-def test_no_token_keeps_nobody_waiting() -> None:
-    """Silence has no last token."""
-    assert waiting(as_if(2, []), TABLE, 20).latency_ms == 0
+def test_silence_has_no_last_token() -> None:
+    """That nothing was said is known when the last step is done."""
+    found = waiting(as_if(2, []), TABLE, 20)
+    assert (found.latency_ms, found.emission_ms) == (14, 0)
 
 
 def test_rows_of_a_step() -> None:
@@ -422,21 +425,39 @@ def test_the_table_of_results(tmp_path: Path) -> None:
 
     def result(row: str, seed: int, wer: float, nbytes: int) -> None:
         costs = {name: 1.0 for name in ("blob_bytes", "weight_bits", "engine_ms_per_frame", "bytes_per_second")}
-        waits = {"token_ms": {"90": 0.0}, "done_ms": {"50": 1.0, "90": 2.0}, "host_ops": 0, "footprint_bytes": nbytes}
-        machines = {target: {**costs, **waits} for target in (table.TINY, table.FAST)}
-        entry = {"row": row, "title": row, "seed": seed, "wer": wer, "float_wer": wer, **machines}
+        waits = {"latency_ms": {"50": 1.0, "90": 2.0}, "host_ops": 0, "footprint_bytes": nbytes}
+        hosted = {"hosted": {"engine_ms_per_frame": 1.25}}
+        machines = {target: {**costs, **waits, **hosted} for target in (table.TINY, table.FAST)}
+        errors = {"wer": wer, "float_wer": wer - 0.01, "validation_wer": wer}
+        entry = {"row": row, "title": row, "seed": seed, **errors, **machines}
         (tmp_path / f"{row}-{seed}").mkdir()
         (tmp_path / f"{row}-{seed}" / table.RESULT).write_text(json.dumps(entry), "utf-8")
 
     result("qat8", 0, 0.05, 1000)
     result("qat8", 1, 0.07, 1000)
+    result("ptq8", 0, 0.06, 1000)
     result("gq5", 0, 0.04, 600)
-    found = table.load(tmp_path, ["gq5", "float", "qat8"])
-    assert list(found) == ["gq5", "qat8"]
+    result("emu8", 0, 0.05, 1000)
+    found = table.load(tmp_path, ["gq5", "float", "qat8", "ptq8", "emu8"])
+    assert list(found) == ["gq5", "qat8", "ptq8", "emu8"]
     lines = table.table(found).splitlines()
     assert "6.00 ± 1.41" in lines[3] and lines[3].count("|") == lines[0].count("|")
     figures = list(table.figures(found))
     assert "| GQ 5-bit: footprint below 8-bit QAT | 30.73 % | 40.0% | 1 |" in figures
     assert "| GQ 5-bit: WER below 8-bit QAT | about 0 | 20.0% | 1 |" in figures
+    assert any("fragile operators" in line and "| 20.0% | 1 |" in line for line in figures)
     assert any("not yet" in line for line in figures)
-    assert table.picture(found).count("<circle") == 4
+    assert list(table.gaps(found))[2:] == ["| 8-bit | 1.00 | 1.00 | 1.00 | 1 |"]
+    cost, errors = table.points(found, table.FOOTPRINT, 1e-3)["qat8"]
+    assert cost == 1 and errors == pytest.approx([5, 7])
+
+
+def test_the_picture_of_results() -> None:
+    """A dot per row, left of what costs more and above what errs less; no name stands on another."""
+    drawn = picture.picture({"kB": {"gq5": (100, [5, 6]), "qat8": (200, [5, 6]), "gq4": (100, [5, 6.1])}})
+    dots = re.findall(r'<circle cx="(.*?)" cy="(.*?)"', drawn)
+    names = re.findall(r'<text x="(.*?)" y="(.*?)" fill="#......">(.*?)<', drawn)
+    assert [name for *_, name in names] == ["gq4", "gq5", "qat8"]
+    assert dots[0][0] == dots[1][0] < dots[2][0] and float(dots[0][1]) < float(dots[1][1])
+    assert float(names[1][1]) - float(names[0][1]) >= picture.LINE
+    assert "<circle" not in picture.picture({"kB": {}})

@@ -131,8 +131,8 @@ def greedy(network: Network, x: Tensor, times: Tensor) -> list[tuple[int, ...]]:
         times: (B,) steps of each.
     """
     rows, count = network.encoder(x), len(x)
-    tokens = torch.zeros(count, 1, dtype=torch.long)  # behind an utterance's last one stand zeros
-    lengths, batch = torch.zeros(count, dtype=torch.long), torch.arange(count)
+    tokens = times.new_zeros(count, 1)  # behind an utterance's last one stand zeros
+    lengths, batch = times.new_zeros(count), torch.arange(count, device=x.device)
     predicted = network.predictor(tokens)[:, 0]
     for t in range(x.shape[1]):
         open_ = times > t

@@ -27,9 +27,10 @@ from examples.transducer.features import WIDTH
 from examples.transducer.network import Network, Twins, greedy
 from examples.transducer.rows import ROWS, Row
 from nnac.train import Schedule, compress, export, train, transducer_loss
-from nnac.train.emulate import FLOAT
+from nnac.train.emulate import DEVICE, FLOAT
 from nnac.transducer import PARTS, word_error_rate
 
+PLACE: Final = "cuda" if torch.cuda.is_available() else "cpu"
 BASE_STEPS: Final = {"micro": 2500, "small": 2500, "base": 2000, "large": 2000}
 BASE_RATE = 3e-3
 STEPS, RATE = 300, 1e-3
@@ -75,7 +76,7 @@ class Batch:
             for digit, last, end in zip(u.digits, [-1, *u.ends], u.ends, strict=False):
                 said[row, max(last, end - TAIL) + 1 : end + 1] = digit + 1
         times, lengths = (torch.tensor(counts) for counts in _sizes(each))
-        return cls(x, times, tokens, lengths, said)
+        return cls(*(part.to(PLACE) for part in (x, times, tokens, lengths, said)))
 
     @classmethod
     def drawn(cls, pool: Pool, rng: np.random.Generator) -> Batch:
@@ -95,7 +96,7 @@ class Batch:
         A start for the sum over alignments (Hu et al., "Exploring pre-training with alignments for RNN transducer based
         end-to-end speech recognition", ICASSP 2020).
         """
-        inside = torch.arange(self.x.shape[1]) < self.times[:, None]
+        inside = torch.arange(self.x.shape[1], device=self.x.device) < self.times[:, None]
         scores = network(self.x, self.tokens[:, :0])[:, :, 0]
         return torch.nn.functional.cross_entropy(scores[inside], self.said[inside])
 
@@ -131,7 +132,7 @@ def schedule(optimizer: torch.optim.Optimizer, rate: float, steps: int) -> Any:
 def baseline(size: str, seed: int, folder: Path, steps: int, data: Any) -> Network:
     """Return the float baseline, trained where it is not yet."""
     torch.manual_seed(seed)
-    network = Network.of(size)
+    network = Network.of(size).to(PLACE)
     optimizer = torch.optim.Adam(network.parameters(), BASE_RATE)
 
     def loss(step: int, rng: np.random.Generator) -> Tensor:
@@ -183,10 +184,10 @@ def fine_tuned(row: Row, network: Network, seed: int, folder: Path, steps: int, 
 
 def write_parts(twins: Twins, folder: Path) -> None:
     """Write the three parts with their scales, one step each, and the embedding's rows."""
-    frame, token = torch.zeros(1, 1, WIDTH), torch.zeros(1, 1, dtype=torch.long)
+    frame, token = torch.zeros(1, 1, WIDTH, device=PLACE), torch.zeros(1, 1, dtype=torch.long, device=PLACE)
     with torch.no_grad():
         rows = twins.encoder(frame), twins.predictor(token)
-        embedding = twins.predictor.model.embedding.weight.numpy()
+        embedding = twins.predictor.model.embedding.weight.cpu().numpy()
     folder.mkdir(parents=True, exist_ok=True)
     for part, example in zip(PARTS, ((frame,), (token,), rows), strict=True):
         export(getattr(twins, part), folder / f"{part}.onnx", example, states=True)
@@ -206,6 +207,8 @@ def run(name: str, seed: int, folder: Path, base_steps: int = 0, steps: int = ST
     found["seconds"] = time.monotonic() - begin
     with twins.computing(FLOAT):
         found["float_wer"] = errors(twins, data["test"])
+    with twins.computing(FLOAT if row.mode == FLOAT else DEVICE):
+        found["validation_wer"] = errors(twins, data["validation"])
     if row.mode == FLOAT:
         return measure.save(own, {**found, "wer": found["float_wer"]})
     write_parts(twins, own)

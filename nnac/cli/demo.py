@@ -109,9 +109,9 @@ def _sequences(folder: Path, target: str) -> None:
     model = list(models.values())[-1]
     found, table = evaluate(model, utterances, features.STEP_MS), model.costs()
     for clip, words, decoding in zip(clips, spoken, found.decodings, strict=True):
-        done = waiting(decoding, table, features.STEP_MS).done_ms
+        wait = waiting(decoding, table, features.STEP_MS).latency_ms
         click.echo(
-            f"{clip.name:<24} spoken {_shown(words):<8} heard {_shown(decoding.tokens):<8} {done:.3f} ms after its end"
+            f"{clip.name:<24} spoken {_shown(words):<8} heard {_shown(decoding.tokens):<8} {wait:.3f} ms after its end"
         )
     click.echo(f"\nword error rate {found.word_error_rate:.1%} on {len(clips)} clips, {target}\n")
     for name, each in models.items():

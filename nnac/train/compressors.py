@@ -198,8 +198,9 @@ def compress(model: nn.Module, rules: Mapping[str, Factory]) -> Compression:
 def _attach(model: nn.Module, name: str, chain: Sequence[Compressor]) -> Compressed:
     path, _, tensor = name.rpartition(".")
     owner = model.get_submodule(path)
+    device = owner.get_parameter(tensor).device
     for part in chain:
-        parametrize.register_parametrization(owner, tensor, part, unsafe=True)
+        parametrize.register_parametrization(owner, tensor, part.to(device), unsafe=True)
     if isinstance(owner, nn.RNNBase) and not getattr(owner, "_follows", False):
         owner.register_forward_pre_hook(_refresh)
         owner._follows = True  # type: ignore[assignment]

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnac.kernels import knots as kernels
 from nnac.passes.centroid_folding import MOST_BITS
 from nnac.train.compressors import Compressor, check_room
-from nnac.train.law import blocks
 
 SOFTEST, HARDEST = 4.0, 200.0
 """alpha * spacing where annealing starts and where it ends."""
@@ -38,7 +38,12 @@ def compand(x: Tensor, mu: float) -> Tensor:
 
 def expand(y: Tensor, mu: float) -> Tensor:
     """Return the inverse of `compand`."""
-    return torch.expm1(y.abs() * log(1 + mu)) * (y.sign() / mu)
+    return torch.expm1(y.abs() * log(1 + mu)).copysign(y) / mu
+
+
+def _largest(weight: Tensor) -> Tensor:
+    low, high = weight.detach().aminmax()
+    return torch.maximum(high, -low).clamp(min=2.0**-100)
 
 
 def lloyd(values: Tensor, count: int) -> Tensor:
@@ -63,39 +68,79 @@ def lloyd(values: Tensor, count: int) -> Tensor:
     return found
 
 
-class _Read(torch.autograd.Function):
-    """A function that is known at equally distant places over [-reach, reach], read at the nearest one.
+class _Annealed(torch.autograd.Function):
+    """Weights as mixtures of the two centroids beside each, or as the nearer one where `alpha` is None.
 
-    Gradients pass to its values, and by its slope to where it is read; straight through if it is steps.
+    Gradients pass to the centroids, and to the weights by the slope; straight through where that is of steps.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, knots: Tensor, reach: float, steps: bool) -> Tensor:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for part, found in blocks(x, out):
-            torch.index_select(knots, 0, _places(part, len(knots), reach), out=found.view(-1))
-        ctx.save_for_backward(x, knots)
-        ctx.reach, ctx.steps = reach, steps
-        return out
+    def forward(ctx: Any, weight: Tensor, table: Tensor, places: Tensor, size: Tensor, mu: float, alpha: Any) -> Tensor:
+        low = torch.bucketize(places, table[1:-1], out_int32=True)
+        ends = table.index_select(0, low), table.index_select(0, low + 1)
+        nearer = (places - ends[0]).abs_() - (places - ends[1]).abs_()
+        share = (nearer > 0).to(table.dtype) if alpha is None else nearer.mul_(alpha).sigmoid_()
+        knots = expand(torch.lerp(*ends, share), mu) * size
+        ctx.save_for_backward(weight, places, low, *ends, share, knots, size)
+        ctx.mu, ctx.alpha, ctx.count = mu, alpha, len(table)
+        return read(weight, knots, float(size))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, knots = ctx.saved_tensors
-        out = grad if ctx.steps else torch.empty_like(x, memory_format=torch.contiguous_format)
-        (slopes,) = torch.gradient(knots, spacing=2 * ctx.reach / (len(knots) - 1))
-        sums = torch.zeros_like(knots)
-        for part, force, found in blocks(x, grad, out):
-            index, force = _places(part, len(knots), ctx.reach), force.flatten()
-            sums += torch.bincount(index, force, len(knots))
-            if not ctx.steps:
-                torch.mul(slopes.index_select(0, index), force, out=found.view(-1))
-        return out, sums, None, None
+        weight, *_, knots, size = ctx.saved_tensors
+        (slopes,) = torch.gradient(knots, spacing=1 / _rate(KNOTS, float(size)))
+        slopes = torch.ones_like(knots) if ctx.alpha is None else slopes
+        passed, sums = pull(weight, grad, slopes, float(size))
+        return passed, _to_centroids(ctx, sums), None, None, None, None
+
+
+def _to_centroids(ctx: Any, sums: Tensor) -> Tensor:
+    """Return the gradient of the centroids, given that of what all places become."""
+    _, places, low, one, other, share, knots, size = ctx.saved_tensors
+    force = (knots.abs() + size / ctx.mu).mul_(sums).mul_(log(1 + ctx.mu))  # through the companding
+    to_one, to_other = (1 - share).mul_(force), share * force
+    if ctx.alpha is not None:
+        bend = (to_one * share).mul_(other - one).mul_(ctx.alpha)
+        to_one.addcmul_(bend, (places - one).sign_(), value=-1)
+        to_other.addcmul_(bend, (other - places).sign_(), value=-1)
+    return torch.bincount(low, to_one, ctx.count) + torch.bincount(low + 1, to_other, ctx.count)
+
+
+def read(x: Tensor, knots: Tensor, reach: float) -> Tensor:
+    """Return a function that is known at equally distant places over [-reach, reach], at the one nearest to each x."""
+    if not _is_plain(x):
+        return knots.index_select(0, _places(x, len(knots), reach)).reshape(x.shape)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    kernels.read(_flat(x), _flat(knots), _rate(len(knots), reach), _flat(out))
+    return out
+
+
+def pull(x: Tensor, force: Tensor, slopes: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the knots, given that of what `read` returns."""
+    if not _is_plain(x):
+        index = _places(x, len(slopes), reach)
+        sums = torch.bincount(index, force.flatten(), len(slopes))
+        return slopes.index_select(0, index).reshape(x.shape) * force, sums
+    passed, sums = torch.empty_like(x, memory_format=torch.contiguous_format), torch.zeros_like(slopes)
+    kernels.pull(_flat(x), _flat(force), _flat(slopes), _rate(len(slopes), reach), _flat(passed), _flat(sums))
+    return passed, sums
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether a loop over memory does it, several times faster than torch's passes."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _flat(x: Tensor) -> Any:
+    return x.detach().numpy().ravel()
+
+
+def _rate(count: int, reach: float) -> float:
+    return (count - 1) / (2 * reach)
 
 
 def _places(x: Tensor, count: int, reach: float) -> Tensor:
-    """Return the nearest of `count` equally distant places over [-reach, reach], int32, flat."""
-    rate = (count - 1) / (2 * reach)
-    return (x.flatten() + (reach + 0.5 / rate)).mul_(rate).clamp_(0, count - 1).int()
+    return (x.flatten() * _rate(count, reach) + count / 2).clamp_(0, count - 1).int()
 
 
 class GQ(Compressor):
@@ -128,7 +173,7 @@ class GQ(Compressor):
         super().__init__(power_of_two)
         check_room(weight, bits)
         self.bits, self.mu, self.anneal, self.every, self.count = bits, mu, anneal, every, 0
-        self.register_buffer("size", weight.abs().max().clamp(min=2.0**-100).clone())
+        self.register_buffer("size", _largest(weight))
         self.register_buffer("progress", torch.zeros(()))
         start = lloyd(compand(weight / self.size, mu), 1 << bits).to(weight.dtype)
         self.centroids = nn.Parameter(start)
@@ -153,7 +198,7 @@ class GQ(Compressor):
         share = float(self.progress) / self.anneal if self.anneal else 1.0
         if share >= 1 or not self.training:
             return None
-        spacing = max(float(self.centroids.detach().sort().values.diff().min()), 1e-3)
+        spacing = max(float(self.table().detach().diff().min()), 1e-3)
         return SOFTEST * (HARDEST / SOFTEST) ** share / spacing
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -164,27 +209,12 @@ class GQ(Compressor):
         return self._read(weight, self.alpha())
 
     def _read(self, weight: Tensor, alpha: float | None) -> Tensor:
-        knots = expand(self._nearest() if alpha is None else self._mixed(alpha), self.mu) * self.size
-        return _Read.apply(weight, knots, float(self.size), alpha is None)
-
-    def _nearest(self) -> Tensor:
-        """Return the centroid of every place."""
-        table = self.table()
-        cuts = (table.detach()[1:] + table.detach()[:-1]) / 2
-        return table.gather(0, torch.bucketize(self.places, cuts))
-
-    def _mixed(self, alpha: float) -> Tensor:
-        """Return the mixture of every place; those outside of all centroids stand at the last one."""
-        table = self.table()
-        y = self.places.clamp(table[0], table[-1])
-        index = torch.bucketize(self.places, table.detach()[1:-1])
-        low, high = table.gather(0, index), table.gather(0, index + 1)
-        return torch.lerp(low, high, torch.sigmoid(alpha * (2 * y - low - high)))
+        return _Annealed.apply(weight, self.table(), self.places, self.size, self.mu, alpha)
 
     def step(self, weight: Tensor, progress: float, count: int) -> None:
         self.progress.fill_(progress)
         self.count = count
-        self.size.copy_(weight.abs().max().clamp(min=2.0**-100))
+        self.size.copy_(_largest(weight))
 
     def hard(self, weight: Tensor) -> Tensor:
         return self._read(weight, None)

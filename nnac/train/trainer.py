@@ -73,7 +73,8 @@ class History:
         last = {name: values[-1] for name in self.names if (values := self.column(name)[1])}
         write_file(folder / TABLE, text.getvalue().encode())
         write_file(folder / SUMMARY, (json.dumps({**about, "last": last}, indent=1) + "\n").encode())
-        write_file(folder / PICTURE, curves({n: self.column(n) for n in self.names if n != "step"}).encode())
+        shown = [name for name in self.names if name not in ("step", "seconds")]
+        write_file(folder / PICTURE, curves({name: self.column(name) for name in shown}).encode())
 
 
 def train(
@@ -106,7 +107,7 @@ def train(
     torch.manual_seed(schedule.seed)
     run = _Run(model, optimizer, scheduler, compression, History())
     done = run.load(schedule) if schedule.resume else 0
-    begin = time.monotonic()
+    begin = time.monotonic() - (run.history.rows[-1]["seconds"] if done else 0.0)
     with progress_bar() as advance:
         for step in range(done, schedule.steps):
             value = run.step(step, loss, schedule)
@@ -176,6 +177,7 @@ class _Run:
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
             "count": self.compression.count if self.compression is not None else 0,
             "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "history": self.history.rows,
         }
         data = io.BytesIO()
@@ -201,6 +203,8 @@ class _Run:
         if self.compression is not None:
             self.compression.count = int(content["count"])
         torch.set_rng_state(content["random"])
+        if content.get("random_gpu") and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(content["random_gpu"])
         self.history.rows = list(content["history"])
         return int(content["done"])
 

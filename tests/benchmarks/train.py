@@ -16,7 +16,9 @@ from torch import nn
 
 from nnac.train import GQ, compress, emulate
 
-STEPS = 9
+STEPS = 25
+PROGRESS = 0.3
+"""Share of a training at which its steps are looked at."""
 
 
 class Convolutions(nn.Module):
@@ -58,22 +60,38 @@ class Listening(nn.Module):
         return self.head(self.lstm(x)[0])
 
 
-def quantized(anneal: float) -> Callable[[nn.Module, Any], nn.Module]:
+Hook = Callable[[float], None]
+"""What follows an optimizer's step."""
+Put = Callable[[nn.Module, Any], tuple[nn.Module, Hook]]
+
+
+def plain(model: nn.Module, x: Any) -> tuple[nn.Module, Hook]:
+    """Return a model as it is."""
+    return model, lambda progress: None
+
+
+def twin(model: nn.Module, x: Any) -> tuple[nn.Module, Hook]:
+    """Return a model's twin."""
+    return emulate(model, "nna8", [x]), lambda progress: None
+
+
+def quantized(anneal: float) -> Put:
     """Return what puts GQ of 5 bits on a model: soft, or hard where annealing takes no time."""
 
-    def put(model: nn.Module, x: Any) -> nn.Module:
-        compress(model, {"*": lambda w: GQ(w, 5, anneal=anneal) if w.numel() > 999 else None})
-        return model
+    def put(model: nn.Module, x: Any) -> tuple[nn.Module, Hook]:
+        found = compress(model, {"*": lambda w: GQ(w, 5, anneal=anneal) if w.numel() > 999 else None})
+        return model, found.step
 
     return put
 
 
-WITH: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
-    "twin": lambda model, x: emulate(model, "nna8", [x]),
-    "GQ, soft": quantized(0.7),
-    "GQ, hard": quantized(0.0),
-    "GQ and twin": lambda model, x: emulate(quantized(0.7)(model, x), "nna8", [x]),
-}
+def both(model: nn.Module, x: Any) -> tuple[nn.Module, Hook]:
+    """Return the twin of a model with soft GQ."""
+    model, hook = quantized(0.7)(model, x)
+    return twin(model, x)[0], hook
+
+
+WITH: dict[str, Put] = {"twin": twin, "GQ, soft": quantized(0.7), "GQ, hard": quantized(0.0), "GQ and twin": both}
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolutions, batch 32": (Convolutions, (32, 3, 32, 32)),
     "dense 4 x 512, batch 256": (Dense, (256, 512)),
@@ -82,22 +100,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Any) -> float:
+def step(model: nn.Module, hook: Hook, optimizer: torch.optim.Optimizer, x: Any) -> float:
     """Return the processor seconds of one step."""
     begin = time.process_time()
     optimizer.zero_grad()
     model(x).square().mean().backward()
     optimizer.step()
+    hook(PROGRESS)
     return time.process_time() - begin
 
 
-def measure(make: Callable[[], nn.Module], shape: tuple[int, ...], put: Callable[[nn.Module, Any], nn.Module]) -> float:
+def measure(make: Callable[[], nn.Module], shape: tuple[int, ...], put: Put) -> float:
     """Return the median ratio of steps with and without."""
     torch.manual_seed(0)
     x = torch.randn(shape)
-    models = [make(), put(make(), x)]
-    optimizers = [torch.optim.Adam(model.parameters(), 1e-3) for model in models]
-    pairs = [[step(m, o, x) for m, o in zip(models, optimizers, strict=True)] for _ in range(STEPS + 2)]
+    models = [plain(make(), x), put(make(), x)]
+    given = [(model, hook, torch.optim.Adam(model.parameters(), 1e-3)) for model, hook in models]
+    pairs = [[step(*each, x) for each in given] for _ in range(STEPS + 2)]
     return statistics.median(other / plain for plain, other in pairs[2:])
 
 
