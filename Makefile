@@ -15,7 +15,7 @@ test-all: .venv/installed-dev lint
 	$(ASSETS) $(BIN)/python -m pytest -q -n 2
 
 test-train: .venv-train/installed  # the training companions, with torch, in an environment of their own
-	$(ASSETS) .venv-train/bin/python -m pytest -q -n 2 tests/test_train_*.py
+	$(ASSETS) .venv-train/bin/python -m pytest -q -n 2 tests/test_train_*.py tests/test_architectures.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

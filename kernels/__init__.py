@@ -1,10 +1,10 @@
 """Numba loops over arrays: they know no graph, no target and no address. Each module exports kernels that write into
 their outputs.
 
-Importing this package is cheap: numba comes in with the first kernel module. Kernels have one compiled form each, which
-numba keeps in `cache_folder()`. Its name carries a digest of all kernel sources and of numba's version, because numba's
-own key covers the file of a function but not the functions that it calls: without the digest a changed callee would
-leave stale machine code behind.
+Importing this package is cheap: numba comes in with the first kernel module. A kernel has one form, which is compiled
+at its first use and which numba keeps in `cache_folder()`. Its name carries a digest of all kernel sources and of
+numba's version, because numba's own key covers the file of a function but not the functions that it calls: without the
+digest a changed callee would leave stale machine code behind.
 
 Kernels check no bounds and no ranges: whoever calls them has validated the program.
 """
@@ -38,12 +38,13 @@ def is_cold(module: str = "") -> bool:
 
 def compile_all() -> Iterator[str]:
     """Compiles all kernels that this machine uses, or loads them; yields the name of each module before."""
+    jit, machine, codes = (import_module(f"nnac.kernels.{name}") for name in ("jit", "machine", "codes"))
     for name in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
         yield name
         import_module(f"nnac.kernels.{name}")
-    codes, machine = (import_module(f"nnac.kernels.{name}") for name in ("codes", "machine"))
+        _ = [each.compiled for each in jit.KERNELS]
     yield "loops"
-    for function in (machine.tile, machine.own_tile, machine.finish, codes.narrow_tile):
+    for function in (machine.tile, machine.own_tile, machine.finish, machine.keep, codes.narrow_tile):
         function()
 
 

@@ -20,7 +20,7 @@ from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from nnac.kernels.jit import Int64, kernel, sink, source
+from nnac.kernels.jit import Int64, Kernel, kernel, sink, source
 from nnac.kernels.vectors import LONG, WORD, address, call_address, load
 
 
@@ -59,30 +59,25 @@ def _run(entries: Int64, starts: Int64, words: Int64, failed: Int64) -> None:
         failed[0] += words[starts[n]] != 0
 
 
-@functools.cache
-def _shared() -> Any:
-    """The form of `_run` with threads, compiled at its first use."""
-
-    @kernel(*_FORM, source(types.int64, 1), parallel=True)
-    def shared(entries: Int64, starts: Int64, words: Int64, failed: Int64, turns: Int64) -> None:
-        failed[0] = 0
-        for turn in range(turns.size - 1):
-            first, last = turns[turn], turns[turn + 1]
-            if last - first == 1:
-                call_address(entries[first], (address(words) + 8 * starts[first], 0))
-                continue
-            for n in _prange(first, last):
-                call_address(entries[n], (address(words) + 8 * starts[n], 0))
-        for n in range(entries.size):
-            failed[0] += words[starts[n]] != 0
-
-    return shared
-
-
 _numba: Any = numba  # typed loosely, as in `nnac.kernels.jit`
 _prange = _numba.prange
 _one_at_a_time = threading.Lock()
 """Numba's own threads serve one thread of Python at a time."""
+
+
+@kernel(*_FORM, source(types.int64, 1), parallel=True)
+def _shared(entries: Int64, starts: Int64, words: Int64, failed: Int64, turns: Int64) -> None:
+    """`_run` with threads: what lies between two turns runs at once."""
+    failed[0] = 0
+    for turn in range(turns.size - 1):
+        first, last = turns[turn], turns[turn + 1]
+        if last - first == 1:
+            call_address(entries[first], (address(words) + 8 * starts[first], 0))
+            continue
+        for n in _prange(first, last):
+            call_address(entries[n], (address(words) + 8 * starts[n], 0))
+    for n in range(entries.size):
+        failed[0] += words[starts[n]] != 0
 
 
 class Prepared:
@@ -112,7 +107,7 @@ class Prepared:
         else:
             with _one_at_a_time:
                 _numba.set_num_threads(min(self._most, _numba.config.NUMBA_NUM_THREADS))
-                _shared()(*self._state, self._turns)
+                _shared(*self._state, self._turns)
         if self._state[-1][0]:
             raise MemoryError("a kernel did not get its working memory")
 
@@ -127,7 +122,7 @@ def prepare(calls: Iterable[Call | Together]) -> tuple[Prepared | Call, ...]:
 
 
 def _is_compiled(call: Call | Together) -> bool:
-    return isinstance(call, Together) or hasattr(call.kernel, "py_func")
+    return isinstance(call, Together) or isinstance(call.kernel, Kernel)
 
 
 def _words(value: Any) -> tuple[int, ...]:
@@ -138,14 +133,15 @@ def _words(value: Any) -> tuple[int, ...]:
 
 
 @functools.cache
-def _entry(compiled: Any, count: int) -> int:
+def _entry(called: Kernel, count: int) -> int:
     """Return the address of a function of the address of a block: a status, and behind it the kernel's words.
 
     numba's functions take the places of their result and of an error first, and return a status other than 0 where they
     failed, which goes to the block.
     """
     with global_compiler_lock:
-        return _compiled_entry(compiled.overloads[compiled.signatures[0]], count)
+        (overload,) = called.compiled.overloads.values()
+        return _compiled_entry(overload, count)
 
 
 def _compiled_entry(overload: Any, count: int) -> int:

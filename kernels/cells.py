@@ -10,7 +10,8 @@ import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int16, Int32, Integer, inner, kernel, sink, source
-from nnac.kernels.requantize import HALF_EVEN, HALF_UP, ONNX, interpolate, round_shift, saturate
+from nnac.kernels.requantize import HALF_EVEN, HALF_UP, ONNX, round_shift, saturate
+from nnac.kernels.vectors import address, fetch_words
 
 _SOURCE, _SINK = source(types.int16, 2), sink(types.int16, 2, "C")
 _LOW, _HIGH = -(1 << 15), (1 << 15) - 1
@@ -55,13 +56,15 @@ def _peep(
 
 
 @inner
-def _through(values: Int32, table: Int16, rounding: int) -> None:
+def _through(values: Int32, table: Int16, rounding: int, knots: Int32) -> None:
     """`numerics.interpolate` of each int16 value, in place; between two int16 knots nothing saturates."""
     even, away = np.int32(rounding % ONNX == HALF_EVEN), np.int32(rounding % ONNX > HALF_UP)
     for n in range(values.size):
-        offset = np.int32(values[n] + 32768)
-        index, fraction = np.uint32(offset >> 7), np.int32(offset & 127)
-        left, right = np.int32(table[index]), np.int32(table[index + np.uint32(1)])
+        knots[n] = np.int32(np.int32(values[n] + 32768) >> 7) << 1
+    fetch_words(address(table), address(knots), values.size)
+    for n in range(values.size):
+        fraction = np.int32(values[n] & 127)
+        left, right = np.int32(np.int32(knots[n] << 16) >> 16), np.int32(knots[n] >> 16)
         blend = np.int32((left << 7) + (right - left) * fraction)
         falls = np.int32((even & ~(blend >> 7)) | (away & (blend >> 31))) & np.int32(1)
         values[n] = np.int32(blend + 64 - falls) >> 7
@@ -98,7 +101,7 @@ def lstm_cell(
         peepholes: (3, hidden) of i, o, f; (3, 0) without.
         cell_out: as cell; may be the same array.
         y: (batch, hidden), the hidden values.
-        work: (3, hidden), working memory.
+        work: (4, hidden), working memory.
         cell_bits: 0..15.
         coupled: 1 where the forget gate is one minus the input gate.
         peephole_shift: 0..30.
@@ -111,25 +114,29 @@ def lstm_cell(
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
     lift, hidden, k = max(0, 12 - cell_bits), cell.shape[1], peephole_shift
-    entry, kept, candidate = work[0], work[1], work[2]
+    entry, kept, candidate, knots = work[0], work[1], work[2], work[3]
     for b in range(cell.shape[0]):
         old, new, h = cell[b], cell_out[b], hidden
         _peep(x[b, :h], r[b, :h], limit, peepholes, 0, old, k, rounding, entry)
-        _through(entry, functions[0], rounding)
+        _through(entry, functions[0], rounding, knots)
         _peep(x[b, 2 * h : 3 * h], r[b, 2 * h : 3 * h], limit, peepholes, 2, old, k, rounding, kept)
-        _through(kept, functions[0], rounding)
+        _through(kept, functions[0], rounding, knots)
         _sums(x[b, 3 * h :], r[b, 3 * h :], limit, candidate)
-        _through(candidate, functions[1], rounding)
+        _through(candidate, functions[1], rounding, knots)
+        if coupled:
+            for n in range(hidden):
+                kept[n] = np.int32(_ONE - entry[n])
         for n in range(hidden):
-            stays = _ONE - np.int64(entry[n]) if coupled else np.int64(kept[n])
-            total = ((stays * old[n]) << (15 - cell_bits)) + np.int64(entry[n]) * candidate[n]
-            new[n] = saturate(round_shift(total, 30 - cell_bits, rounding), _LOW, _HIGH)
+            total = ((np.int64(kept[n]) * old[n]) << (15 - cell_bits)) + np.int64(entry[n]) * candidate[n]
+            kept[n] = saturate(round_shift(total, 30 - cell_bits, rounding), _LOW, _HIGH)
+        for n in range(hidden):  # apart: where new is old, LLVM would do one unit at a time
+            new[n] = kept[n]
         leave, shown = entry, kept
         _peep(x[b, h : 2 * h], r[b, h : 2 * h], limit, peepholes, 1, new, k, rounding, leave)
-        _through(leave, functions[0], rounding)
+        _through(leave, functions[0], rounding, knots)
         for n in range(hidden):
-            shown[n] = saturate(np.int64(new[n]) << lift, _LOW, _HIGH)
-        _through(shown, functions[2], rounding)
+            shown[n] = saturate(np.int64(kept[n]) << lift, _LOW, _HIGH)
+        _through(shown, functions[2], rounding, knots)
         for n in range(hidden):
             value = np.int64(leave[n]) * shown[n]
             y[b, n] = _rescale(value, multiplier, shift, y_zero, low, high, rounding)
@@ -167,11 +174,13 @@ def gru_reset(
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
     hidden = state.shape[1]
+    reset, knots = np.empty(hidden, np.int32), np.empty(hidden, np.int32)
     for b in range(state.shape[0]):
+        _sums(x[b, hidden : 2 * hidden], r[b, hidden : 2 * hidden], limit, reset)
+        _through(reset, functions[0], rounding, knots)
         for n in range(hidden):
-            total = _gate(x[b, n + hidden], r[b, n + hidden], limit, rounding, 0, 0, 0)
-            reset = interpolate(total, functions[0], rounding)
-            y[b, n] = _rescale(reset * state[b, n], multiplier, shift, y_zero, low, high, rounding)
+            value = np.int64(reset[n]) * state[b, n]
+            y[b, n] = _rescale(value, multiplier, shift, y_zero, low, high, rounding)
 
 
 @kernel(*[_SOURCE] * 4, *[_SINK] * 2, *[INT] * 8)
@@ -210,17 +219,25 @@ def gru_cell(
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
     hidden = state.shape[1]
+    work = np.empty((3, hidden), np.int32)
+    update, candidate, knots = work[0], work[1], work[2]
     for b in range(state.shape[0]):
+        h, last, was = hidden, r[b, 2 * hidden :], state[b]
+        if after:
+            reset = update
+            _sums(x[b, h : 2 * h], r[b, h : 2 * h], limit, reset)
+            _through(reset, functions[0], rounding, knots)
+            for n in range(hidden):
+                candidate[n] = _gate(x[b, n + 2 * h], 0, limit, rounding, reset[n], last[n], 15)
+        else:
+            _sums(x[b, 2 * h :], last, limit, candidate)
+        _through(candidate, functions[1], rounding, knots)
+        _sums(x[b, :h], r[b, :h], limit, update)
+        _through(update, functions[0], rounding, knots)
         for n in range(hidden):
-            m, h = n + hidden, n + 2 * hidden
-            z = interpolate(_gate(x[b, n], r[b, n], limit, rounding, 0, 0, 0), functions[0], rounding)
-            if after:
-                reset = interpolate(_gate(x[b, m], r[b, m], limit, rounding, 0, 0, 0), functions[0], rounding)
-                total = _gate(x[b, h], 0, limit, rounding, reset, r[b, h], 15)
-            else:
-                total = _gate(x[b, h], r[b, h], limit, rounding, 0, 0, 0)
-            candidate = interpolate(total, functions[1], rounding)
-            mixed = (_ONE - z) * candidate + z * state[b, n]
-            new = saturate(round_shift(mixed, 15, rounding), _LOW, _HIGH)
-            state_out[b, n] = new
-            y[b, n] = _rescale(new << 15, multiplier, shift, y_zero, low, high, rounding)
+            z = np.int64(update[n])
+            mixed = (_ONE - z) * candidate[n] + z * was[n]
+            update[n] = saturate(round_shift(mixed, 15, rounding), _LOW, _HIGH)
+        for n in range(hidden):  # apart, as in `lstm_cell`
+            state_out[b, n] = update[n]
+            y[b, n] = _rescale(np.int64(update[n]) << 15, multiplier, shift, y_zero, low, high, rounding)

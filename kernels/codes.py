@@ -5,7 +5,6 @@ into a table of int8 values. Processors with AVX-512 VBMI pick the bits (vpermb,
 (vpermb) on the way into vpdpbusd; others have no such form.
 """
 
-import functools
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -145,21 +144,17 @@ def _permute(builder: Builder, values: Value, order: Value) -> Value:
     return call(builder, "llvm.x86.avx512.permvar.qi.512", _BYTES, values, order)
 
 
-_narrow_tile = emitted(_emit, 9)
+_emitted = emitted(_emit, 9)
+
+
+@microkernel
+def _narrow_tile(arguments: int) -> None:
+    _emitted(arguments)
 
 
 def narrow_tile() -> int:
     """The address of the compiled form, or 0 where the processor in use has none."""
-    return _compiled().address if machine.processor() == "avx512" and machine.has("avx512vbmi") else 0
-
-
-@functools.cache
-def _compiled() -> Any:
-    @microkernel
-    def tile(arguments: int) -> None:
-        _narrow_tile(arguments)
-
-    return tile
+    return _narrow_tile() if machine.processor() == "avx512" and machine.has("avx512vbmi") else 0
 
 
 @dataclass(frozen=True, slots=True)

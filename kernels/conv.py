@@ -108,13 +108,15 @@ class Filters:
         shifts: the same, with TIELESS (`nnac.kernels.finish`) where it can be; behind the last too.
         table: (128,) of the codes' values, repeated.
         bits: of the weights' codes; 0 where the weights are as they are.
+        offsets: what the sums of 16-bit activations begin with (`nnac.kernels.wide.planed`).
     """
 
     packed: Int8
     multipliers: Int32
     shifts: Int64
     table: Int8
-    bits: int = 0
+    bits: int
+    offsets: Int64
 
 
 @inner
@@ -447,7 +449,8 @@ def empty_filters(channels: int, layer: Layer, slabs: Slabs | None = None) -> Fi
     multipliers = room(4 * (channels + LANES)).view(np.int32)
     shifts = room(8 * (channels + LANES)).view(np.int64)
     shifts[:] = TIELESS + TIELESS_FIRST
-    return Filters((slabs or Slabs(0)).room(size), multipliers, shifts, np.zeros(0, np.int8))
+    packed, offsets = (slabs or Slabs(0)).room(size), np.zeros(channels, np.int64)
+    return Filters(packed, multipliers, shifts, np.zeros(0, np.int8), 0, offsets)
 
 
 def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters: Filters, layer: Layer) -> Call:
@@ -494,7 +497,7 @@ def narrowed(weights: Int8, bias: Int32, filters: Filters, layer: Layer, slabs: 
     table[: values.size] = values.view(np.int8)
     indices[values] = np.arange(values.size)
     coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, _lifted_zero(layer), slabs)
-    return Filters(coded.data, filters.multipliers, filters.shifts, coded.table, bits)
+    return replace(filters, packed=coded.data, table=coded.table, bits=bits)
 
 
 class Plan(NamedTuple):
@@ -614,7 +617,8 @@ def product(x: Int8, filters: Filters, y: Any, workspace: Int8, layer: Layer) ->
     Args:
         x: (H, W, C), the input or a stripe of its rows, with SLACK bytes behind it that can be read.
         filters: packed for the same layer.
-        y: (OH, OW, N) of int8 or int16, N side by side, all pixels at equal distances; all of it is written.
+        y: (OH, OW, N) of int8 or int16, N side by side, all pixels at equal distances; all of it is written. Of int32
+            for sums as they are, with `finish.RUN` bytes behind each pixel that may be written too.
         workspace: `workspace_bytes` of it, at a multiple of ALIGNMENT.
         layer: all of it.
     """
@@ -627,4 +631,5 @@ def product(x: Int8, filters: Filters, y: Any, workspace: Int8, layer: Layer) ->
     cut = (layer.group_out, layer.channel_offset, layer.x_zero, machine.flip(), *plan[:5])
     own = (machine.own_tile() if layer.is_depthwise else 0, *plan[5:])
     tile = (codes.narrow_tile(), codes.WIDTH) if filters.bits else (machine.tile(), machine.width())
-    return Call(_conv2d, (*arrays, *window, *cut, *own, *tile, filters.bits, machine.finish(), y.itemsize, *layer[-6:]))
+    end = machine.keep() if y.itemsize == 4 else machine.finish()
+    return Call(_conv2d, (*arrays, *window, *cut, *own, *tile, filters.bits, end, y.itemsize, *layer[-6:]))

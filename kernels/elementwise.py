@@ -3,8 +3,16 @@
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int64, kernel, sink, source
-from nnac.kernels.requantize import TFLITE, lift, round_shift, saturate, scale_once, scale_twice
+from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
+from nnac.kernels.lines import dense, is_dense
+from nnac.kernels.requantize import TFLITE, Scale, lift, round_shift, saturate, scale_once, scale_twice
+
+
+@inner
+def _add_products(acc: Int64, x: Int8, zero: int, multiplier: int, more: int) -> None:
+    """`accumulate` of a row."""
+    for n in range(acc.size):
+        acc[n] = acc[n] * more + (x[n] - zero) * multiplier
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
@@ -18,11 +26,22 @@ def accumulate(acc: Int64, x: Int8, zero: int, multiplier: int, more: int) -> No
         multiplier: of x, on the common shift of the sum.
         more: 0 for the first operand, 1 for the others.
     """
+    fast = is_dense(x)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
-                for n in range(acc.shape[3]):
-                    acc[i, j, k, n] = acc[i, j, k, n] * more + (x[i, j, k, n] - zero) * multiplier
+                if fast:
+                    _add_products(acc[i, j, k], dense(x[i, j, k]), zero, multiplier, more)
+                else:
+                    _add_products(acc[i, j, k], x[i, j, k], zero, multiplier, more)
+
+
+@inner
+def _shifted(acc: Int64, y: Int8, scale: Scale) -> None:
+    """`requantize_wide` of a row."""
+    _, shift, y_zero, low, high, rounding = scale
+    for n in range(y.size):
+        y[n] = saturate(round_shift(acc[n], shift, rounding) + y_zero, low, high)
 
 
 @kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 5)
@@ -38,11 +57,14 @@ def requantize_wide(acc: Int64, y: Int8, shift: int, y_zero: int, low: int, high
         high: largest output.
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
+    fast, scale = is_dense(y), (1, shift, y_zero, low, high, rounding)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
-                for n in range(acc.shape[3]):
-                    y[i, j, k, n] = saturate(round_shift(acc[i, j, k, n], shift, rounding) + y_zero, low, high)
+                if fast:
+                    _shifted(acc[i, j, k], dense(y[i, j, k]), scale)
+                else:
+                    _shifted(acc[i, j, k], y[i, j, k], scale)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
@@ -134,6 +156,19 @@ def add2(
                     out[n] = saturate(round_shift(total, shift, rounding) + y_zero, low, high)
 
 
+@inner
+def _products(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, scale: Scale) -> None:
+    """`multiply` of a row."""
+    multiplier, shift, y_zero, low, high, rounding = scale
+    for n in range(y.size):
+        product = (p[n] - p_zero) * (q[n] - q_zero)
+        if rounding == TFLITE:
+            scaled = scale_twice(product, multiplier, shift)
+        else:
+            scaled = scale_once(product, multiplier, shift, rounding)
+        y[n] = saturate(scaled + y_zero, low, high)
+
+
 @kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
 def multiply(
     a: Int8,
@@ -164,13 +199,11 @@ def multiply(
         rounding: as `nnac.numerics.Rounding`.
     """
     multiplier, shift = lift(multiplier, shift, rounding)
+    fast, scale = is_dense(a) and is_dense(b) and is_dense(y), (multiplier, shift, y_zero, low, high, rounding)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                for n in range(y.shape[3]):
-                    product = (a[i, j, k, n] - a_zero) * (b[i, j, k, n] - b_zero)
-                    if rounding == TFLITE:
-                        scaled = scale_twice(product, multiplier, shift)
-                    else:
-                        scaled = scale_once(product, multiplier, shift, rounding)
-                    y[i, j, k, n] = saturate(scaled + y_zero, low, high)
+                if fast:
+                    _products(dense(a[i, j, k]), a_zero, dense(b[i, j, k]), b_zero, dense(y[i, j, k]), scale)
+                else:
+                    _products(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], scale)

@@ -21,6 +21,7 @@ from nnac.kernels.vectors import (
     load,
     loop,
     microkernel,
+    move,
     routine,
     shuffle,
     splat,
@@ -99,6 +100,24 @@ def finish(
         here, there = advance(builder, sums, first, 4), advance(builder, y, first, y_bytes)
         rest = (here, rows, pitch, left, *scale, there, y_pitch, *limits)
         choose(builder, _fastest(builder, form, scale[1], bits), range(5), partial(_call, builder, rest))
+
+
+def keep(
+    builder: Builder,
+    sums: Value,
+    rows: Value,
+    pitch: Value,
+    channels: Value,
+    multiplier: Value,
+    shift: Value,
+    y: Value,
+    y_pitch: Value,
+    *rest: Value,
+) -> None:
+    """As `finish`, for sums that stay as they are; behind each row of y up to RUN bytes more are written."""
+    with loop(builder, rows) as row:
+        here, there = advance(builder, sums, row, pitch), advance(builder, y, row, y_pitch)
+        move(builder, there, here, builder.mul(channels, LONG(4)), LONG(0))
 
 
 def _fastest(builder: Builder, form: Value, shift: Value, bits: Value) -> Value:
@@ -331,4 +350,4 @@ def _single(builder: Builder, ratios: Value) -> Scale:
     return scale
 
 
-finish_rows = microkernel(finish, 15)
+finish_rows, keep_rows = microkernel(finish, 15), microkernel(keep, 15)

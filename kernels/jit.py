@@ -1,5 +1,6 @@
 """How kernels are compiled: one place for numba's options, the types of arguments and the cache folder."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 
 from nnac.kernels import cache_folder
 
@@ -34,24 +36,42 @@ def sink(dtype: Any, ndim: int, layout: str = "A") -> Any:
     return _numba.types.Array(dtype, ndim, layout)
 
 
-def kernel(*arguments: Any, parallel: bool = False) -> Callable[[Function], Function]:
-    """Compiles a function for exactly these argument types, now, or loads it from the cache folder.
+class Kernel:
+    """A function that is compiled for exactly these argument types, or loaded from the cache folder, at its first use.
 
-    One form per name (see `also`): an array of another type is a TypeError instead of seconds of hidden compilation.
-    Kernels return nothing. A parallel one shares `numba.prange` among threads.
+    An array of another type is a TypeError instead of seconds of hidden compilation.
     """
 
-    def compiled(function: Function) -> Function:
-        with _our_cache():
-            wrapped: Function = _numba.njit(types.void(*arguments), cache=True, parallel=parallel, **_OPTIONS)(function)
-        return wrapped
+    def __init__(self, function: Callable[..., None], arguments: tuple[Any, ...], parallel: bool) -> None:
+        self.function, self._arguments, self._parallel = function, arguments, parallel
+        self._compiled: Any = None
+        KERNELS.append(self)
 
-    return compiled
+    def __call__(self, *arguments: Any) -> None:
+        self.compiled(*arguments)
+
+    @property
+    def compiled(self) -> Any:
+        """What numba makes of it."""
+        if self._compiled is None:
+            with _our_cache():
+                form = _numba.njit(types.void(*self._arguments), cache=True, parallel=self._parallel, **_OPTIONS)
+                self._compiled = form(self.function)
+        return self._compiled
 
 
-def also(compiled: Any, *arguments: Any) -> Any:
+KERNELS: list[Kernel] = []
+"""All kernels of the modules that are loaded."""
+
+
+def kernel(*arguments: Any, parallel: bool = False) -> Callable[[Callable[..., None]], Kernel]:
+    """Makes a function a `Kernel`, its only one (see `also`). A parallel one shares `numba.prange` among threads."""
+    return lambda function: Kernel(function, arguments, parallel)
+
+
+def also(first: Kernel, *arguments: Any) -> Kernel:
     """A kernel's second form, for other argument types."""
-    return kernel(*arguments)(compiled.py_func)
+    return kernel(*arguments)(first.function)
 
 
 def inner(function: Function) -> Function:
@@ -60,18 +80,28 @@ def inner(function: Function) -> Function:
     return wrapped
 
 
-def microkernel(function: Callable[[int], None]) -> Any:
-    """Compiles a function of the address of its arguments, for kernels to call by its own `address`."""
-    with _our_cache():
-        return _numba.cfunc(types.void(INT), cache=True)(function)
+def microkernel(function: Callable[[int], None]) -> Callable[[], int]:
+    """Makes a function of the address of its arguments one that returns an address, where kernels call it.
+
+    It is compiled, or loaded from the cache folder, when the address is first asked for.
+    """
+
+    @functools.cache
+    def compiled() -> int:
+        with _our_cache():
+            found: int = _numba.cfunc(types.void(INT), cache=True)(function).address
+        return found
+
+    return compiled
 
 
 @contextmanager
 def _our_cache() -> Iterator[None]:
     """Points numba's cache at our folder, for our kernels only: others in this process keep theirs."""
-    before = _numba.config.CACHE_DIR
-    _numba.config.CACHE_DIR = str(cache_folder())
-    try:
-        yield
-    finally:
-        _numba.config.CACHE_DIR = before
+    with global_compiler_lock:
+        before = _numba.config.CACHE_DIR
+        _numba.config.CACHE_DIR = str(cache_folder())
+        try:
+            yield
+        finally:
+            _numba.config.CACHE_DIR = before

@@ -8,11 +8,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 from numba.core.registry import cpu_target
 
-from nnac.kernels.finish import finish_rows
+from nnac.kernels.finish import finish_rows, keep_rows
 from nnac.kernels.jit import microkernel
 from nnac.kernels.tile import (
     AVX512,
@@ -71,12 +70,12 @@ def forced(name: str) -> Iterator[None]:
 
 def tile() -> int:
     """The address of the tile function (`Tile.multiply`) of the processor in use, compiled at its first use."""
-    return _tile_address(processor(), 0)
+    return _TILES[processor()][0]()
 
 
 def own_tile() -> int:
     """The address of the same for depthwise layers (`Tile.depthwise`)."""
-    return _tile_address(processor(), 1)
+    return _TILES[processor()][1]()
 
 
 def has(feature: str) -> bool:
@@ -84,16 +83,16 @@ def has(feature: str) -> bool:
     return feature in _features()
 
 
-@functools.cache
-def finish() -> int:
-    """The address of the function that ends sums (`finish.finish`), compiled at its first use."""
+@microkernel
+def finish(arguments: int) -> None:
+    """Ends sums (`finish.finish`)."""
+    finish_rows(arguments)
 
-    @microkernel
-    def ended(arguments: int) -> None:
-        finish_rows(arguments)
 
-    compiled: int = ended.address
-    return compiled
+@microkernel
+def keep(arguments: int) -> None:
+    """Leaves sums as they are (`finish.keep`)."""
+    keep_rows(arguments)
 
 
 def flip() -> int:
@@ -104,12 +103,6 @@ def flip() -> int:
 def width() -> int:
     """Channels of a panel of packed weights (`nnac.kernels.panels`) for the processor in use."""
     return 64 if processor() == "avx512" else 16
-
-
-@functools.cache
-def _tile_address(name: str, form: int) -> int:
-    compiled: int = _TILES[name][form]().address
-    return compiled
 
 
 @functools.cache
@@ -124,87 +117,57 @@ def _has_wide_vnni(name: str) -> bool:
     return name == "avxvnni" and _features().issuperset(("avx512vl", "avx512vnni"))
 
 
-def _avx512_tile() -> Any:
-    @microkernel
-    def tile(arguments: int) -> None:
-        avx512_tile(arguments)
-
-    return tile
+@microkernel
+def _avx512_tile(arguments: int) -> None:
+    avx512_tile(arguments)
 
 
-def _avxvnni_tile() -> Any:
-    @microkernel
-    def tile(arguments: int) -> None:
-        avxvnni_tile(arguments)
-
-    return tile
+@microkernel
+def _avxvnni_tile(arguments: int) -> None:
+    avxvnni_tile(arguments)
 
 
-def _avx2_tile() -> Any:
-    @microkernel
-    def tile(arguments: int) -> None:
-        avx2_tile(arguments)
-
-    return tile
+@microkernel
+def _avx2_tile(arguments: int) -> None:
+    avx2_tile(arguments)
 
 
-def _neon_tile() -> Any:
-    @microkernel
-    def tile(arguments: int) -> None:
-        neon_tile(arguments)
-
-    return tile
+@microkernel
+def _neon_tile(arguments: int) -> None:
+    neon_tile(arguments)
 
 
-def _portable_tile() -> Any:
-    @microkernel
-    def tile(arguments: int) -> None:
-        portable_tile(arguments)
-
-    return tile
+@microkernel
+def _portable_tile(arguments: int) -> None:
+    portable_tile(arguments)
 
 
-def _avx512_own() -> Any:
-    @microkernel
-    def own(arguments: int) -> None:
-        avx512_own(arguments)
-
-    return own
+@microkernel
+def _avx512_own(arguments: int) -> None:
+    avx512_own(arguments)
 
 
-def _avxvnni_own() -> Any:
-    @microkernel
-    def own(arguments: int) -> None:
-        avxvnni_own(arguments)
-
-    return own
+@microkernel
+def _avxvnni_own(arguments: int) -> None:
+    avxvnni_own(arguments)
 
 
-def _avx2_own() -> Any:
-    @microkernel
-    def own(arguments: int) -> None:
-        avx2_own(arguments)
-
-    return own
+@microkernel
+def _avx2_own(arguments: int) -> None:
+    avx2_own(arguments)
 
 
-def _neon_own() -> Any:
-    @microkernel
-    def own(arguments: int) -> None:
-        neon_own(arguments)
-
-    return own
+@microkernel
+def _neon_own(arguments: int) -> None:
+    neon_own(arguments)
 
 
-def _portable_own() -> Any:
-    @microkernel
-    def own(arguments: int) -> None:
-        portable_own(arguments)
-
-    return own
+@microkernel
+def _portable_own(arguments: int) -> None:
+    portable_own(arguments)
 
 
-_TILES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+_TILES: dict[str, tuple[Callable[[], int], Callable[[], int]]] = {
     "avx512": (_avx512_tile, _avx512_own),
     "avxvnni": (_avxvnni_tile, _avxvnni_own),
     "avx2": (_avx2_tile, _avx2_own),

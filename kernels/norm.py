@@ -3,11 +3,16 @@
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int32, Integer, also, inner, kernel, sink, source
+from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, also, inner, kernel, sink, source
 from nnac.kernels.requantize import round_shift, saturate
 
 PART = 31
 """Bits of the low part of a product that is formed in two parts, and of an inverse root."""
+
+Law = tuple[int, int, int, int, int, int, int]
+"""Values of a group, shift of the offsets, and zero points of input and output, limits and rounding."""
+COLUMNS = 2048
+"""Columns, groups times depth, that are normalised together, so that their sums stay in a near cache."""
 
 
 @inner
@@ -34,6 +39,28 @@ def _scaled(product: Integer, root: Integer, shift: Integer) -> Integer:
     floor = high >> shift
     cut = (low & ((np.int64(1) << PART) - 1)) != 0 or (floor << shift) != high
     return 2 * floor + np.int64(cut)
+
+
+@inner
+def _sums(x: Int8, x_zero: int, totals: Int64, squares: Int64) -> None:
+    """Sums of each column of (positions, columns)."""
+    totals[:], squares[:] = 0, 0
+    for p in range(x.shape[0]):
+        values = x[p]
+        for n in range(totals.size):
+            value = np.int64(values[n]) - x_zero
+            totals[n] += value
+            squares[n] += value * value
+
+
+@inner
+def _row(x: Int8, gains: Int32, offsets: Int32, y: Int8, totals: Int64, roots: Int64, shifts: Int64, law: Law) -> None:
+    """Values of one position, with the mean, the inverse root and the shift of each one's group."""
+    count, offset_shift, x_zero, y_zero, low, high, rounding = law
+    for n in range(y.size):
+        doubled = _scaled(gains[n] * (count * (x[n] - x_zero) - totals[n]), roots[n], shifts[n])
+        result = round_shift(doubled + 2 * np.int64(offsets[n]), offset_shift + 1, rounding) + y_zero
+        y[n] = saturate(result, low, high)
 
 
 @kernel(source(types.int8, 4), source(types.int32, 1), source(types.int32, 1), sink(types.int8, 4, "C"), *[INT] * 10)
@@ -71,25 +98,38 @@ def normalize(
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
         channels: of gains and offsets.
     """
-    count = x.shape[1] * x.shape[3]
+    depth, width = x.shape[3], x.shape[2] * x.shape[3]
+    count, step = x.shape[1] * depth, depth * max(COLUMNS // depth, 1)
+    law = (count, offset_shift, x_zero, y_zero, low, high, rounding)
+    work = np.empty((3, min(step, width)), np.int64)
     for row in range(x.shape[0]):
-        for group in range(x.shape[2]):
-            total, square = np.int64(0), np.int64(0)
+        values, made = x[row].reshape(x.shape[1], width), y[row].reshape(x.shape[1], width)
+        for begin in range(0, width, step):
+            end = min(begin + step, width)
+            totals, roots, shifts = work[0, : end - begin], work[1, : end - begin], work[2, : end - begin]
+            _sums(values[:, begin:end], x_zero, totals, roots)
+            for first in range(0, totals.size, depth):
+                last = first + depth
+                total = totals[first:last].sum() * centered
+                root, lift = _inverse_root(count * roots[first:last].sum() - total * total + epsilon)
+                totals[first:last], roots[first:last] = total, root
+                shifts[first:last] = 30 + gain_shift - lift - offset_shift
             for p in range(x.shape[1]):
-                for d in range(x.shape[3]):
-                    value = np.int64(x[row, p, group, d]) - x_zero
-                    total += value
-                    square += value * value
-            total *= centered
-            root, lift = _inverse_root(count * square - total * total + epsilon)
-            shift = 30 + gain_shift - lift - offset_shift
-            for p in range(x.shape[1]):
-                for d in range(x.shape[3]):
-                    channel = ((p * x.shape[2] + group) * x.shape[3] + d) % channels
-                    value = np.int64(x[row, p, group, d]) - x_zero
-                    doubled = _scaled(gains[channel] * (count * value - total), root, shift) + 2 * offsets[channel]
-                    result = round_shift(doubled, offset_shift + 1, rounding) + y_zero
-                    y[row, p, group, d] = saturate(result, low, high)
+                at = begin
+                while at < end:  # channels begin anew where the row is longer than they are
+                    channel, here = (p * width + at) % channels, at - begin
+                    stop = min(at + channels - channel, end)
+                    _row(
+                        values[p, at:stop],
+                        gains[channel:],
+                        offsets[channel:],
+                        made[p, at:stop],
+                        totals[here:],
+                        roots[here:],
+                        shifts[here:],
+                        law,
+                    )
+                    at = stop
 
 
 _WIDE = (source(types.int16, 4), source(types.int32, 1), source(types.int32, 1), sink(types.int16, 4, "C"))

@@ -2,8 +2,23 @@
 
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int64, kernel, sink, source
-from nnac.kernels.requantize import round_divide, round_shift, saturate
+from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
+from nnac.kernels.lines import dense, is_dense
+from nnac.kernels.requantize import Scale, round_divide, round_shift, saturate
+
+
+@inner
+def _quotients(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, law: Scale) -> None:
+    """`divide` of a row."""
+    multiplier, shift, y_zero, low, high, rounding = law
+    for n in range(y.size):
+        above, below = p[n] - p_zero, q[n] - q_zero
+        if below < 0:
+            above, below = -above, -below
+        share = round_divide(above * multiplier, max(below, 1), shift, rounding)
+        if below == 0:
+            share = low - y_zero if above < 0 else (high - y_zero if above > 0 else 0)
+        y[n] = saturate(share + y_zero, low, high)
 
 
 @kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
@@ -35,18 +50,14 @@ def divide(
         high: largest output.
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
+    fast, law = is_dense(a) and is_dense(b) and is_dense(y), (multiplier, shift, y_zero, low, high, rounding)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                for n in range(y.shape[3]):
-                    above, below = a[i, j, k, n] - a_zero, b[i, j, k, n] - b_zero
-                    if below == 0:
-                        share = low - y_zero if above < 0 else (high - y_zero if above > 0 else 0)
-                    elif below < 0:
-                        share = round_divide(-above * multiplier, -below, shift, rounding)
-                    else:
-                        share = round_divide(above * multiplier, below, shift, rounding)
-                    y[i, j, k, n] = saturate(share + y_zero, low, high)
+                if fast:
+                    _quotients(dense(a[i, j, k]), a_zero, dense(b[i, j, k]), b_zero, dense(y[i, j, k]), law)
+                else:
+                    _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], law)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT, INT)
@@ -68,6 +79,22 @@ def extreme(found: Int64, x: Int8, zero: int, multiplier: int, least: int, more:
                     value = (x[i, j, k, n] - zero) * multiplier
                     if more == 0 or (value < found[i, j, k, n]) == (least == 1):
                         found[i, j, k, n] = value
+
+
+@inner
+def _choices(
+    a: Int8, b: Int8, yes: Int8, no: Int8, zeros: Int64, multipliers: Int64, y: Int8, law: tuple[int, ...]
+) -> None:
+    """`choose` of a row."""
+    shift, y_zero, low, high, rounding, relation = law
+    less, equal = relation != 2, relation != 0
+    zero_a, zero_b, zero_yes, zero_no = zeros[0], zeros[1], zeros[2], zeros[3]
+    scale_a, scale_b, scale_yes, scale_no = multipliers[0], multipliers[1], multipliers[2], multipliers[3]
+    for n in range(y.size):
+        first, second = (a[n] - zero_a) * scale_a, (b[n] - zero_b) * scale_b
+        one, other = (yes[n] - zero_yes) * scale_yes, (no[n] - zero_no) * scale_no
+        holds = (first < second) & less | (first == second) & equal
+        y[n] = saturate(round_shift(one if holds else other, shift, rounding) + y_zero, low, high)
 
 
 @kernel(
@@ -112,15 +139,8 @@ def choose(
         high: largest output.
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
     """
+    law = (shift, y_zero, low, high, rounding, relation)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                for n in range(y.shape[3]):
-                    first = (a[i, j, k, n] - zeros[0]) * multipliers[0]
-                    second = (b[i, j, k, n] - zeros[1]) * multipliers[1]
-                    holds = (first < second and relation != 2) or (first == second and relation != 0)
-                    if holds:
-                        chosen = (yes[i, j, k, n] - zeros[2]) * multipliers[2]
-                    else:
-                        chosen = (no[i, j, k, n] - zeros[3]) * multipliers[3]
-                    y[i, j, k, n] = saturate(round_shift(chosen, shift, rounding) + y_zero, low, high)
+                _choices(a[i, j, k], b[i, j, k], yes[i, j, k], no[i, j, k], zeros, multipliers, y[i, j, k], law)

@@ -8,6 +8,7 @@ import numpy as np
 
 from nnac.kernels.jit import Int8, Int32, inner
 from nnac.kernels.tile import COLUMNS
+from nnac.kernels.vectors import address, word_at
 
 ALIGNMENT = 64
 """Of packed weights and working memory: loads that cross cache lines cost twice."""
@@ -93,14 +94,17 @@ def pack(
             continue
         columns = min(width, padded(count) - panel)
         head = at + panel * (steps + 1) + n - panel
-        total, step = np.int64(0), 1
+        row, total, step = weights[source], np.int64(0), 1
+        for k in range(depth):
+            total += row[k]
         for first in range(0, depth, run):
-            for k in range(first, first + run, 4):
-                word = np.int64(0)
-                for i in range(k, min(k + 4, first + run)):
-                    value = np.int64(weights[source, i])
-                    total += value
-                    word |= (value & 255) << 8 * (i - k)
+            for k in range(first, first + run - 3, 4):
+                words[head + step * columns] = word_at(address(weights) + source * depth + k)
+                step += 1
+            if run % 4:
+                word, last = np.int64(0), first + run - run % 4
+                for k in range(last, first + run):
+                    word |= (np.int64(row[k]) & 255) << 8 * (k - last)
                 words[head + step * columns] = np.int32(word)
                 step += 1
         words[head] = np.int32(bias[source] - zero * total)

@@ -134,13 +134,14 @@ def average_pool(
                     _add(x[h, v], total)
             padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
             count = padded if count_include_pad else values
-            for n in range(total.size):
-                if rounding == FLOAT32:
-                    share = np.float32(float_of(multiplier) / np.float32(count))
+            if rounding == FLOAT32:
+                share = np.float32(float_of(multiplier) / np.float32(count))
+                for n in range(total.size):
                     y[row, column, n] = nearest(np.float32(np.float32(total[n]) * share), y_zero, low, high)
-                    continue
-                mean = round_divide(total[n] * multiplier, count, shift, rounding)
-                y[row, column, n] = saturate(mean + y_zero, low, high)
+            else:
+                for n in range(total.size):
+                    mean = round_divide(total[n] * multiplier, count, shift, rounding)
+                    y[row, column, n] = saturate(mean + y_zero, low, high)
 
 
 @kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from nnac.kernels.jit import Int16, Integer, inner
+from nnac.kernels.jit import Integer, inner
 
 HALF_EVEN, HALF_UP, TFLITE, ONNX = 0, 1, 3, 4
 """As `nnac.numerics.Rounding`; in wide expressions ONNX rounds half to even, what is neither that nor HALF_UP away."""
 FLOAT32 = 5
 """Takes the place of ONNX where `nnac.float32` has a form: multipliers are the bits of float32 ratios."""
+
+Scale = tuple[int, int, int, int, int, int]
+"""Multiplier, shift, zero point, limits and rounding of a result."""
 
 
 @inner
@@ -30,22 +33,22 @@ def round_shift(value: Integer, shift: Integer, rounding: Integer) -> Integer:
 
 @inner
 def round_divide(numerator: Integer, denominator: Integer, shift: Integer, rounding: Integer) -> Integer:
-    """`numerics.round_divide(numerator, denominator << shift)`, without forming a denominator that may leave int64."""
+    """`numerics.round_divide(numerator, denominator << shift)`, without forming a denominator that may leave int64.
+
+    The quotient is within 2**50: a float64 gets its floor to within one.
+    """
     high = numerator >> shift
     low_bits = numerator - (high << shift)
-    floor = high // denominator
+    near = np.int64(np.float64(high) / np.float64(denominator))
+    left = high - near * denominator
+    floor = near - np.int64(left < 0) + np.int64(left >= denominator)
     excess = 2 * (high - floor * denominator) - denominator
-    if excess == -1:
-        compared = 2 * low_bits - (np.int64(1) << shift)
-    elif excess < 0:
-        compared = excess
-    else:
-        compared = excess | low_bits
-    if compared != 0:
-        return floor + np.int64(compared > 0)
+    low_excess = 2 * low_bits - (np.int64(1) << shift)
+    compared = low_excess if excess == -1 else (excess if excess < 0 else excess | low_bits)
+    tie = np.int64(rounding == HALF_UP) | np.int64(numerator >= 0)
     if rounding % ONNX == HALF_EVEN:
-        return floor + (floor & 1)
-    return floor + np.int64(rounding == HALF_UP or numerator >= 0)
+        tie = floor & 1
+    return floor + (np.int64(compared > 0) | (np.int64(compared == 0) & tie))
 
 
 @inner
@@ -66,6 +69,13 @@ def saturate(value: Integer, low: Integer, high: Integer) -> Integer:
 
 
 @inner
+def narrow(acc: Integer, bits: int, wraps: int) -> Integer:
+    """`numerics.narrow`."""
+    half = np.int64(1) << (bits - 1)
+    return ((acc + half) & (2 * half - 1)) - half if wraps else saturate(acc, -half, half - 1)
+
+
+@inner
 def scale_once(acc: Integer, multiplier: Integer, shift: Integer, rounding: Integer) -> Integer:
     """One rounding of the exact product."""
     return round_shift(np.int64(acc) * multiplier, shift, rounding)
@@ -77,14 +87,6 @@ def scale_twice(acc: Integer, multiplier: Integer, shift: Integer) -> Integer:
     shifted = saturate(np.int64(acc) << max(31 - shift, 0), -(1 << 31), (1 << 31) - 1)
     doubled = (shifted * multiplier + (1 << 30)) >> 31
     return round_shift(doubled, max(shift - 31, 0), TFLITE)
-
-
-@inner
-def interpolate(x: Integer, table: Int16, rounding: Integer) -> Integer:
-    """`numerics.interpolate` of an int16 value: between two int16 knots, so that nothing saturates."""
-    offset = np.int64(x) + (1 << 15)
-    index, fraction = offset >> 7, offset & 127
-    return round_shift(table[index] * (128 - fraction) + table[index + 1] * fraction, 7, rounding)
 
 
 @inner

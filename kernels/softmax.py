@@ -3,16 +3,30 @@
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int32, Integer, inner, kernel, sink, source
-from nnac.kernels.requantize import round_divide, saturate
+from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, inner, kernel, sink, source
+from nnac.kernels.lines import dense, is_dense
+from nnac.kernels.requantize import Scale, round_divide, saturate
 
 
 @inner
-def _exponential(table: Int32, distance: Integer) -> Integer:
-    """An entry of a table of 256, or the product of the entries of both bytes."""
+def _exponentials(table: Int32, peak: Integer, values: Int8, parts: Int64) -> None:
+    """For each distance under the peak an entry of a table of 256, or the product of the entries of both bytes."""
     if table.size == 256:
-        return np.int64(table[distance])
-    return np.int64(table[distance >> 8]) * np.int64(table[256 + (distance & 255)])
+        for n in range(values.size):
+            parts[n] = table[np.uint32(peak - values[n])]
+    else:
+        for n in range(values.size):
+            distance = np.uint32(peak - values[n])
+            parts[n] = np.int64(table[distance >> 8]) * table[256 + (distance & np.uint32(255))]
+
+
+@inner
+def _shares(parts: Int64, y: Int8, law: Scale) -> None:
+    """What each part is of their sum."""
+    multiplier, shift, y_zero, low, high, rounding = law
+    total = parts.sum()
+    for n in range(y.size):
+        y[n] = saturate(round_divide(parts[n] * multiplier, total, shift, rounding) + y_zero, low, high)
 
 
 @kernel(source(types.int8, 2), source(types.int32, 1), sink(types.int8, 2), *[INT] * 6)
@@ -40,14 +54,14 @@ def softmax(
         high: largest output.
         rounding: as `nnac.numerics.Rounding`.
     """
+    parts, law, fast = np.empty(x.shape[1], np.int64), (multiplier, shift, y_zero, low, high, rounding), is_dense(y)
     for row in range(x.shape[0]):
         values = x[row]
         peak = np.int64(values[0])
         for n in range(values.size):
             peak = max(peak, np.int64(values[n]))
-        total = np.int64(0)
-        for n in range(values.size):
-            total += _exponential(exp_table, peak - values[n])
-        for n in range(values.size):
-            share = round_divide(_exponential(exp_table, peak - values[n]) * multiplier, total, shift, rounding)
-            y[row, n] = saturate(share + y_zero, low, high)
+        _exponentials(exp_table, peak, values, parts)
+        if fast:
+            _shares(parts, dense(y[row]), law)
+        else:
+            _shares(parts, y[row], law)

@@ -106,6 +106,27 @@ def loop(builder: Builder, count: Value) -> Iterator[Value]:
         yield state.index
 
 
+def fetch(builder: Builder, base: Value, places: Value, count: Value) -> None:
+    """Puts in the place of each of so many int32 the 32 bits that lie so many bytes behind `base`.
+
+    LLVM makes no such loads by itself.
+    """
+    lanes, words = 16, vector(WORD, 16)
+    blocks, all_of_them = builder.udiv(count, LONG(lanes)), ir.Constant(vector(ir.IntType(1), lanes), [1] * lanes)
+    with loop(builder, blocks) as block:
+        at = advance(builder, places, block, 4 * lanes)
+        where = builder.add(spread(builder, base, lanes), builder.zext(load(builder, at, words), vector(LONG, lanes)))
+        found = builder.inttoptr(where, vector(WORD.as_pointer(), lanes))
+        nothing = ir.Constant(words, ir.Undefined)
+        name = f"llvm.masked.gather.v{lanes}i32.v{lanes}p0"
+        store(builder, call(builder, name, words, found, WORD(1), all_of_them, nothing), at)
+    done = builder.mul(blocks, LONG(lanes))
+    with loop(builder, builder.sub(count, done)) as n:
+        at = advance(builder, places, builder.add(done, n), 4)
+        place = builder.zext(load(builder, at, WORD), LONG)
+        store(builder, load(builder, builder.add(base, place), WORD), at)
+
+
 def choose(builder: Builder, value: Value, cases: range, emit: Callable[[int], None]) -> None:
     """Code for each of the values; the value is one of them."""
     if len(cases) == 1:
@@ -180,6 +201,25 @@ def _address(typing: Any, array: Any) -> Any:
     return types.int64(array), generate
 
 
+def _fetch_words(typing: Any, base: Any, places: Any, count: Any) -> Any:
+    """`fetch` at addresses."""
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        fetch(builder, *values)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _word_at(typing: Any, where: Any) -> Any:
+    """The int32 at an address without alignment."""
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        return load(builder, values[0], WORD)
+
+    return types.int32(types.int64), generate
+
+
 def _move_run(typing: Any, target: Any, source: Any, count: Any, flip: Any) -> Any:
     """`move` of so many bytes from an address to an address: a short run costs one load and one store."""
 
@@ -196,3 +236,7 @@ address: Any = intrinsic(_address)
 """`_address`, for kernels to call without its first argument."""
 move_run: Any = intrinsic(_move_run)
 """`_move_run`, for kernels to call without its first argument."""
+fetch_words: Any = intrinsic(_fetch_words)
+"""`_fetch_words`, for kernels to call without its first argument."""
+word_at: Any = intrinsic(_word_at)
+"""`_word_at`, for kernels to call without its first argument."""

@@ -24,6 +24,8 @@ VECTOR = 16
 PRODUCT_MAX = 1 << 62
 """Largest magnitude that the kernels' int64 arithmetic takes (see `nnac.kernels.requantize`)."""
 MAX, AVERAGE = 0, 1
+WIDE_TAPS = 1 << 17
+"""Products of bytes of 16-bit activations with weights, summed in 32 bits (see `nnac.kernels.wide`)."""
 REACH = {8: 255, 16: 1 << 15}
 """Largest |x - zero point| by bits."""
 
@@ -271,6 +273,11 @@ RULES: dict[type[AnyInstruction], tuple[Rule, ...]] = {
         Rule(lambda i: i.pitch >= i.out_c, "the pitch is at least out_c", "pitch out_c"),
         Rule(lambda i: i.params % 4 == 0, "params are aligned to 4 bytes", "params"),
         _widths("in_bits:source", "out_bits:target"),
+        Rule(
+            lambda i: i.in_bits == 8 or i.kernel_h * i.kernel_w * i.depth < WIDE_TAPS,
+            "weights of 16-bit activations are under 2**17 for each output",
+            "kernel_h kernel_w in_c groups",
+        ),
         ZEROED,
         LIMITED,
         CLAMPED,
@@ -512,11 +519,13 @@ LAYOUTS = {kind: _layout(kind) for kind in isa.OPCODES.values()}
 def scratch_of(i: isa.Conv) -> int:
     """Return the bytes that the emulator needs for a convolution, from above: packed weights, and lifted rows.
 
-    Channels are filled up to whole vectors; where single taps lie apart, each takes the room of four.
+    Channels are filled up to whole vectors; where single taps lie apart, each takes the room of four. Of 16-bit
+    activations the bytes lie apart, and the sums of both.
     """
     rows, span = (i.kernel_h - 1) * i.dilation_h + 1, (i.kernel_w - 1) * i.dilation_w + 1 + i.out_w * i.stride_w
     packed = 4 * i.kernel_h * i.kernel_w * i.depth * (i.out_c + VECTOR)
-    return packed + rows * span * (max(i.in_c, i.out_c) + VECTOR)
+    apart = 2 * i.in_h * i.in_w * i.in_c + 8 * i.out_h * i.out_w * (i.out_c + VECTOR) if i.in_bits == 16 else 0
+    return packed + rows * span * (max(i.in_c, i.out_c) + VECTOR) + apart
 
 
 def work_of(i: AnyInstruction) -> int:

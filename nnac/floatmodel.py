@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class FloatModel:
         try:
             values = self._session.run(self._names, feeds)
         except Exception as error:
-            raise ModelError(f"onnxruntime cannot run the model: {one_line(error)}") from error
+            raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
         found = dict(zip(self._names, values, strict=True))
         odd = [f"{name!r} is a {type(value).__name__}" for name, value in found.items() if not _is_array(value)]
         raise_all(ModelError, "only tensors can be read:", odd)
@@ -119,6 +120,12 @@ def _zeros(info: onnx.ValueInfoProto) -> Array:
 def _is_array(value: object) -> bool:
     """Return whether onnxruntime gave a tensor (it gives lists, dicts and None for sequences, maps and optionals)."""
     return isinstance(value, np.ndarray)
+
+
+def _reason(error: Exception) -> str:
+    """Return which node failed and why, without the places in onnxruntime's sources."""
+    found = re.search(r"running (\w+) node\. Name:'(.*?)' Status Message: (?:/\S+ .*?\) )?(.*)", str(error), re.DOTALL)
+    return one_line("{} {!r}: {}".format(*found.groups()) if found else error)
 
 
 def _check_names(graph: onnx.GraphProto, wanted: Iterable[str]) -> None:

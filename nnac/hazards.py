@@ -44,17 +44,23 @@ class _Memory:
         self.segments.insert(index + 1, _Segment(old.writer, dict(old.readers)))
         return index + 1
 
+    def touched(self, start: int, end: int) -> list[_Segment]:
+        """Return the segments that have bytes of [start, end)."""
+        return self.segments[bisect_right(self.starts, start) - 1 : bisect_left(self.starts, end)]
+
     def span(self, start: int, end: int) -> list[_Segment]:
         """Return the segments that cover [start, end) exactly."""
         first = self.split(start)
         self.split(end)
         return self.segments[first : bisect_left(self.starts, end)]
 
-    def overwrite(self, start: int, end: int, writer: tuple[int, int]) -> None:
-        """Forget the history of [start, end): `writer` holds it now."""
+    def overwrite(self, start: int, end: int, writer: tuple[int, int]) -> list[tuple[int, int]]:
+        """Forget the history of [start, end), which `writer` holds now; return who had read there."""
         first, last = self.split(start), self.split(end)
+        readers = [reader for segment in self.segments[first:last] for reader in segment.readers.items()]
         self.starts[first:last] = [start]
         self.segments[first:last] = [_Segment(writer)]
+        return readers
 
 
 def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
@@ -81,14 +87,12 @@ def _needs(memories: dict[Space, _Memory], instruction: AnyInstruction, me: tupl
     needs = [0] * len(Engine)
     reads, writes = _filled(instruction.reads()), _filled(instruction.writes())
     for r in (*reads, *writes):
-        for segment in memories[r.space].span(r.start, r.end):
-            if segment.writer is not None:
-                needs[segment.writer[0]] = max(needs[segment.writer[0]], segment.writer[1])
+        for segment in memories[r.space].touched(r.start, r.end):
+            if segment.writer is not None and segment.writer[1] > needs[segment.writer[0]]:
+                needs[segment.writer[0]] = segment.writer[1]
     for r in writes:
-        for segment in memories[r.space].span(r.start, r.end):
-            for engine, count in segment.readers.items():
-                needs[engine] = max(needs[engine], count)
-        memories[r.space].overwrite(r.start, r.end, me)
+        for engine, count in memories[r.space].overwrite(r.start, r.end, me):
+            needs[engine] = max(needs[engine], count)
     for r in reads:
         for segment in memories[r.space].span(r.start, r.end):
             segment.readers[me[0]] = me[1]

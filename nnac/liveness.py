@@ -15,8 +15,8 @@ from itertools import groupby
 
 from nnac import isa
 from nnac.isa import AnyInstruction, Range, Space
-from nnac.ops.base import aligned
 from nnac.program import Layer, Program, Tensor
+from nnac.types import aligned
 
 WHOLE, STAGED, STRIPE = "whole", "staged", "stripe"
 CONSTANTS = "constants"

@@ -244,9 +244,9 @@ def encode_offsets(offsets: Sequence[float], most: int) -> tuple[tuple[int, ...]
 
 
 def _fixed(values: Sequence[float], shift: int) -> tuple[int, ...]:
-    """Each value times 2**shift, to the nearest integer of 30 bits and a sign."""
+    """Each value times 2**shift (exact in float64, as none gets past 2**30), to the nearest integer of 30 bits."""
     limit = (1 << GAIN_BITS) - 1
-    return tuple(saturate(round(Fraction(value) * (1 << shift)), -limit, limit) for value in values)
+    return tuple(saturate(round(math.ldexp(value, shift)), -limit, limit) for value in values)
 
 
 def encode_epsilon(epsilon: float, scale: float, count: int) -> tuple[int, int]:

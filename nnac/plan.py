@@ -118,10 +118,20 @@ class Tiling:
     groups: tuple[range, ...]
     strategy: Strategy
 
-    def lifetime(self, storage: Storage) -> tuple[int, int]:
-        """Return the first and last group during which a storage is alive; one past the last for outputs."""
+    @property
+    def key(self) -> object:
+        """What the placement depends on."""
+        cut = tuple([(t.stripe, t.buffers, t.copies, t.blocks_outer) for t in self.tasks])
+        return cut, tuple(self.homes.items()), self.groups
+
+    def lifetimes(self) -> dict[str, tuple[int, int]]:
+        """Return the first and last group during which each storage is alive; one past the last for outputs."""
         turn = {t: g for g, group in enumerate(self.groups) for t in group}
-        return turn.get(storage.first, -1), turn.get(storage.last, len(self.groups) if storage.last >= 0 else -1)
+        end = len(self.groups)
+        return {
+            s.name: (turn.get(s.first, -1), turn.get(s.last, end if s.last >= 0 else -1))
+            for s in self.storages.values()
+        }
 
     @property
     def spills(self) -> bool:

@@ -10,6 +10,7 @@ the fastest program so far has cycles for. Nets with many instructions end the s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,15 +20,16 @@ from nnac import isa, stages
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
-from nnac.passes.emit import Packings, emit
+from nnac.passes.constants import Cuts
+from nnac.passes.emit import Draft
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
 from nnac.passes.place import place
-from nnac.passes.tile import Homes, Work, moved, settle, survey
+from nnac.passes.tile import Homes, Work, moved, settle, survey, transfers
 from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
-from nnac.timing import OUTSIDE, latency, transfer_cycles
+from nnac.timing import OUTSIDE, transfer_cycles
 
 STEPS = 8
 """Rungs from a power of two to the next."""
@@ -49,7 +51,7 @@ def best_program(
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search, whole = _Search(machine, note, answer, sqnr or {}), 0
+    search, whole = _Search(machine, Cuts(machine)), 0
     for size, work in _rungs(graph, machine):
         if search.best is None:
             _climb(search, size, work)
@@ -60,7 +62,7 @@ def best_program(
             _climb(search, size, work)
     if search.best is None:
         raise search.reasons[0]
-    return search.best
+    return search.best.program(note, answer, sqnr or {})
 
 
 def _rungs(graph: Graph, machine: Target) -> Iterator[tuple[int, Work]]:
@@ -116,20 +118,19 @@ class _Search:
         reasons: why plans did not fit.
         emitted: instructions.
         known: cycles of tilings.
-        packings: packed weights, by the way of cutting them.
+        places: their plans.
+        cuts: how constants are cut and packed.
         loaded: per way of cutting, the bytes of constants that every program loads at least.
     """
 
     machine: Target
-    note: str
-    answer: KnownAnswer
-    sqnr: Mapping[str, float]
-    best: Program | None = None
+    cuts: Cuts
+    best: Draft | None = None
     cycles: float = inf
     reasons: list[CapacityError] = field(default_factory=list)
     emitted: int = 0
     known: dict[object, float] = field(default_factory=dict)
-    packings: Packings = field(default_factory=dict)
+    places: dict[object, Plan] = field(default_factory=dict)
     loaded: dict[int, Mapping[Space, int]] = field(default_factory=dict)
 
     def patient(self) -> bool:
@@ -138,32 +139,36 @@ class _Search:
 
     def bound(self, size: int, work: Work) -> int:
         """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take."""
-        loads = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
-        tilings = dict[object, Tiling]()
+        found = dict[object, Homes]()
         for strategy in (replace(s, share=x, stripes=min(STRIPES)) for s in STRATEGIES for x in (1.0, *SHARES)):
             with suppress(CapacityError):
                 homes = settle(work, size, strategy)
-                tilings[tuple(homes.homes.items())] = homes.tiling(size)
-        return min((self._transfers(moved(t), n) for t in tilings.values() for n in loads), default=0)
+                found[tuple(homes.homes.items())] = homes
+        least = min((self._transfers(moved(homes), {}) for homes in found.values()), default=0)
+        if least >= self.cycles:  # that says enough, without stripes
+            return least
+        counted = ((moved(homes), transfers(homes.tiling(size))) for homes in found.values())
+        return min((self._transfers(*each) for each in counted), default=0)
 
-    def _transfers(self, staged: Mapping[Space, tuple[int, int]], loaded: Mapping[Space, int]) -> int:
-        """Return the cycles of the port that takes longest, or of the shared bus."""
+    def _transfers(self, staged: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
+        """Return the cycles of the port that takes longest, or of the shared bus, with the fewest constants."""
+        ways = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
+        return min(self._through(Counter(staged) + Counter(loaded), counts) for loaded in ways)
+
+    def _through(self, nbytes: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
         cycles = [0]
         for space in OUTSIDE:
-            nbytes, count = staged[space]
-            nbytes += loaded.get(space, 0)
-            if nbytes:
+            if nbytes[space]:
                 memory = self.machine.memory[space.label]
-                cycles.append(transfer_cycles(memory, [(nbytes, nbytes)]) + (count - 1) * memory.latency)
+                moving = transfer_cycles(memory, [(nbytes[space], nbytes[space])])
+                cycles.append(moving + (counts.get(space, 1) - 1) * memory.latency)
         return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
 
     def time(self, size: int, work: Work, strategy: Strategy) -> float:
         """Return the cycles of a strategy's program for a scratchpad of `size`, inf if it does not fit."""
         try:
             plan = self._placed(settle(work, size, strategy), size)
-            tiling = plan.tiling
-            cut = tuple((t.stripe, t.buffers, t.copies, t.blocks_outer) for t in tiling.tasks)
-            key = (cut, tuple(tiling.homes.items()), tiling.groups, strategy.blocks)
+            key = plan.tiling.key, strategy.blocks
             if key not in self.known:
                 self.known[key] = self._timed(plan)
             return self.known[key]
@@ -175,7 +180,7 @@ class _Search:
         """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
         budget = limit = min(size, self.machine.memory["sram"].bytes)
         for _ in range(ATTEMPTS):
-            plan = place(homes.tiling(budget))
+            plan = self._place(homes.tiling(budget))
             excess = plan.used[Space.SRAM] - limit
             if excess <= 0:
                 return plan
@@ -183,19 +188,22 @@ class _Search:
         advice = "use a machine with a larger memory.sram"
         raise CapacityError("scratchpad after placement", excess + limit, limit, advice=advice)
 
+    def _place(self, tiling: Tiling) -> Plan:
+        key = tiling.key
+        if key not in self.places:
+            self.places[key] = place(tiling)
+        return replace(self.places[key], tiling=tiling)
+
     def _timed(self, plan: Plan) -> float:
-        program = emit(plan, self.note, self.answer, self.packings, self.sqnr)
-        self.emitted += len(program.instructions)
-        self.loaded.setdefault(plan.tiling.strategy.blocks, _loaded(program))
-        cycles = latency(program)
-        if cycles < self.cycles:
-            self.best, self.cycles = program, cycles
-        return cycles
+        draft = Draft(plan, self.cuts)
+        self.emitted += len(draft.instructions)
+        self.loaded.setdefault(plan.tiling.strategy.blocks, _loaded(draft))
+        if draft.cycles < self.cycles:
+            self.best, self.cycles = draft, draft.cycles
+        return draft.cycles
 
 
-def _loaded(program: Program) -> dict[Space, int]:
+def _loaded(draft: Draft) -> dict[Space, int]:
     """Return the bytes of a program's constants that come through the weight buffer, each once, by memory."""
-    loads = {
-        (i.space, i.source, i.source_bytes, i.table_bytes) for i in program.instructions if isinstance(i, isa.Load)
-    }
+    loads = {(i.space, i.source, i.source_bytes, i.table_bytes) for i in draft.instructions if isinstance(i, isa.Load)}
     return {space: sum(nbytes for s, _, nbytes, _ in loads if s == space) for space in OUTSIDE}

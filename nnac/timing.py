@@ -37,6 +37,7 @@ from typing import Any, assert_never
 from nnac import isa
 from nnac.array import array_cycles, matmul_cycles, over
 from nnac.errors import ProgramError, TargetError
+from nnac.hazards import Counts
 from nnac.isa import AnyInstruction, Engine, Space
 from nnac.program import Layer, Program
 from nnac.targets import Memory, Target, needs_compiling, with_settings
@@ -64,15 +65,21 @@ class Cost:
         issue: fixed cycles of its engine.
         work: cycles that its engine works.
         transfer: cycles of its slowest transfer, latency included.
+        moved: bytes through the port of each memory.
     """
 
     issue: int
     work: int
     transfer: int
+    moved: Mapping[Space, int]
 
     @property
     def cycles(self) -> int:
         return max(self.issue + self.work, self.transfer)
+
+
+FREE = Cost(0, 0, 0, {})
+"""What loading constants costs that are there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,9 @@ class Span:
     start: int
     end: int
     after: int
+
+
+NEVER = Span(0, 0, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +182,22 @@ def is_resident(program: Program) -> bool:
 
 def latency(program: Program) -> int:
     """Return the cycles of one inference, without the accounts."""
-    spans = longest_path(program.instructions, [cost(i, program.target).cycles for i in program.instructions])
-    moved = Counter[tuple[str, str]]()
-    for instruction in program.instructions:
-        for space, nbytes, _ in ports_of(instruction):
-            moved[space.label, ""] += nbytes
-    return max(1, _fullest(moved, program.target)[0], *(span.end for span in spans))
+    costs = [cost(i, program.target) for i in program.instructions]
+    return duration(*_order(program), costs, program.target)
+
+
+def _order(program: Program) -> tuple[list[Engine], list[Counts]]:
+    """Return the engine and the wait tokens of each instruction."""
+    return [i.engine for i in program.instructions], [i.waits for i in program.instructions]
+
+
+def duration(engines: Sequence[Engine], tokens: Sequence[Counts], costs: Sequence[Cost], target: Target) -> int:
+    """Return the cycles of instructions of which engine, wait tokens and cost are given."""
+    moved = Counter[Space]()
+    for each in costs:
+        moved.update(each.moved)
+    spans = longest_path(engines, tokens, [each.cycles for each in costs])
+    return max(1, _fullest({(space.label, ""): n for space, n in moved.items()}, target)[0], *(s.end for s in spans))
 
 
 def simulate(program: Program, target: Target | None = None, warm: bool = False) -> Timeline:
@@ -190,15 +210,15 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
     """
     machine = target or program.target
     program, skip = replace(program, target=machine), warm and is_resident(program)
-    costs = [Cost(0, 0, 0) if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
-    spans = longest_path(program.instructions, [c.cycles for c in costs])
+    costs = [FREE if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
+    spans = longest_path(*_order(program), [c.cycles for c in costs])
     last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
     end = spans[last].end if spans else 0
     busy = {engine: 0 for engine in Engine}
     for instruction, span in zip(program.instructions, spans, strict=True):
         busy[instruction.engine] += span.end - span.start
     path = _critical(spans, last)
-    layers, bound = tuple(_layers(program, spans, costs, path, skip)), _most(program, spans, costs, path)
+    layers, bound = tuple(_layers(program, spans, costs, path)), _most(program, spans, costs, path)
     traffic = sum((Counter(layer.traffic) for layer in layers), Counter[tuple[str, str]]())
     floor, port = _fullest(traffic, machine)
     if floor > end:
@@ -229,8 +249,9 @@ def cost(i: AnyInstruction, target: Target) -> Cost:
     runs: dict[Space, list[tuple[int, int]]] = {}
     for space, nbytes, run in ports_of(i):
         runs.setdefault(space, []).append((nbytes, run))
-    transfers = (transfer_cycles(target.memory[space.label], moved) for space, moved in runs.items())
-    return Cost(issue.get(i.engine, target.vector.issue_cycles), work_cycles(i, target), max(transfers, default=0))
+    transfer = max((transfer_cycles(target.memory[space.label], parts) for space, parts in runs.items()), default=0)
+    moved = {space: sum(nbytes for nbytes, _ in parts) for space, parts in runs.items()}
+    return Cost(issue.get(i.engine, target.vector.issue_cycles), work_cycles(i, target), transfer, moved)
 
 
 def transfer_cycles(memory: Memory, runs: Iterable[tuple[int, int]]) -> int:
@@ -349,32 +370,32 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...], width: int) -> tuple
 # -- the longest path ----------------------------------------------------------------------------------------------
 
 
-def longest_path(instructions: Sequence[AnyInstruction], cycles: Sequence[int]) -> list[Span]:
+def longest_path(engines: Sequence[Engine], tokens: Sequence[Counts], cycles: Sequence[int]) -> list[Span]:
     """Return when each instruction runs, given its duration: engines in order, tokens kept, nothing else.
 
     Raises:
         ProgramError: the instructions wait for each other (`nnac.validate` refuses such a program earlier).
     """
     queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
-    for index, instruction in enumerate(instructions):
-        queues[instruction.engine].append(index)
-    spans, done = [Span(0, 0, -1)] * len(instructions), {engine: 0 for engine in Engine}
+    for index, engine in enumerate(engines):
+        queues[engine].append(index)
+    spans, done = [NEVER] * len(engines), [0] * len(Engine)
     moved = True
     while moved:
         moved = False
         for engine, queue in queues.items():
             while done[engine] < len(queue):
                 index = queue[done[engine]]
-                waits = instructions[index].waits
-                if any(done[e] < waits[e] for e in Engine):
+                waits = tokens[index]
+                if any(have < need for have, need in zip(done, waits, strict=True)):
                     break
-                before = [queues[e][waits[e] - 1] for e in Engine if waits[e]]
+                before = [queues[e][n - 1] for e, n in zip(Engine, waits, strict=True) if n]
                 before += [queue[done[engine] - 1]] if done[engine] else []
                 after = max(before, key=lambda j: spans[j].end, default=-1)
                 start = spans[after].end if before else 0
                 spans[index] = Span(start, start + cycles[index], after)
                 done[engine], moved = done[engine] + 1, True
-    if sum(done.values()) < len(instructions):
+    if sum(done) < len(engines):
         raise ProgramError("timing: instructions wait for each other for ever")
     return spans
 
@@ -393,9 +414,7 @@ def _critical(spans: Sequence[Span], last: int) -> set[int]:
 Traffic = Counter[tuple[str, str]]
 
 
-def _layers(
-    program: Program, spans: Sequence[Span], costs: Sequence[Cost], path: set[int], skip_loads: bool
-) -> Iterator[LayerTime]:
+def _layers(program: Program, spans: Sequence[Span], costs: Sequence[Cost], path: set[int]) -> Iterator[LayerTime]:
     """Yield the layers with the part of the critical path that each one is charged."""
     peak = program.target.mac.peak
     for layer in program.layers:
@@ -410,7 +429,7 @@ def _layers(
             critical,
             _most(program, spans, costs, on_path or own),
             layer.macs / (array * peak) if array else 0.0,
-            dict(sorted(_traffic(program, layer, skip_loads).items())),
+            dict(sorted(_traffic(program, layer, costs).items())),
         )
 
 
@@ -446,20 +465,12 @@ def _bound(instruction: AnyInstruction, c: Cost) -> str:
     return "issue" if c.issue > max(c.work, c.transfer) else BOUND[instruction.engine]
 
 
-def _traffic(program: Program, layer: Layer, skip_loads: bool) -> Traffic:
+def _traffic(program: Program, layer: Layer, costs: Sequence[Cost]) -> Traffic:
     """Return a layer's bytes through each memory's port, by (memory, purpose)."""
     traffic: Traffic = Counter()
-    for instruction in map(program.instructions.__getitem__, layer.indices()):
-        if not (skip_loads and isinstance(instruction, isa.Load)):
-            traffic.update(_bytes(program, layer, instruction))
-    return traffic
-
-
-def _bytes(program: Program, layer: Layer, i: AnyInstruction) -> Traffic:
-    """Return the bytes of one instruction by (memory, purpose)."""
-    traffic: Traffic = Counter()
-    for space, nbytes, _ in ports_of(i):
-        traffic[space.label, _purpose(program, layer, i, space)] += nbytes
+    for index in layer.indices():
+        for space, nbytes in costs[index].moved.items():
+            traffic[space.label, _purpose(program, layer, program.instructions[index], space)] += nbytes
     return traffic
 
 

@@ -84,3 +84,8 @@ class TensorType:
     @property
     def nbytes(self) -> int:
         return self.elements * self.itemsize
+
+
+def aligned(nbytes: int, to: int = 16) -> int:
+    """Return `nbytes` rounded up to a multiple of `to`."""
+    return -(-nbytes // to) * to

@@ -46,14 +46,14 @@ CELL_OPERAND = 2
 """Which of the ranges that a recurrent cell reads is its state; hidden values and new state are apart by contract."""
 
 
-def load(path: str | os.PathLike[str], limits: Limits | None = None) -> Program:
-    """Return the validated program of a `.nna` file, which is read once, into memory.
+def load(path: str | os.PathLike[str], limits: Limits | None = None, runs: bool = True) -> Program:
+    """Return the program of a `.nna` file, which is read once, into memory, validated (see `validate`).
 
     Raises:
         ProgramError: not a regular file, unreadable, too large, damaged, or not valid (see `validate`).
     """
     limits = limits or Limits()
-    return validate(loads(_read(path, limits), repr(os.fspath(path)), limits), limits)
+    return validate(loads(_read(path, limits), repr(os.fspath(path)), limits), limits, runs)
 
 
 def _read(path: str | os.PathLike[str], limits: Limits) -> bytes:
@@ -75,8 +75,14 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def validate(program: Program, limits: Limits | None = None) -> Program:
+def validate(program: Program, limits: Limits | None = None, runs: bool = True) -> Program:
     """Return the program, which is safe to emulate and to time.
+
+    Args:
+        program: all of it is checked.
+        limits: what is accepted at most.
+        runs: False where it is timed only: weights that time does not depend on are not decoded, and what is in the
+            weight buffer is not looked at.
 
     Raises:
         ProgramError: it is not; all problems are collected, one per instruction.
@@ -85,7 +91,7 @@ def validate(program: Program, limits: Limits | None = None) -> Program:
     _raise(program, _frame(program, limits))
     _raise(program, _tensors(program, limits))
     _raise(program, chain(_ports(program), _loops(program), _layers(program, limits), _answer(program)))
-    _raise(program, _Stream(program, limits).problems())
+    _raise(program, _Stream(program, limits, runs).problems())
     return program
 
 
@@ -380,8 +386,10 @@ def _answer(program: Program) -> Iterator[str]:
 class _Stream:
     """One walk over the instructions, with the weight buffer as the Loads fill it."""
 
-    def __init__(self, program: Program, limits: Limits) -> None:
+    def __init__(self, program: Program, limits: Limits, runs: bool) -> None:
         self.program, self.limits = program, limits
+        self.looks = runs or program.target.mac.zero_skip != "none"
+        """At values: an array that skips zero weights takes as long as they say."""
         self.work = 0
         self.buffer = np.zeros(program.used[Space.WEIGHTS], np.uint8)
         self.filled = np.zeros(self.buffer.size, np.bool_)
@@ -448,6 +456,12 @@ class _Stream:
 
     def _fill(self, i: isa.Load) -> str | None:
         """Replay a load; return what is wrong with its bytes."""
+        self.filled[i.target : i.target + i.target_bytes] = True
+        self.seen.clear()
+        if i.packer and not getattr(self.program.target.decoder, isa.PACKERS[i.packer]):
+            return f"the target's decoder does not know packer {isa.PACKERS[i.packer]!r}"
+        if not self.looks:
+            return None
         data = self.program.constants[i.source : i.source + i.source_bytes]
         if i.packer:
             try:
@@ -455,16 +469,12 @@ class _Stream:
             except ProgramError as error:
                 return str(error)
         self.buffer[i.target : i.target + i.target_bytes] = data
-        self.filled[i.target : i.target + i.target_bytes] = True
-        self.seen.clear()
         return None
 
     def _decoded(self, i: isa.Load, data: Array) -> Array:
         """Return the bytes that a packed load writes; decoding the same bytes twice costs once."""
         from nnac.weights.packers import unpack
 
-        if not getattr(self.program.target.decoder, isa.PACKERS[i.packer]):
-            raise ProgramError(f"the target's decoder does not know packer {isa.PACKERS[i.packer]!r}")
         key = (i.packer, i.table, i.source, i.source_bytes, i.target_bytes)
         if key not in self.unpacked:
             out = np.empty(i.target_bytes, np.int8)
@@ -494,6 +504,8 @@ class _Stream:
     def _values_problem(self, i: AnyInstruction) -> str | None:
         if isinstance(i, isa.Conv):
             return self._conv_problem(i)
+        if not self.looks:
+            return None
         if isinstance(i, isa.Softmax):
             return self._softmax_problem(i)
         if isinstance(i, isa.Norm):
@@ -517,6 +529,8 @@ class _Stream:
             return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
         if i.taps != self._folds(i):
             return f"says that it takes {i.taps} folds of taps, its weights say {self._folds(i)}"
+        if not self.looks:
+            return None
         shifts = self.buffer[i.params + 8 * i.out_c : i.params + 9 * i.out_c].view(np.int8)
         if shifts.min() < 0 or shifts.max() > SHIFT_MAX:
             return f"a shift is outside of 0 to {SHIFT_MAX}"

@@ -14,81 +14,81 @@ The machine needs no arbiter then, and timing stays a longest path: nothing gets
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from heapq import heappop, heappush
 
-from nnac.isa import AnyInstruction, Engine, Loop, Space
+from nnac.hazards import Counts
+from nnac.isa import Engine, Loop, Space
 from nnac.targets import Target
-from nnac.timing import OUTSIDE, cost, ports_of
-
-Port = Space
+from nnac.timing import OUTSIDE, Cost
 
 
 def arbitrate(
-    instructions: Sequence[AnyInstruction], target: Target, loops: Sequence[Loop] = ()
-) -> tuple[AnyInstruction, ...]:
-    """Return the instructions with tokens that serialize every port outside the chip."""
-    ports = [_ports(i, target) for i in instructions]
+    engines: Sequence[Engine],
+    tokens: Sequence[Counts],
+    costs: Sequence[Cost],
+    target: Target,
+    loops: Sequence[Loop],
+) -> list[Counts]:
+    """Return the wait tokens of instructions and those that serialize every port outside the chip."""
+    ports = [_ports(engine, cost, target) for engine, cost in zip(engines, costs, strict=True)]
     if any(ports[index] for loop in loops for index in range(loop.start, loop.start + loop.body)):
         order = [index for index, used in enumerate(ports) if used]
     else:
-        order = _service_order(instructions, ports, [cost(i, target).cycles for i in instructions])
-    result, count, held = list(instructions), _counts(instructions), dict[Port, int]()
+        order = _service_order(engines, tokens, ports, [cost.cycles for cost in costs])
+    result, count, held = list(tokens), _counts(engines), dict[Space, int]()
     for index in order:
         for port in ports[index]:
-            if port in held:
-                _wait(result, index, held[port], count)
+            before = held.get(port, index)
+            if engines[before] != engines[index]:
+                result[index] = _with(result[index], engines[before], count[before])
             held[port] = index
-    return tuple(result)
+    return result
 
 
-def _ports(i: AnyInstruction, target: Target) -> frozenset[Port]:
-    if i.engine == Engine.HOST:  # it has a bus of its own
+def _ports(engine: Engine, cost: Cost, target: Target) -> frozenset[Space]:
+    if engine == Engine.HOST:  # it has a bus of its own
         return frozenset()
-    spaces = {space for space, _, _ in ports_of(i) if space in OUTSIDE}
-    return frozenset({Space.DRAM} if spaces and target.memory_mode.shared_bus else spaces)
+    spaces = frozenset(cost.moved).intersection(OUTSIDE)
+    return frozenset({Space.DRAM}) if spaces and target.memory_mode.shared_bus else spaces
 
 
-def _counts(instructions: Sequence[AnyInstruction]) -> list[int]:
+def _counts(engines: Sequence[Engine]) -> list[int]:
     """Return each instruction's number in its engine's queue, from 1."""
     seen, counts = [0] * len(Engine), []
-    for i in instructions:
-        seen[i.engine] += 1
-        counts.append(seen[i.engine])
+    for engine in engines:
+        seen[engine] += 1
+        counts.append(seen[engine])
     return counts
 
 
-def _wait(result: list[AnyInstruction], index: int, before: int, count: list[int]) -> None:
-    engine, waits = result[before].engine, list(result[index].waits)
-    if engine != result[index].engine and waits[engine] < count[before]:
-        waits[engine] = count[before]
-        result[index] = replace(result[index], waits=tuple(waits))
+def _with(waits: Counts, engine: Engine, count: int) -> Counts:
+    """Return wait tokens that wait for `count` instructions of `engine`, too."""
+    return tuple(max(n, count) if e == engine else n for e, n in enumerate(waits))
 
 
 def _service_order(
-    instructions: Sequence[AnyInstruction], ports: Sequence[frozenset[Port]], cycles: Sequence[int]
+    engines: Sequence[Engine], tokens: Sequence[Counts], ports: Sequence[frozenset[Space]], cycles: Sequence[int]
 ) -> list[int]:
     """Return the transfers in the order in which their ports serve them."""
     queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
-    for index in reversed(range(len(instructions))):
-        queues[instructions[index].engine].append(index)
-    done, busy, taken = [0] * len(Engine), set[Engine](), set[Port]()
+    for index in reversed(range(len(engines))):
+        queues[engines[index]].append(index)
+    done, busy, taken = [0] * len(Engine), set[Engine](), set[Space]()
     ends: list[tuple[int, int]] = []
     order, now = [], 0
     while True:
         heads = sorted(q[-1] for e, q in queues.items() if q and e not in busy)
         for index in heads:
-            i = instructions[index]
-            if ports[index] & taken or any(done[e] < n for e, n in enumerate(i.waits)):
+            if ports[index] & taken or any(have < need for have, need in zip(done, tokens[index], strict=True)):
                 continue
-            queues[i.engine].pop()
-            busy.add(i.engine)
+            queues[engines[index]].pop()
+            busy.add(engines[index])
             taken |= ports[index]
             order += [index] if ports[index] else []
             heappush(ends, (now + cycles[index], index))
         if not ends:
             return order
         now, index = heappop(ends)
-        busy.discard(instructions[index].engine)
+        busy.discard(engines[index])
         taken -= ports[index]
-        done[instructions[index].engine] += 1
+        done[engines[index]] += 1

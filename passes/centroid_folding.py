@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MOST_BITS = 7
 SHARE = 4
 """A value must stand for this many weights on average, or the tensor is small rather than clustered."""
+PARTS = 16
+"""Channels are looked at in so many parts, since the answer may be known early."""
 
 
 def centroid_folding(graph: Graph, plan: WeightPlan, law: Arithmetic) -> Graph:
@@ -62,12 +64,22 @@ def weighted_layers(graph: Graph) -> list[Node]:
 
 def _repeats(weight: Array) -> bool:
     """Tell whether channels repeat their values: else to look for scaled copies of one table is not worth the time."""
-    rows = weight.reshape(len(weight), -1)
-    return sum(len(np.unique(row)) for row in rows) * 2 <= rows.size
+    distinct = 0
+    for rows in np.array_split(weight.reshape(len(weight), -1), PARTS):
+        distinct += len(rows) + int(np.count_nonzero(np.diff(np.sort(rows, axis=1))))
+        if distinct * 2 > weight.size:
+            return False
+    return True
+
+
+def _has_more(weight: Array, count: int) -> bool:
+    """Tell whether there are more than `count` distinct values; a few of them mostly say so."""
+    values = weight.reshape(-1)
+    return any(len(np.unique(some)) > count for some in (values[: count * SHARE], values))
 
 
 def _folded(weight: Array, bits: int, law: Arithmetic, per_channel: bool) -> Encoded | None:
-    if weight.size < SHARE * 2 or (len(np.unique(weight)) > 2**bits and not per_channel):
+    if weight.size < SHARE * 2 or (not per_channel and _has_more(weight, 2**bits)):
         return None
     from nnac.weights.folding import fold_centroids  # compiles kernels, which most networks do not need
 

@@ -15,8 +15,9 @@ from nnac.array import NO_INT16
 from nnac.errors import TargetError
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.ops import AveragePool, Concat, Host, MatMul, MaxPool, Recurrent, Slice
-from nnac.ops.base import aligned, bind
+from nnac.ops.base import bind
 from nnac.targets import Target
+from nnac.types import aligned
 
 
 def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-import networkx as nx
+from graphlib import TopologicalSorter
 
 from nnac.graph import Graph, Node
 from nnac.ops import Reshape
@@ -78,11 +77,9 @@ def _greedy(graph: Graph) -> list[Node]:
     """Return the nodes, always the ready one that leaves the fewest bytes alive."""
     place = {node.name: i for i, node in enumerate(graph.nodes)}
     made = {name: node.name for node in graph.nodes for name in node.outputs}
-    dag = nx.DiGraph()
-    dag.add_nodes_from(place)
-    dag.add_edges_from((made[n], node.name) for node in graph.nodes for n in node.inputs if n in made)
-    waits = dict(dag.in_degree())
-    ready, live, result = [n for n in place if not waits[n]], _Live(graph), []
+    sorter = TopologicalSorter({node.name: [made[n] for n in node.inputs if n in made] for node in graph.nodes})
+    sorter.prepare()
+    ready, live, result = [*sorter.get_ready()], _Live(graph), []
 
     def cost(name: str) -> tuple[int, int]:
         new, freed = live.change(graph.nodes[place[name]])
@@ -93,8 +90,6 @@ def _greedy(graph: Graph) -> list[Node]:
         ready.remove(name)
         live.run(graph.nodes[place[name]])
         result.append(graph.nodes[place[name]])
-        for after in dag.successors(name):
-            waits[after] -= 1
-            if not waits[after]:
-                ready.append(after)
+        sorter.done(name)
+        ready += sorter.get_ready()
     return result

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnac.isa import Space
-from nnac.ops.base import aligned
 from nnac.plan import Plan, Storage, Tiling
+from nnac.types import aligned
 
 SEARCH = 400
 """Most random changes that the search tries."""
@@ -55,8 +55,9 @@ def place(tiling: Tiling) -> Plan:
 
 
 def _tensors(tiling: Tiling, where: Callable[[Space | None], bool]) -> list[_Item]:
+    alive = tiling.lifetimes()
     return [
-        _Item(("tensor", s.name), aligned(s.nbytes), *tiling.lifetime(s))
+        _Item(("tensor", s.name), aligned(s.nbytes), *alive[s.name])
         for s in tiling.storages.values()
         if not s.constant and where(tiling.homes.get(s.name))
     ]

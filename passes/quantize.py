@@ -156,7 +156,7 @@ def _apart(
 
 
 def _forced(graph: Graph) -> Iterator[str]:
-    """Yield the values that an operator pins, steps or takes in int16 only, and those of rules 11 and 12."""
+    """Yield the values that an operator pins, steps or takes in int16 only, and those of rules 12 and 13."""
     yield from attention_scores(graph)
     yield from residual_streams(graph)
     yield from running_states(graph)

@@ -14,49 +14,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nnac.hazards import dependencies
+from nnac.hazards import Counts, dependencies
 from nnac.isa import AnyInstruction, Engine, Loop
 
 
-def schedule(instructions: Sequence[AnyInstruction], ahead: int = 0) -> tuple[AnyInstruction, ...]:
-    """Return the instructions with the wait tokens that program order demands, and `ahead` (0: no limit)."""
+def schedule(instructions: Sequence[AnyInstruction], ahead: int = 0) -> list[Counts]:
+    """Return the wait tokens of instructions that program order demands, and `ahead` (0: no limit)."""
     array = 0
     waited = [[0] * len(Engine) for _ in Engine]
-    scheduled = []
+    tokens = []
     for instruction, needs in zip(instructions, dependencies(instructions), strict=True):
         engine = instruction.engine
         array += engine == Engine.MAC
         if engine == Engine.DECODER and ahead:
             needs = tuple(max(n, array - ahead) if e == Engine.MAC else n for e, n in enumerate(needs))
         done = waited[engine]
-        waits = tuple(n if e != engine and n > done[e] else 0 for e, n in enumerate(needs))
-        waited[engine] = [max(a, b) for a, b in zip(done, waits, strict=True)]
-        scheduled.append(replace(instruction, waits=waits))
-    return tuple(scheduled)
+        waits = tuple([n if e != engine and n > done[e] else 0 for e, n in enumerate(needs)])
+        waited[engine] = list(map(max, done, waits))
+        tokens.append(waits)
+    return tokens
 
 
-def periodic(instructions: Sequence[AnyInstruction], loops: Sequence[Loop]) -> tuple[AnyInstruction, ...]:
-    """Return the instructions with equal wait tokens in all rounds of a loop, counted from the round.
+def with_tokens(instructions: Sequence[AnyInstruction], tokens: Sequence[Counts]) -> tuple[AnyInstruction, ...]:
+    """Return the instructions with these wait tokens."""
+    return tuple(replace(i, waits=waits) for i, waits in zip(instructions, tokens, strict=True))
+
+
+def periodic(engines: Sequence[Engine], tokens: Sequence[Counts], loops: Sequence[Loop]) -> list[Counts]:
+    """Return wait tokens that are equal in all rounds of a loop, counted from the round.
 
     A token only grows by that, and names instructions in front of its own if it did so before.
     """
-    result = list(instructions)
+    result = list(tokens)
     for loop in loops:
+        body = engines[loop.start : loop.start + loop.body]
+        advance = [body.count(engine) for engine in Engine]
         for first in range(loop.start, loop.start + loop.body):
             rounds = range(first, loop.start + loop.body * loop.count, loop.body)
-            waits = _common([result[index].waits for index in rounds], _advance(instructions, loop))
-            for index, tokens in zip(rounds, waits, strict=True):
-                result[index] = replace(result[index], waits=tokens)
-    return tuple(result)
+            waits = _common([result[index] for index in rounds], advance)
+            for index, common in zip(rounds, waits, strict=True):
+                result[index] = common
+    return result
 
 
-def _advance(instructions: Sequence[AnyInstruction], loop: Loop) -> list[int]:
-    """Return how many instructions of each engine one round has."""
-    engines = [i.engine for i in instructions[loop.start : loop.start + loop.body]]
-    return [engines.count(engine) for engine in Engine]
-
-
-def _common(waits: Sequence[tuple[int, ...]], advance: Sequence[int]) -> list[tuple[int, ...]]:
+def _common(waits: Sequence[Counts], advance: Sequence[int]) -> list[Counts]:
     """Return the tokens of all rounds: per engine the latest that any round needs, or none where no round waits."""
     bases = [max(0, *(w[e] - k * step for k, w in enumerate(waits))) for e, step in enumerate(advance)]
     needed = [any(w[e] for w in waits) for e in range(len(advance))]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from nnac.isa import PACKERS
 from nnac.ops import Block
 from nnac.targets import Target
 from nnac.timing import transfer_cycles
+
+if TYPE_CHECKING:  # it compiles kernels, which raw weights do not need
+    from nnac.weights.packers import Codec
 
 SPARSE = 0.2
 """Share of zeros below which a layout that sets zeros apart cannot win."""
@@ -42,19 +46,28 @@ class Packing:
     sizes: tuple[tuple[str, int], ...]
 
 
-def pack_weights(blocks: Sequence[Block], target: Target) -> Packing:
-    """Return the packing that the target loads fastest."""
-    stripes = [block.weights for block in blocks]
+def fit_weights(blocks: Sequence[Block], target: Target) -> Sequence[Codec]:
+    """Return the codecs to choose from for a layer's weights, whatever the blocks are; none where they stay raw."""
+    stripes = [np.ascontiguousarray(block.weights) for block in blocks]
     total = sum(stripe.size for stripe in stripes)
-    raw = Packing(0, b"", tuple(stripe.tobytes() for stripe in stripes), (("raw", total),))
     known = [index for index, name in enumerate(PACKERS) if index and getattr(target.decoder, name)]
     if not known or not total:
-        return raw
-    from nnac.weights.packers import Packer, candidates
+        return ()
+    from nnac.weights.packers import Packer, fits
 
     zeros = sum(int((stripe == 0).sum()) for stripe in stripes) / total
     worth = [p for p in known if PACKERS[p] not in ("bitmap", "runs") or zeros > SPARSE]
-    found = candidates([np.ascontiguousarray(s) for s in stripes], [Packer(0), *map(Packer, worth)])
+    return fits(stripes, [Packer(0), *map(Packer, worth)])
+
+
+def pack_weights(blocks: Sequence[Block], target: Target, codecs: Sequence[Codec]) -> Packing:
+    """Return the packing that the target loads fastest, of those of some codecs."""
+    stripes = [np.ascontiguousarray(block.weights) for block in blocks]
+    if not codecs:
+        return Packing(0, b"", tuple(s.tobytes() for s in stripes), (("raw", sum(s.size for s in stripes)),))
+    from nnac.weights.packers import packed
+
+    found = packed(stripes, codecs)
     sizes = tuple((PACKERS[c.codec.packer], c.nbytes) for c in found)
     packings = [Packing(int(c.codec.packer), c.codec.table, c.stripes, sizes) for c in found]
     return min(packings, key=lambda p: (load_cycles(p, stripes, target), sum(map(len, p.stripes)) + len(p.table)))

@@ -22,16 +22,17 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
 from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.ops import UNSTRIPED, Host, Recurrent, Reshape
-from nnac.ops.base import aligned, bind
+from nnac.ops.base import bind
 from nnac.plan import Storage, Strategy, Task, Tiling
 from nnac.targets import Target
+from nnac.types import aligned
 
 Buffers = list[tuple[int, int]]
 """(bytes, copies) of the staging buffer of every operand and the output."""
@@ -53,6 +54,7 @@ class Work:
 
     Attributes:
         root: the value that owns each value's bytes.
+        alive, buffers, descents, moved: what was found once and is asked for again by every strategy.
     """
 
     graph: Graph
@@ -60,6 +62,10 @@ class Work:
     root: Mapping[str, str]
     tasks: tuple[Task, ...]
     storages: Mapping[str, Storage]
+    alive: dict[range, list[Storage]] = field(default_factory=dict)
+    buffers: dict[tuple[object, ...], Buffers] = field(default_factory=dict)
+    descents: dict[tuple[str, bool], _Descent] = field(default_factory=dict)
+    moved: dict[object, dict[Space, int]] = field(default_factory=dict)
 
     @property
     def least(self) -> int:
@@ -70,6 +76,12 @@ class Work:
     def most(self) -> int:
         """Bytes of scratchpad in which all tensors can live that live at one time."""
         return _inside(self, Strategy()).most
+
+    def living(self, group: range) -> list[Storage]:
+        """Return the storages whose bytes are needed, wherever they are, while `group` works."""
+        if group not in self.alive:
+            self.alive[group] = [s for s in self.storages.values() if s.first < group.stop and s.last >= group.start]
+        return self.alive[group]
 
 
 def survey(graph: Graph, target: Target) -> Work:
@@ -85,9 +97,39 @@ def settle(work: Work, budget: int, strategy: Strategy) -> Homes:
     Raises:
         CapacityError: a task does not fit even with everything else spilled and single-row stripes.
     """
-    homes = _inside(work, strategy)
-    homes.make_room(int(budget * strategy.share))
-    return homes
+    key = strategy.victim, strategy.cascade
+    if key not in work.descents:
+        work.descents[key] = _Descent(_inside(work, strategy).descend())
+    return replace(work.descents[key].within(int(budget * strategy.share)), strategy=strategy)
+
+
+@dataclass(slots=True)
+class _Descent:
+    """Homes with ever less in the scratchpad: which tensor leaves next does not depend on the room there is.
+
+    Attributes:
+        steps: (bytes that the group needs which needs most, that group, homes), found one after the other.
+        known: those that were found so far.
+    """
+
+    steps: Iterator[tuple[int, range, Homes]]
+    known: list[tuple[int, range, Homes]] = field(default_factory=list)
+
+    def within(self, room: int) -> Homes:
+        """Return the first homes that fit `room` bytes.
+
+        Raises:
+            CapacityError: none does.
+        """
+        for need, _, homes in self.known:
+            if need <= room:
+                return homes
+        for step in self.steps:
+            self.known.append(step)
+            if step[0] <= room:
+                return step[2]
+        need, worst, homes = self.known[-1]
+        raise homes.too_large(worst, need, room)
 
 
 def _inside(work: Work, strategy: Strategy) -> Homes:
@@ -142,31 +184,32 @@ def _storages(graph: Graph, tasks: tuple[Task, ...], root: Mapping[str, str]) ->
     return storages
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Homes:
     """Where tensors live: `homes` of those that are whole somewhere, `streamed` those that never are."""
 
     work: Work
     strategy: Strategy
-    homes: dict[str, Space]
-    streamed: set[str] = field(default_factory=set)
+    homes: Mapping[str, Space]
+    streamed: Set[str] = frozenset()
 
     # -- rooms -----------------------------------------------------------------------------------------------------
 
-    def make_room(self, room: int) -> None:
-        """Send tensors away until every group fits `room` bytes with stripes of single rows."""
-        groups = self.groups()
+    def descend(self) -> Iterator[tuple[int, range, Homes]]:
+        """Yield (bytes needed at least, the group that needs them, homes), while one tensor after the other leaves."""
+        homes, groups = self, self.groups()
         needs = {group: self.need(group) for group in groups}
-        while needs and max(needs.values()) > room:
-            worst = max(groups, key=lambda group: needs[group])
-            live = self.live(worst)
+        while True:
+            worst = max(groups, key=needs.__getitem__, default=range(0))
+            yield needs.get(worst, 0), worst, homes
+            live = homes.live(worst)
             if not live:
-                raise self._too_large(worst, needs[worst], room)
-            victim = self._victim(live)
-            self._send_away(victim)
-            groups = self.groups()
+                return
+            victim = homes._victim(live)
+            homes = homes._without(victim)
+            groups = homes.groups()
             touched = {g for g in groups if g.stop > victim.first and g.start <= victim.last}
-            needs = {g: self.need(g) if g in touched or g not in needs else needs[g] for g in groups}
+            needs = {g: homes.need(g) if g in touched or g not in needs else needs[g] for g in groups}
 
     @property
     def most(self) -> int:
@@ -183,11 +226,7 @@ class Homes:
 
     def live(self, group: range) -> list[Storage]:
         """Return the storages in the scratchpad while `group` works."""
-        return [
-            s
-            for s in self.work.storages.values()
-            if self.homes.get(s.name) == Space.SRAM and s.first < group.stop and s.last >= group.start
-        ]
+        return [s for s in self.work.living(group) if self.homes.get(s.name) == Space.SRAM]
 
     def need(self, group: range) -> int:
         """Return the bytes that a group needs at least: all that lives there, and staging for single rows."""
@@ -199,12 +238,12 @@ class Homes:
             return max(live, key=lambda s: (s.nbytes, s.name))
         return max(live, key=lambda s: (-s.readers, s.nbytes, s.name))
 
-    def _send_away(self, victim: Storage) -> None:
+    def _without(self, victim: Storage) -> Homes:
+        """Return the homes after a tensor has left the scratchpad."""
         if self.strategy.cascade and self._streamable(victim):
-            del self.homes[victim.name]
-            self.streamed.add(victim.name)
-        else:
-            self.homes[victim.name] = _outside(self.work.target)
+            rest = {name: space for name, space in self.homes.items() if name != victim.name}
+            return replace(self, homes=rest, streamed=self.streamed | {victim.name})
+        return replace(self, homes={**self.homes, victim.name: _outside(self.work.target)})
 
     def _streamable(self, victim: Storage) -> bool:
         """Tell whether writer and reader are neighbours that can work in step, with all their constants resident."""
@@ -224,7 +263,8 @@ class Homes:
         constants = sum(_constant_bytes(self.work.tasks[t]) for g in joined for t in g)
         return constants <= self.work.target.memory["weights"].bytes
 
-    def _too_large(self, group: range, need: int, room: int) -> CapacityError:
+    def too_large(self, group: range, need: int, room: int) -> CapacityError:
+        """Return the error that says what does not fit."""
         task = self.work.tasks[group.start]
         largest = max((self.work.storages[name] for name in task.storages), key=lambda s: s.nbytes)
         return CapacityError(
@@ -244,7 +284,7 @@ class Homes:
         return Tiling(work.graph, work.target, cut, work.storages, work.root, self.homes, tuple(groups), self.strategy)
 
     def cut(self, group: range, budget: int) -> list[Task]:
-        """Return the group's tasks with stripes and buffers: the highest stripes that fit, by bisection."""
+        """Return the group's tasks with stripes and buffers: the highest that fit, by bisection."""
         last = self.work.tasks[group[-1]]
         if isinstance(last.node.op, UNSTRIPED):
             empty = (0,) * (len(last.storages) + 1)
@@ -253,17 +293,18 @@ class Homes:
         _, period = last.node.op.rows(last.bound)
         staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
+        middle = high
         while low < high:
-            middle = (low + high + 1) // 2
             fits = _staged(self.buffers(group, middle)) <= room
             low, high = (middle, high) if fits else (low, middle - 1)
+            middle = (low + high + 1) // 2
         return [
             self._finished(self.work.tasks[t], b, low) for t, b in zip(group, self.buffers(group, low), strict=True)
         ]
 
     def _finished(self, task: Task, buffers: Buffers, stripe: int) -> Task:
-        done = replace(task, stripe=stripe, buffers=tuple(b for b, _ in buffers), copies=tuple(c for _, c in buffers))
-        return replace(done, blocks_outer=self._blocks_outer(done))
+        sizes, copies = zip(*buffers, strict=True)
+        return replace(task, stripe=stripe, buffers=sizes, copies=copies, blocks_outer=self._blocks_outer(task, stripe))
 
     def buffers(self, group: range, rows: int) -> list[Buffers]:
         """Return the staging of each task of a group whose last task makes `rows` rows at a time."""
@@ -274,7 +315,7 @@ class Homes:
                 result.append([(0, 0)] * (len(task.storages) + 1))
                 continue
             rows = min(rows, task.node.op.rows(task.bound)[1])
-            result.append(self._task_buffers(task, rows))
+            result.append(self._task_buffers(t, rows))
             rows = self._rows_before(t, rows) if t > group.start else rows
         return result[::-1]
 
@@ -288,7 +329,15 @@ class Homes:
         ragged = int(count > total) + int(bool(count % total and total % count))
         return int(min(total, -(-taken * total // count) + ragged))
 
-    def _task_buffers(self, task: Task, rows: int) -> Buffers:
+    def _task_buffers(self, t: int, rows: int) -> Buffers:
+        """Return the staging of one task that makes `rows` rows at a time."""
+        task = self.work.tasks[t]
+        key = (t, rows, *(self.homes.get(name) for name in task.storages))
+        if key not in self.work.buffers:
+            self.work.buffers[key] = self._found_buffers(task, rows)
+        return self.work.buffers[key]
+
+    def _found_buffers(self, task: Task, rows: int) -> Buffers:
         op, bound = task.node.op, task.bound
         total = op.rows(bound)[0]
         buffers: Buffers = []
@@ -311,7 +360,7 @@ class Homes:
         scratch = aligned(op.scratch(bound))
         return [*buffers, (scratch, 1 if scratch else 0)]
 
-    def _blocks_outer(self, task: Task) -> bool:
+    def _blocks_outer(self, task: Task, stripe: int) -> bool:
         """Tell whether loading operands once per block moves fewer bytes than loading constants once per stripe."""
         constants = _constant_bytes(task)
         if isinstance(task.node.op, Recurrent):
@@ -319,7 +368,7 @@ class Homes:
         if constants <= self.work.target.memory["weights"].bytes or {*task.operands, task.output} & self.streamed:
             return False
         total, period = task.node.op.rows(task.bound)
-        stripes = total // period * -(-period // task.stripe)
+        stripes = total // period * -(-period // stripe)
         blocks = -(-constants * self.strategy.blocks // self.work.target.memory["weights"].bytes)
         staged = sum(self.work.storages[name].nbytes for name in task.operands if self.homes[name] != Space.SRAM)
         return bool(constants + staged * blocks < constants * stripes + staged)
@@ -351,18 +400,41 @@ def _reads_on(task: Task, operand: int) -> bool:
     return bool(start <= end and last == count)
 
 
-def moved(tiling: Tiling) -> dict[Space, tuple[int, int]]:
-    """Return (bytes, transfers) that a tiling costs at least between the scratchpad and each memory, weights apart."""
-    total, counts = Counter[Space](), Counter[Space]()
+def moved(homes: Homes) -> dict[Space, int]:
+    """Return the bytes that homes cost at least between the scratchpad and each memory outside, weights apart."""
+    key = tuple(homes.homes.items())
+    if key not in homes.work.moved:
+        homes.work.moved[key] = _moved(homes)
+    return homes.work.moved[key]
+
+
+def _moved(homes: Homes) -> dict[Space, int]:
+    total = Counter[Space]()
+    for task, index, space in _outer(homes.work.tasks, homes.homes):
+        read = index < len(task.operands)
+        nbytes = homes.work.storages[task.storages[index]].nbytes
+        total[space] += nbytes if not read or _reads_all(task, index) else 0
+    return total
+
+
+def transfers(tiling: Tiling) -> dict[Space, int]:
+    """Return the transfers that a tiling costs at least between the scratchpad and each memory outside."""
+    counts = Counter[Space]()
     for group in tiling.groups:
         stripes = _stripes(tiling.tasks[group[-1]])
-        for task in (tiling.tasks[t] for t in group if not isinstance(tiling.tasks[t].node.op, Host)):
-            for name in set(task.storages):
-                index, space = task.storages.index(name), tiling.homes.get(name, Space.SRAM)
-                read = index < len(task.operands)
-                total[space] += tiling.storages[name].nbytes if not read or _reads_all(task, index) else 0
-                counts[space] += stripes if name == task.output or task.copies[index] == 2 else 1
-    return {space: (total[space], counts[space]) for space in Space if space != Space.SRAM}
+        for task, index, space in _outer([tiling.tasks[t] for t in group], tiling.homes):
+            counts[space] += stripes if index == len(task.operands) or task.copies[index] == 2 else 1
+    return counts
+
+
+def _outer(tasks: Iterable[Task], homes: Mapping[str, Space]) -> Iterator[tuple[Task, int, Space]]:
+    """Yield (task, place among its storages, memory) of all that tasks on the machine touch outside."""
+    for task in tasks:
+        names = task.storages
+        for name in () if isinstance(task.node.op, Host) else set(names):
+            space = homes.get(name, Space.SRAM)
+            if space != Space.SRAM:
+                yield task, names.index(name), space
 
 
 def _stripes(task: Task) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from nnac.graph import Graph, Node, Origin, Value
+from nnac.isa import AnyInstruction
 from nnac.ops import Sample
+from nnac.passes.schedule import schedule, with_tokens
 from nnac.reference import whole_range
 from nnac.targets import Memory, Target
 from nnac.types import Array, TensorType
@@ -34,6 +37,11 @@ def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, Array]:
         return np.where(ends < 0.1, limits.min, np.where(ends > 0.9, limits.max, x)).astype(kind.dtype)
 
     return {name: draw(graph.values[name].type) for name in graph.inputs}
+
+
+def scheduled(instructions: Sequence[AnyInstruction]) -> tuple[AnyInstruction, ...]:
+    """Return the instructions with the wait tokens that program order demands."""
+    return with_tokens(instructions, schedule(instructions))
 
 
 def with_memory(target: Target, **sizes: int) -> Target:

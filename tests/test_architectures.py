@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -147,7 +151,7 @@ def test_a_streaming_block_keeps_every_bit_and_comes_near(block: tuple[onnx.Mode
 
 
 def test_scores_and_the_residual_stream_are_wide(block: tuple[onnx.ModelProto, CompiledModel]) -> None:
-    """Rules 11 and 12 of quantize, by name; what multiplies and what is kept stays int8."""
+    """Rules 12 and 13 of quantize, by name; what multiplies and what is kept stays int8."""
     found = dtypes(block[1])
     assert {found[name] for name in ("content", "places", "sum", "scores", "r", "r2")} == {"int16"}
     assert {found[name] for name in ("n", "cn", "both", "glu", "k_out", "v_out", "c_out", "encoded")} == {"int8"}
@@ -196,3 +200,17 @@ def test_an_unsupported_operator_is_described() -> None:
     source = net(lines, {"x": (1, 1, 2, 2)}, "y", i=np.zeros((1, 1, 2, 2), np.int64))
     with pytest.raises(ModelError, match=r"MaxUnpool 'y'.*MaxPool.*found kernel_shape=\[2, 2\].*`nnac ops`"):
         nnac.compile(source, "nna8", "random", host="forbid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("network", ["conformer", "convrnnt", "codec", "enhancer"])
+def test_exported_networks(network: str, exporter: str, tmp_path: Path) -> None:
+    """The networks of `examples/architectures` as measured there: no host segment, and 30 dB at the worst output."""
+    pytest.importorskip("torch", reason="exports the networks")
+    found = importlib.import_module("examples.architectures.measure")
+    settings = argparse.Namespace(kept=False, target="nna8", method="mse", steps=32)
+    row = found.measure(network, exporter, tmp_path / "network.onnx", settings)
+    assert row.sqnr > 30
+    if network == "codec":
+        assert row.parameters == 350_185

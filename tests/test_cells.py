@@ -23,13 +23,13 @@ from nnac.numerics import INTERPOLATION_ENTRIES, Rounding
 from nnac.ops import exact
 from nnac.ops.functions import FUNCTIONS
 from nnac.ops.tables import knots
-from nnac.passes.schedule import schedule
 from nnac.program import KnownAnswer, Layer, Program, Tensor
 from nnac.report.account import blob_account
 from nnac.targets import load_target
 from nnac.timing import simulate, work_cycles
 from nnac.types import Array, Quant, TensorType
 from nnac.validate import validate
+from tests.graphs import scheduled
 from tests.test_numerics import nearest
 from tests.test_validate import SMALL, altered, mutated, refuse, run_guarded, with_code
 
@@ -114,7 +114,7 @@ def test_lstm(
         y = np.empty((batch, hidden), np.int16)
         looks = peepholes if look is not None else np.zeros((3, 0), np.int16)
         law_of = (bits, int(coupled), shift, limit, *pair, zero, low, high, int(mode))
-        lstm_cell(x, r, cell, tables, looks, out, y, np.empty((3, hidden), np.int32), *law_of)
+        lstm_cell(x, r, cell, tables, looks, out, y, np.empty((4, hidden), np.int32), *law_of)
         np.testing.assert_array_equal(out, new)
         np.testing.assert_array_equal(y, shown)
 
@@ -297,7 +297,7 @@ def cells() -> Program:
     wide = {"out_bits": 16, "out_zero": 0, "shift": 45}
     lstm: dict[str, Any] = {"cell_bits": 13, "coupled": 0, "peepholes": 1, "peephole_shift": 16}
     flat: dict[str, Any] = {"source_strides": (0,) * 5 + (1,), "target_strides": (0,) * 5 + (1,)}
-    code = schedule(
+    code = scheduled(
         [
             isa.Load(space=2, source=0, source_bytes=IMAGE, target=0, target_bytes=IMAGE, packer=0),
             isa.Copy(source_space=2, source=4096, target_space=0, target=0, shape=(1,) * 5 + (128,), **flat),
@@ -424,7 +424,7 @@ FINE: list[tuple[int, dict[str, Any]]] = [
 def test_cells_keep_to_their_bytes(index: int, values: dict[str, Any]) -> None:
     """What is legal depends on its declared bytes and changes no others."""
     program = changed(index, **values)
-    code = schedule([replace(i, waits=(0,) * len(isa.Engine)) for i in program.instructions])
+    code = scheduled([replace(i, waits=(0,) * len(isa.Engine)) for i in program.instructions])
     run_guarded(validate(with_code(program, code)), seed=index)
 
 

@@ -385,7 +385,7 @@ def test_cold_kernels_are_announced(run: Nnac, monkeypatch: pytest.MonkeyPatch) 
         result = run(*command)
         assert result.code == 0 and str(kernels.cache_folder()) in result.err
         assert result.err.count("compiling kernels for this machine (first use, cached in ") == 1
-    assert run("simulate", "m.nna").err.count("compiling kernels") == 1  # its packed weights are checked
+    assert "compiling kernels" not in run("simulate", "m.nna").err  # it decodes no weights
 
 
 def test_warmup_compiles_everything(run: Nnac) -> None:

@@ -131,6 +131,26 @@ def test_their_scales_are_kept(export: Any, engine: str) -> None:
         assert counts <= ({Verdict.TIE, Verdict.RULE} if export is pt2e else set())
 
 
+@pytest.mark.parametrize("kind", ["INT4", "UINT4", "INT16"])
+@pytest.mark.parametrize("block", [0, 4])
+def test_weights_that_no_integer_operator_takes(kind: str, block: int) -> None:
+    """4 and 16 bits, and scales per block: onnxruntime runs the layer as it is written, and no fault is seen."""
+    w, code = Writer(), TensorProto.DataType.Value(kind)
+    low, high = {"INT4": (-8, 8), "UINT4": (0, 16), "INT16": (-300, 300)}[kind]
+    shapes = ((16, 8), (16 // block, 8) if block else (8,))
+    integers, zeros = (RNG.integers(low, high, shape).ravel() for shape in shapes)
+    for name, shape, array in zip("qz", shapes, (integers, zeros // 2 if block else 0 * zeros), strict=True):
+        w.stored.append(helper.make_tensor(name, code, shape, array))
+    scales = w.const(RNG.uniform(0.01, 0.05, shapes[1]).astype(np.float32))
+    placed = {"axis": 0, "block_size": block} if block else {"axis": 1}
+    real = w.add("DequantizeLinear", "q", scales, "z", **placed)
+    product = w.add("MatMul", w.requantized("x", 0.03, np.int8(4)), real)
+    model = w.model((3, 16), 21, w.requantized(product, 0.05, np.int8(7)))
+    samples = random_samples(prepare(model), np.random.default_rng(1), 4)
+    result = verify(model, samples, "nna8-onnx", against="onnxruntime-integer")
+    assert len(result.rows) == 2 and result.faults == 0
+
+
 def test_clipped_integers_are_clipped() -> None:
     """The clip of four bits is seen: the tensor never leaves 0 to 15."""
     model = brevitas()

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import norms
-from nnac.kernels import elementwise, pairs, wide
-from nnac.kernels.matmul import matmul, wide_matmul
+from nnac.kernels import conv, elementwise, matmul, pairs, wide
 from nnac.kernels.norm import normalize, wide_normalize
+from nnac.kernels.panels import room
 from nnac.numerics import Rounding
 from nnac.ops import exact
 from nnac.types import Array
@@ -36,6 +36,25 @@ def zero(rng: np.random.Generator, bits: int) -> int:
     return int(rng.choice([-128, 127, 0, 5])) if bits == 8 else 0
 
 
+def multiplied(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int) -> None:
+    """The product of int8, through the tiles; of int16 outputs the same."""
+    (m, k), n = x.shape, w.shape[1]
+    layer, zeros = matmul.layer_of(k, n, x_zero), np.zeros(n, np.int32)
+    filters, left, sums = conv.empty_filters(n, layer), room(x.size).reshape(m, 1, k), wide.sums_room((m, 1, n))
+    left[:, 0] = x
+    conv.packing(np.ascontiguousarray(w.T), zeros, zeros, zeros.astype(np.int8), filters, layer).run()
+    made, again = np.empty(sums, np.int32)[:, :, :n], np.empty(y.shape, np.int16)
+    conv.product(left, filters, made, room(conv.workspace_bytes(layer, made.shape)), layer).run()
+    matmul.end(x, x_zero, w_zero, made[:, 0], y, *law)
+    matmul.end_wide(x, x_zero, w_zero, made[:, 0], again, *law)
+    np.testing.assert_array_equal(again, y)
+
+
+def multiplied_wide(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int) -> None:
+    """The product of int16."""
+    matmul.matmul(x, x_zero, w, w_zero, np.empty(w.shape[1], np.int64), y, *law)
+
+
 @settings(max_examples=200, deadline=None)
 @given(SEED, BITS, st.booleans(), st.integers(0, 62), MODE, st.sampled_from([(32, 0), (16, 1), (20, 0)]))
 def test_product(seed: int, bits: int, both: bool, shift: int, mode: Rounding, narrow: tuple[int, int]) -> None:
@@ -46,10 +65,10 @@ def test_product(seed: int, bits: int, both: bool, shift: int, mode: Rounding, n
     x, w = values(rng, bits, m, k), values(rng, right, k, n)
     zeros, count = (zero(rng, bits), zero(rng, right)), (bits == 16) + (right == 16)
     multiplier = int(rng.integers(0, 1 << norms.product_bits(count)))
-    y = np.empty((m, n), x.dtype)
+    y = np.empty((m, n), np.int8 if bits == 8 else np.int16)
     tail = (0, *LIMITS[bits], Rounding.HALF_AWAY if count and mode == Rounding.TFLITE else mode, narrow[0] + 8 * count)
-    run, acc = (matmul, np.int32) if bits == 8 else (wide_matmul, np.int64)
-    run(x, zeros[0], w.astype(x.dtype), zeros[1], np.empty(n, acc), y, multiplier, shift, *tail, narrow[1])
+    run = multiplied if bits == 8 else multiplied_wide
+    run(x, zeros[0], w.astype(x.dtype), zeros[1], y, multiplier, shift, *tail, narrow[1])
     for i in range(m):
         for j in range(n):
             row, column = (x[i].astype(int) - zeros[0]).tolist(), (w[:, j].astype(int) - zeros[1]).tolist()

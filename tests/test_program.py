@@ -22,11 +22,11 @@ from nnac.errors import ProgramError
 from nnac.graph import Origin
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import softmax_table
-from nnac.passes.schedule import schedule
 from nnac.program import FORMAT, KnownAnswer, Layer, Limits, Program, Tensor, dumps, loads, write_file
 from nnac.targets import load_target
 from nnac.types import Quant, TensorType
 from nnac.validate import load, validate
+from tests.graphs import scheduled
 
 
 def constants() -> Any:
@@ -58,7 +58,7 @@ def instructions() -> tuple[AnyInstruction, ...]:
     }
     pool = window | {"in_h": 4, "in_w": 4, "channels": 4, "source": 64, "padded_h": 6, "padded_w": 6, "shift": 30}
     near, flat = (0, 16, 4, 1), (0, 0, 0, 1)
-    return schedule(
+    return scheduled(
         [
             *(
                 isa.Load(space=2, source=at, source_bytes=n, target=at, target_bytes=n, packer=0)

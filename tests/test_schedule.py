@@ -25,14 +25,14 @@ from nnac.ops.softmax import Softmax
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.emit import emit
 from nnac.passes.place import place
-from nnac.passes.schedule import schedule
+from nnac.passes.schedule import with_tokens
 from nnac.passes.tile import tile
 from nnac.program import KnownAnswer, Program
 from nnac.targets import load_target
-from nnac.timing import simulate
+from nnac.timing import cost, simulate
 from nnac.types import Array, Quant, TensorType
 from nnac.validate import validate
-from tests.graphs import random_inputs, with_memory
+from tests.graphs import random_inputs, scheduled, with_memory
 from tests.test_program import legal
 
 SIZE = 96
@@ -256,7 +256,7 @@ class Draw:
 def stream(seed: int, count: int) -> tuple[AnyInstruction, ...]:
     """Return a scheduled random stream."""
     draw = Draw(np.random.default_rng(seed))
-    return schedule([draw.instruction() for _ in range(count)])
+    return scheduled([draw.instruction() for _ in range(count)])
 
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -330,9 +330,9 @@ def test_each_kind_of_hazard(first: str, second: str) -> None:
         )
 
     before = access(first, 8, Engine.DMA_IN)
-    assert schedule([before, access(second, 15, Engine.VECTOR)])[1].waits[before.engine] == 1
-    assert not any(schedule([before, access(second, 16, Engine.VECTOR)])[1].waits)
-    assert not any(schedule([before, access(second, 0, Engine.VECTOR)])[1].waits)
+    assert scheduled([before, access(second, 15, Engine.VECTOR)])[1].waits[before.engine] == 1
+    assert not any(scheduled([before, access(second, 16, Engine.VECTOR)])[1].waits)
+    assert not any(scheduled([before, access(second, 0, Engine.VECTOR)])[1].waits)
 
 
 def test_readers_need_no_order() -> None:
@@ -342,14 +342,14 @@ def test_readers_need_no_order() -> None:
     assert isinstance(out, isa.Copy)
     reader = replace(out, source_space=0, target_space=2)
     inside = replace(out, source_space=0, target_space=0)
-    assert schedule([reader, inside])[1].waits == (0,) * len(Engine)
+    assert scheduled([reader, inside])[1].waits == (0,) * len(Engine)
 
 
 def test_waits_known_already_are_left_out() -> None:
     """A second reader on the same engine needs no token of its own."""
     draw = Draw(np.random.default_rng(1))
     load, conv = replace_load(draw.load()), draw.conv()
-    assert [i.waits[Engine.DECODER] for i in schedule([load, conv, conv, load, conv])] == [0, 1, 0, 0, 2]
+    assert [i.waits[Engine.DECODER] for i in scheduled([load, conv, conv, load, conv])] == [0, 1, 0, 0, 2]
 
 
 def replace_load(load: AnyInstruction) -> AnyInstruction:
@@ -413,9 +413,11 @@ def test_no_race_in_networks(seed: int) -> None:
     program, _ = compiled(seed)
     validate(program)
     assert not unordered(program.instructions)
-    plain = schedule(program.instructions)
+    plain = scheduled(program.instructions)
     assert not races(plain)
-    assert not unordered(arbitrate(plain, program.target))
+    costs = [cost(i, program.target) for i in plain]
+    tokens = arbitrate([i.engine for i in plain], [i.waits for i in plain], costs, program.target, program.loops)
+    assert not unordered(with_tokens(plain, tokens))
 
 
 @settings(max_examples=15, deadline=None)

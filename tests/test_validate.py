@@ -22,14 +22,13 @@ from nnac.isa import AnyInstruction, Engine, Range, Space
 from nnac.ops import REGISTRY, Op
 from nnac.passes.emit import emit
 from nnac.passes.place import place
-from nnac.passes.schedule import schedule
 from nnac.passes.tile import tile
 from nnac.program import KnownAnswer, Layer, Limits, Piece, Program
 from nnac.targets import load_target
 from nnac.timing import simulate
 from nnac.types import Array, Quant, TensorType
 from nnac.validate import SHOWN, validate
-from tests.graphs import graph_of, with_memory
+from tests.graphs import graph_of, scheduled, with_memory
 from tests.test_program import legal
 
 LOAD, LOAD_WEIGHTS, LOAD_TABLE, LOAD_EXP, COPY, FILL, CONV, MAXIMUM, AVERAGE, SUM, MUL, LOOKUP, SOFTMAX, OUT = range(14)
@@ -98,7 +97,7 @@ def test_every_instruction_has_rules() -> None:
 def test_validation_is_fast() -> None:
     """Five thousand instructions are a matter of a fraction of a second (generous here, for a busy machine)."""
     program = legal()
-    code = schedule(program.instructions * 400)
+    code = scheduled(program.instructions * 400)
     start = time.process_time()
     validate(with_code(program, code))
     assert time.process_time() - start < 2
@@ -171,6 +170,7 @@ BROKEN: list[tuple[int, dict[str, Any], str]] = [
     (CONV, {"groups": HUGE}, "groups divide channels and in_c"),
     (CONV, {"channels": 5, "groups": 2}, "groups divide channels and in_c"),
     (CONV, {"pitch": 3}, "the pitch is at least out_c"),
+    (CONV, {"in_bits": 16, "in_zero": 0, "kernel_h": 1 << 15, "kernel_w": 4}, "under 2**17 for each output"),
     (CONV, {"params": 2}, "aligned to 4 bytes"),
     (CONV, {"params": 4}, "reads bytes 0x4 to 0x28 of weights, which no Load has filled"),
     (CONV, {"weights": 65}, "which no Load has filled"),
@@ -395,9 +395,9 @@ def test_a_later_load_counts() -> None:
     """Contents are those of the moment: a table overwritten in between is looked at again."""
     program = legal()
     again = altered(program.instructions[LOAD_EXP], source=0, target=1024, target_bytes=1000, source_bytes=1000)
-    code = schedule((*program.instructions[:OUT], again, program.instructions[SOFTMAX], program.instructions[OUT]))
+    code = scheduled((*program.instructions[:OUT], again, program.instructions[SOFTMAX], program.instructions[OUT]))
     refuse(with_code(program, code), "instruction 14 (Softmax): the table of exponentials")
-    undone = schedule((*code[:14], program.instructions[LOAD_EXP], *code[14:]))
+    undone = scheduled((*code[:14], program.instructions[LOAD_EXP], *code[14:]))
     validate(with_code(program, undone))
 
 
@@ -469,7 +469,7 @@ def test_working_memory_is_limited() -> None:
     )
     program = replace(
         legal(),
-        instructions=schedule((*code[:CONV], deep)),
+        instructions=scheduled((*code[:CONV], deep)),
         tensors=legal().tensors[:1],
         outputs=(),
         layers=(Layer("all", "Conv", ((0, CONV + 1),), ("x",), "x", 0, 0),),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -209,13 +210,19 @@ SLIPS: Mapping[str, Callable[[Program], Program]] = {
 """Faults of programs: what an emitter could get wrong by a little."""
 
 
+@cache
+def verified(seed: int) -> tuple[onnx.ModelProto, list[dict[str, Array]], Counter[Verdict]]:
+    """Return a random model, samples, and the differences of the right program."""
+    model = RandomQdq(np.random.default_rng(seed)).model(8)
+    samples = random_samples(model, np.random.default_rng(seed), 2)
+    return model, samples, counts(verify(model, samples))
+
+
 def slip(name: str, seeds: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Return faults that a slip makes, and differences that are excused beyond those of the right program."""
     found, excused = 0, 0
     for seed in seeds:
-        model, rng = RandomQdq(np.random.default_rng(seed)).model(8), np.random.default_rng(seed)
-        samples = random_samples(model, rng, 2)
-        right = counts(verify(model, samples))
+        model, samples, right = verified(seed)
         with monkeypatch.context() as patch:
             if name == "an accumulator":
                 patch.setattr(compiler, "integer_graphs", with_biases_off)
@@ -229,11 +236,11 @@ def slip(name: str, seeds: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> tu
 def with_biases_off(*arguments: Any) -> tuple[Graph, Graph]:
     """Return what `integer_graphs` does, with one more in every accumulator of what is executed."""
     integer, legal = integer_graphs(*arguments)
-    draft = legal.draft()
-    for node in legal.nodes:
+    draft = integer.draft()
+    for node in integer.nodes:
         if node.op.weighted:
             draft.constants[node.inputs[BIAS]] = draft.constants[node.inputs[BIAS]] + np.int32(1)
-    return integer, draft.freeze()
+    return draft.freeze(), legal
 
 
 def quick(names: Iterable[str]) -> list[Any]:

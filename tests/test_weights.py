@@ -678,6 +678,10 @@ def test_a_damaged_block_of_weights_is_one_message(packer: str) -> None:
     load = packed_load(program, 1 + DECODERS.index(packer))
     with pytest.raises(ProgramError, match=rf"packed weights \({packer}\) are damaged: the first byte is 7"):
         validate(damaged(program, load.source, 7))
+    validate(damaged(program, load.source, 7), runs=False)  # time asks what weights take, not what they are
+    skipping = replace(program.target, mac=replace(program.target.mac, zero_skip="row"))
+    with pytest.raises(ProgramError, match="damaged: the first byte is 7"):
+        validate(replace(damaged(program, load.source, 7), target=skipping), runs=False)
 
 
 def test_an_index_outside_the_table_is_one_message() -> None:

@@ -125,13 +125,13 @@ def _states(given: tuple[tuple[str, str] | None, ...]) -> dict[str, str] | None:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def load_program(path: str) -> Program:
-    """Return a validated program, without the imports that only compiling needs."""
+def load_program(path: str, runs: bool = True) -> Program:
+    """Return a program, validated for running or for timing, without the imports that only compiling needs."""
     from nnac.validate import load
 
-    announce_kernels("codec")
-
-    return load(path)
+    if runs:
+        announce_kernels("codec")
+    return load(path, runs=runs)
 
 
 def warn_random(program: Program) -> None:

@@ -53,7 +53,7 @@ def simulate(
     paths = {path: writable(path, program) for path in (json_path, trace_path) if path and path != "-"}
     from nnac import report, timing
 
-    blob = load_program(program)
+    blob = load_program(program, runs=False)
     machine = timing.what_if(blob, changes(settings))
     changed = report.changed(blob.target, machine)
     if settings and not changed:

@@ -48,6 +48,8 @@ class Meanings:
         """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
         self._rooms: dict[str, Array] = {}
+        self._right: dict[tuple[int, int], Filters] = {}
+        """Room of packed right matrices by columns and depth."""
 
     def calls(self, instruction: AnyInstruction) -> Calls:
         """Return the kernel calls that do what one instruction says."""
@@ -163,27 +165,34 @@ class Meanings:
         return filled, (_moved(filled, target),)
 
     def _conv(self, i: isa.Conv) -> Calls:
-        if i.in_bits == 16:
-            yield from self._wide_conv(i)
-            return
-        from nnac.kernels.conv import empty_filters, packing
+        from nnac.kernels.conv import empty_filters
 
         layer, taps = self.layer(i), i.kernel_h * i.kernel_w * i.depth
         weights = self.signed[Space.WEIGHTS][i.weights : i.weights + i.out_c * taps].reshape(i.out_c, taps)
         filters = empty_filters(i.out_c, layer)
-        yield packing(weights, *self._params(i), filters, layer)
-        yield self.product(i, i.out_c, filters)
+        yield from self.packing(i, weights, *self._params(i), filters)
+        yield from self.product(i, i.out_c, filters)
 
     def _params(self, i: isa.Conv) -> tuple[Array, Array, Array]:
         """Return bias, multiplier and shift as they lie in the weight buffer."""
         shift = self.signed[Space.WEIGHTS][i.params + 8 * i.out_c : i.params + 9 * i.out_c]
         return self._words(i.params, i.out_c), self._words(i.params + 4 * i.out_c, i.out_c), shift
 
+    def packing(
+        self, i: isa.Conv, weights: Array, bias: Array, multiplier: Array, shift: Array, filters: Filters
+    ) -> list[Call]:
+        """Return the calls that pack the constants of a convolution."""
+        from nnac.kernels import conv, wide
+
+        constants = (weights, bias, multiplier, shift, filters, self.layer(i))
+        return [conv.packing(*constants)] if i.in_bits == 8 else wide.packing(*constants)
+
     def layer(self, i: isa.Conv) -> Layer:
         """Return a convolution as its kernel sees it."""
         from nnac.kernels.conv import Layer
 
-        i = _along_a_row(i)
+        i, wide = _along_a_row(i), i.in_bits == 16
+        narrow_mode = self.single_mode if i.out_bits == 8 else self.mode
         return Layer(
             i.kernel_h,
             i.kernel_w,
@@ -196,41 +205,49 @@ class Meanings:
             i.out_zero,
             i.low,
             i.high,
-            self.single_mode if i.out_bits == 8 else self.mode,
-            self.law.accumulator_bits,
+            self.wide_mode if wide else narrow_mode,
+            self.law.accumulator_bits + WIDE_BITS * wide,
             int(self.law.wraps),
         )
 
-    def product(self, i: isa.Conv, channels: int, filters: Filters) -> Call | Together:
-        """Return the call of a convolution of int8 with packed constants, for `channels` from its own first one on."""
+    def product(self, i: isa.Conv, channels: int, filters: Filters) -> list[Call | Together]:
+        """Return the calls of a convolution with packed constants, for `channels` from its own first one on."""
+        i, layer = _along_a_row(i), self.layer(i)
+        if i.in_bits == 16:
+            return self._wide_product(i, channels, filters, layer)
+        return [self._product(self._tile(i.source, i.in_h, i.in_w, i.in_c), self._pixels(i, channels), filters, layer)]
+
+    def _product(self, x: Array, y: Array, filters: Filters, layer: Layer) -> Call | Together:
         from nnac.kernels.calls import Together
         from nnac.kernels.conv import product, split, workspace_bytes
 
-        i = _along_a_row(i)
-        x, calls = self._tile(i.source, i.in_h, i.in_w, i.in_c), []
-        for n, part in enumerate(split(filters, self._pixels(i, channels), self.layer(i), self.threads)):
+        calls = []
+        for n, part in enumerate(split(filters, y, layer, self.threads)):
             workspace = self._room(f"workspace{n}", (workspace_bytes(part.layer, part.y.shape),), np.int8)
             calls.append(product(x, part.filters, part.y, workspace, part.layer))
         return calls[0] if len(calls) == 1 else Together(tuple(calls))
+
+    def _wide_product(self, i: isa.Conv, channels: int, filters: Filters, layer: Layer) -> list[Call | Together]:
+        """Return the calls of a convolution of int16: its bytes apart, as two of int8, and both sums together."""
+        from nnac.kernels.panels import SLACK
+        from nnac.kernels.wide import join, planed, split, sums_room
+
+        shape, count = (i.in_h, i.in_w, i.in_c), i.in_h * i.in_w * i.in_c
+        planes = [self._room(f"plane{n}", (count + SLACK,), np.int8)[:count] for n in range(2)]
+        room = sums_room((i.out_h, i.out_w, channels))
+        sums = [self._room(f"sums{n}", room, np.int32)[:, :, :channels] for n in range(2)]
+        calls: list[Call | Together] = [_call(split, self._tile(i.source, count, bits=16), *planes)]
+        for plane, made, part in zip(planes, sums, planed(layer), strict=True):
+            calls.append(self._product(plane.reshape(shape), made, filters, part))
+        y, narrow = self._result(self._pixels(i, channels), True)
+        scale = (filters.offsets, filters.multipliers, filters.shifts)
+        return [*calls, _call(join, *sums, *scale, y, *layer[-6:]), *narrow]
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
         width = i.out_bits // 8
         strides = (i.out_w * i.pitch * width, i.pitch * width, width)
         return as_strided(self._behind(Space.SRAM, i.target, width), (i.out_h, i.out_w, channels), strides)
-
-    def _wide_conv(self, i: isa.Conv) -> Calls:
-        from nnac.kernels.wide import conv2d
-
-        taps, buffer = i.kernel_h * i.kernel_w * i.depth, self.signed[Space.WEIGHTS]
-        weights = buffer[i.weights : i.weights + i.out_c * taps].reshape(i.out_c, i.kernel_h, i.kernel_w, i.depth)
-        y, narrow = self._result(self._pixels(i, i.out_c), True)
-        x = self._tile(i.source, i.in_h, i.in_w, i.in_c, bits=16)
-        law = (self.wide_mode, self.law.accumulator_bits + WIDE_BITS, int(self.law.wraps))
-        place = (*_window(i), i.channels // i.groups, i.channel)
-        limits = (i.in_zero, i.out_zero, i.low, i.high)
-        yield _call(conv2d, x, weights, *self._params(i), y, *place, *limits, *law)
-        yield from narrow
 
     def _pool(self, i: isa.Pool) -> Calls:
         wide = max(i.in_bits, i.out_bits) == 16
@@ -374,24 +391,47 @@ class Meanings:
         yield from narrow
 
     def _matmul(self, i: isa.MatMul) -> Calls:
-        from nnac.kernels.matmul import matmul, wide_matmul
+        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high, self.wide_mode if i.wide else self.mode)
+        law = (*scale, self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
+        return self._wide_matmul(i, law) if i.wide else self._narrow_matmul(i, law)
 
-        wide = max(i.in_bits, i.right_bits, i.out_bits) == 16
-        sides = (i.columns, i.depth) if i.turned else (i.depth, i.columns)
-        right = self._tile(i.right, *sides, bits=i.right_bits)
+    def _narrow_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        """A product of int8: the right matrix is packed as weights are."""
+        from nnac.kernels.conv import empty_filters, packing
+        from nnac.kernels.matmul import end, end_wide, layer_of
+        from nnac.kernels.wide import sums_room
+
+        layer, sides = layer_of(i.depth, i.columns, i.in_zero), (i.columns, i.depth)
+        if sides not in self._right:
+            self._right[sides] = empty_filters(i.columns, layer)
+        weights = self._tile(i.right, i.columns, i.depth)
+        move: tuple[Call, ...] = ()
+        if not i.turned:
+            weights = self._room("turned", sides, np.int8)
+            move = (_moved(self._tile(i.right, i.depth, i.columns).T, weights),)
+        zeros = (np.zeros(i.columns, np.int32), np.zeros(i.columns, np.int32), np.zeros(i.columns, np.int8))
+        x = self._tile(i.source, i.rows, i.depth)
+        sums = self._room("sums", sums_room((i.rows, 1, i.columns)), np.int32)[:, :, : i.columns]
+        y = self._tile(i.target, i.rows, i.columns, bits=i.out_bits)
+        yield from move
+        yield packing(weights, *zeros, self._right[sides], layer)
+        yield self._product(x[:, None], sums, self._right[sides], layer)
+        yield _call(end if i.out_bits == 8 else end_wide, x, i.in_zero, i.right_zero, sums[:, 0], y, *law)
+
+    def _wide_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        from nnac.kernels.matmul import matmul
+
+        right = self._tile(i.right, i.depth, i.columns, bits=i.right_bits)
+        move: tuple[Call, ...] = ()
         if i.turned:
-            turned = self._room("turned", (i.depth, i.columns), right.dtype)
-            yield _moved(right.T, turned)
-            right = turned
-        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", wide)
-        w, widen_w = self._operand(right, "operand1", wide)
-        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), wide)
-        acc = self._room("sums", (i.columns,), np.int64 if wide else np.int32)
-        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        law = (self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
-        yield from (*widen_x, *widen_w)
-        mode = self.wide_mode if i.wide else self.mode
-        yield _call(wide_matmul if wide else matmul, x, i.in_zero, w, i.right_zero, acc, y, *scale, mode, *law)
+            right = self._room("turned", (i.depth, i.columns), right.dtype)
+            move = (_moved(self._tile(i.right, i.columns, i.depth, bits=i.right_bits).T, right),)
+        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", True)
+        w, widen_w = self._operand(right, "operand1", True)
+        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), True)
+        acc = self._room("sums", (i.columns,), np.int64)
+        yield from (*move, *widen_x, *widen_w)
+        yield _call(matmul, x, i.in_zero, w, i.right_zero, acc, y, *law)
         yield from narrow
 
     def _norm(self, i: isa.Norm) -> Calls:
@@ -490,7 +530,7 @@ class Meanings:
         )
         new = self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden)
         law = (i.cell_bits, i.coupled, i.peephole_shift, *self._cell_law(i))
-        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (3, i.hidden), np.int32), *law)
+        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (4, i.hidden), np.int32), *law)
         yield from narrow
 
     def _gru(self, i: isa.Gru) -> Calls:

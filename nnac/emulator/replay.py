@@ -100,8 +100,13 @@ class Machine(Protocol):
     def layer(self, i: Conv) -> Layer:
         """Return a convolution as its kernel sees it."""
 
-    def product(self, i: Conv, channels: int, filters: Filters) -> Call | Together:
-        """Return the call of a convolution with packed constants, for `channels` from its own first one on."""
+    def packing(
+        self, i: Conv, weights: Array, bias: Array, multiplier: Array, shift: Array, filters: Filters
+    ) -> Sequence[Call]:
+        """Return the calls that pack the constants of a convolution."""
+
+    def product(self, i: Conv, channels: int, filters: Filters) -> Sequence[Call | Together]:
+        """Return the calls of a convolution with packed constants, for `channels` from its own first one on."""
 
 
 @dataclass(slots=True)
@@ -152,7 +157,7 @@ class Replay:
     def _can_keep(self, conv: Conv) -> bool:
         """Tell that there is room for the packed weights of a convolution, and count it as taken."""
         self.left -= conv.out_c * conv.kernel_h * conv.kernel_w * conv.depth
-        return conv.in_bits == 8 and self.left >= 0
+        return self.left >= 0
 
     def _need(self, instruction: AnyInstruction) -> None:
         """Let the Loads be executed whose bytes an instruction reads."""
@@ -168,14 +173,14 @@ class Replay:
         first, channels = joined.convs[0], sum(conv.out_c for conv in joined.convs)
         layer, few = self.machine.layer(first), first.out_h * first.out_w <= FEW
         bytes_of = tuple((self.same[n], *rest) for pieces in joined.sources for piece in pieces for n, *rest in piece)
-        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, layer.x_zero, few)
+        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, layer.x_zero, first.in_bits, few)
         if key not in self.filters:
             self.filters[key] = self._packed(joined, layer, few)
-        return (self.machine.product(first, channels, self.filters[key]),)
+        return tuple(self.machine.product(first, channels, self.filters[key]))
 
     def _packed(self, joined: _Joined, layer: Layer, few: bool) -> Filters:
         """Return the constants of joined convolutions, ready for products."""
-        from nnac.kernels.conv import empty_filters, is_narrow, narrowed, packing
+        from nnac.kernels.conv import empty_filters, is_narrow, narrowed
 
         parts = [[self._bytes(source) for source in sources] for sources in joined.sources]
         weights = np.concatenate([weights for weights, _ in parts]).reshape(-1, layer.taps)
@@ -183,13 +188,12 @@ class Replay:
         bias, multiplier = np.ascontiguousarray(np.concatenate([words for words, _ in params], axis=1))
         shift = np.concatenate([shift for _, shift in params])
         alone = len(weights) + layer.channel_offset <= layer.group_out and not layer.is_depthwise
-        if few and alone and is_narrow(weights):
-            filters = empty_filters(len(weights), layer)
-            packing(weights, bias, multiplier, shift, filters, layer).run()
-            return narrowed(weights, bias, filters, layer, self.slabs)
-        filters = empty_filters(len(weights), layer, self.slabs)
-        packing(weights, bias, multiplier, shift, filters, layer).run()
-        return filters
+        first = joined.convs[0]
+        narrow = few and alone and first.in_bits == 8 and is_narrow(weights)
+        filters = empty_filters(len(weights), layer, None if narrow else self.slabs)
+        for call in self.machine.packing(first, weights, bias, multiplier, shift, filters):
+            call.run()
+        return narrowed(weights, bias, filters, layer, self.slabs) if narrow else filters
 
     def _bytes(self, source: Sequence[Source]) -> Array:
         """Return the bytes of a range of the weight buffer, from the Loads that brought them."""

@@ -131,28 +131,36 @@ def _tensor_problems(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
 
 def _stored_problems(tensor: onnx.TensorProto, limits: Limits) -> Iterator[str]:
     """Yield what is wrong with a stored tensor; its bytes must be as many as its shape and type say."""
-    dims = tuple(tensor.dims)
-    yield from shape_problems(dims, limits, smallest=0)
+    declared = list(declared_problems(tensor, limits))
+    yield from declared
+    held = [name for name in _FIELDS if len(getattr(tensor, name))] + ["raw_data"] * tensor.HasField("raw_data")
+    if len(held) > 1:
+        yield f"holds its data more than once ({', '.join(held)})"
+    elif not declared:
+        yield from _size_problems(tensor, held[0] if held else None)
+
+
+def declared_problems(tensor: onnx.TensorProto, limits: Limits) -> Iterator[str]:
+    """Yield what is wrong with the shape and type of a stored tensor, whatever its data."""
+    yield from shape_problems(tuple(tensor.dims), limits, smallest=0)
     if tensor.data_type not in onnx.TensorProto.DataType.values() or tensor.data_type == onnx.TensorProto.UNDEFINED:
         yield f"has the unknown data type {tensor.data_type}"
-        return
-    held = [name for name in _FIELDS if len(getattr(tensor, name))] + ["raw_data"] * tensor.HasField("raw_data")
-    if len(held) > 1 and not (set(held) == {"raw_data"}):
-        yield f"holds its data more than once ({', '.join(held)})"
-    elif prod(dims) <= limits.elements:
-        yield from _size_problems(tensor, prod(dims), held[0] if held else None)
 
 
-def _size_problems(tensor: onnx.TensorProto, entries: int, field: str | None) -> Iterator[str]:
-    bits = _bits(tensor.data_type)
+def _size_problems(tensor: onnx.TensorProto, field: str | None) -> Iterator[str]:
     if field == "raw_data":
-        need, found, unit = -(-entries * bits // 8), len(tensor.raw_data), "bytes"
+        need, found, unit = raw_bytes(tensor), len(tensor.raw_data), "bytes"
     else:
-        per_entry = _PER_ENTRY.get(tensor.data_type, 1)
-        need, unit = (-(-entries * bits // 8) if bits < 8 else entries * per_entry), "values"
+        entries, per_entry = prod(tensor.dims), _PER_ENTRY.get(tensor.data_type, 1)
+        need, unit = (raw_bytes(tensor) if _bits(tensor.data_type) < 8 else entries * per_entry), "values"
         found = len(getattr(tensor, field)) if field else 0
     if need != found:
         yield f"of shape {list(tensor.dims)} needs {need:,} {unit} of data, found {found:,}"
+
+
+def raw_bytes(tensor: onnx.TensorProto) -> int:
+    """Return how many bytes a stored tensor of known type has."""
+    return -(-prod(map(int, tensor.dims)) * _bits(tensor.data_type) // 8)
 
 
 def _bits(code: int) -> int:

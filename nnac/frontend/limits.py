@@ -23,8 +23,8 @@ class Limits:
     nodes: int = 100_000
     tensors: int = 1_000_000
     rank: int = 8
-    elements: int = 1 << 31
-    folded_bytes: int = 1 << 30
+    elements: int = 1 << 27
+    folded_bytes: int = 1 << 28
     name_length: int = 1024
 
 

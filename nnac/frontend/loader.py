@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
 
 from nnac.errors import ModelError, one_line, raise_all
+from nnac.frontend.check import declared_problems, raw_bytes
 from nnac.frontend.limits import Limits
 from nnac.frontend.walk import stored_tensors
 
+STARTS = frozenset(field.number << 3 | wire for field in onnx.ModelProto.DESCRIPTOR.fields for wire in (0, 2))
+"""What a model's first byte may be: the number of a field of it, and how the field is stored."""
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -27,12 +31,23 @@ def load(source: Source, limits: Limits) -> onnx.ModelProto:
         model.CopyFrom(source)
         return model
     what = "the model" if isinstance(source, bytes) else repr(os.fspath(source))
-    data = source if isinstance(source, bytes) else read_file(Path(source), limits.file_bytes)
+    data = source if isinstance(source, bytes) else _model_file(Path(source), limits.file_bytes)
     if len(data) > limits.file_bytes:
         raise ModelError(f"{what} has {len(data):,} bytes; at most {limits.file_bytes:,} are allowed")
     if not data:
         raise ModelError(f"{what} is empty; an ONNX model is expected")
     return _parsed(data, what)
+
+
+def _model_file(path: Path, limit: int) -> bytes:
+    """Return a model's file; gigabytes that do not begin like a model are not read."""
+    with suppress(OSError, ValueError):  # which reading it whole then describes
+        if path.is_file():
+            with path.open("rb") as file:
+                first = file.read(1)
+            if first and first[0] not in STARTS:
+                raise ModelError(f"{os.fspath(path)!r} is not an ONNX model: it begins with byte {first[0]:#04x}")
+    return read_file(path, limit)
 
 
 def _parsed(data: bytes, what: str) -> onnx.ModelProto:
@@ -86,21 +101,23 @@ def embed_external_data(model: onnx.ModelProto, source: Source, limits: Limits) 
     folder, problems, room = Path(source).parent, [], limits.file_bytes
     for tensor in outside:
         try:
-            room -= _embed(tensor, folder, room)
+            room -= _embed(tensor, folder, room, limits)
         except ModelError as error:
             problems.append(f"tensor {tensor.name!r}: {error}")
     raise_all(ModelError, "external data cannot be loaded:", problems)
 
 
-def _embed(tensor: onnx.TensorProto, folder: Path, room: int) -> int:
-    """Read one tensor's bytes into it and return how many."""
+def _embed(tensor: onnx.TensorProto, folder: Path, room: int, limits: Limits) -> int:
+    """Read one tensor's bytes into it and return how many; nothing is read that its shape and type do not need."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     unknown = [key for key in entries if key not in EXTERNAL_KEYS]
     if unknown or tensor.data_location != onnx.TensorProto.EXTERNAL or len(entries) < len(tensor.external_data):
         raise ModelError(f"the external data entry is malformed (keys {', '.join(map(one_line, entries)) or 'none'})")
     offset, length = (_number(entries, key) for key in ("offset", "length"))
     path = resolve(folder, entries.get("location", ""))
-    data = read_file(path, room, offset or 0, length)
+    for problem in declared_problems(tensor, limits):
+        raise ModelError(problem)
+    data = read_file(path, min(room, raw_bytes(tensor)), offset or 0, length)
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
     tensor.raw_data = data

@@ -4,7 +4,8 @@ Rules, for every QuantizeLinear behind an operator of `FORMS` whose operands com
 
 1. the three become the integer operator, with the same scales; the quantized tensor keeps its name;
 2. a Relu or Clip between becomes Max and Min of the integers;
-3. a bias has to be int32 in units of input scale * weight scale; anything else stays as written.
+3. a bias has to be int32 in units of input scale * weight scale, operands of 8 bits, scales per tensor or channel;
+   anything else stays as written.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FORMS = {
     "AveragePool": ("QLinearAveragePool", MICROSOFT),
     "GlobalAveragePool": ("QLinearGlobalAveragePool", MICROSOFT),
 }
+BYTES = (np.int8, np.uint8)
 POOLS = ("AveragePool", "GlobalAveragePool")
 WITH_BIAS = ("Conv", "Gemm")
 
@@ -90,7 +92,7 @@ class _Writer:
         """Tell whether onnxruntime has the operator for these types: all alike, or uint8 with int8 weights."""
         first, *middle, last = (self._array(name).dtype for name in zeros)
         mixed = op_type in ("Conv", "MatMul", "Gemm") and first == np.uint8
-        return first == last and first in (np.int8, np.uint8) and all(m == first or mixed for m in middle)
+        return first == last and first in BYTES and all(m == first or (mixed and m in BYTES) for m in middle)
 
     def _array(self, name: str) -> Array:
         return np.asarray(numpy_helper.to_array(self.stored[name]))
@@ -113,6 +115,8 @@ class _Writer:
         found: list[str] = []
         for part in parts:
             if part is None or part.op_type != "DequantizeLinear" or not self._known(part.input[1:]):
+                return None
+            if self._array(part.input[1]).ndim > 1:  # a scale per block
                 return None
             found += [part.input[0], part.input[1], self._zero(part)]
         if any(a.name == "beta" and a.f != 1 for a in source.attribute):

@@ -168,9 +168,9 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
         ModelError: the inference finds a contradiction, or a shape beyond the limits.
     """
     try:
-        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         while _fill(model.graph):
-            model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+            model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as error:
         found = _inference_problems(str(error))
         raise ModelError("\n  - ".join(["the shapes do not fit together:", *found])) from error

@@ -19,7 +19,7 @@ from nnac.graph import Graph, Node
 from nnac.isa import AnyInstruction
 from nnac.numerics import Rounding
 from nnac.targets import Arithmetic
-from nnac.types import Array, Quant, TensorType
+from nnac.types import Array, Quant, TensorType, aligned
 
 Shape = tuple[int, ...]
 Rows = tuple[int, int]
@@ -295,11 +295,6 @@ class Op(ABC):
     @abstractmethod
     def sample(cls, rng: np.random.Generator) -> Sample:
         """Return a random legal use, extremes included."""
-
-
-def aligned(nbytes: int, to: int = 16) -> int:
-    """Return `nbytes` rounded up to a multiple of `to`."""
-    return -(-nbytes // to) * to
 
 
 def clamp_limits(clamp: tuple[float, float], quant: Quant) -> tuple[int, int]:

@@ -34,12 +34,11 @@ from nnac.ops.base import (
     Turn,
     Work,
     activation,
-    aligned,
     random_quant,
 )
 from nnac.ops.conv import Dense, channel_blocks
 from nnac.ops.move import copy
-from nnac.types import Array, Quant, TensorType
+from nnac.types import Array, Quant, TensorType, aligned
 
 GATES = Quant(2.0**-GATE_BITS, 0, 16)
 """Pre-activations of gates."""

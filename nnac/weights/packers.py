@@ -154,9 +154,19 @@ def candidates(
     stripes: Sequence[Int8], packers: Iterable[Packer] = tuple(Packer), palette: Int8 | None = None
 ) -> list[Candidate]:
     """Return the tensor that consists of these stripes in every layout that can represent it, smallest first."""
+    return packed(stripes, fits(stripes, packers, palette))
+
+
+def fits(stripes: Sequence[Int8], packers: Iterable[Packer], palette: Int8 | None = None) -> list[Codec]:
+    """Return the codecs of packers that can represent the tensor that consists of these stripes, however it is cut."""
     whole = np.concatenate([np.zeros(0, np.int8), *map(_flat, stripes)])
     codecs = [fit(whole, packer, palette) for packer in sorted(set(packers))]
-    found = [Candidate(codec, tuple(map(codec.pack, stripes))) for codec in codecs if codec]
+    return [codec for codec in codecs if codec]
+
+
+def packed(stripes: Sequence[Int8], codecs: Iterable[Codec]) -> list[Candidate]:
+    """Return the stripes as each codec packs them, smallest first."""
+    found = [Candidate(codec, tuple(map(codec.pack, stripes))) for codec in codecs]
     return sorted(found, key=lambda one: (one.nbytes, one.codec.packer))
 
 

@@ -1,10 +1,10 @@
 """What everything around a run costs: ``python -m tests.benchmarks.costs [NAME ...] [--rounds 3] [--json costs.json]``.
 
 Compiling against onnxruntime's `quantize_static` (QDQ, per channel) on the same calibration samples, both to a file;
-`nnac simulate`; importing; the demo with empty and with filled kernel cache. Each figure comes from processes of its
-own, in turns, which also say the most memory that they held. Seconds of compiling are the processor's, of all threads,
-the second time in a process (medians), which leaves out what is loaded once; those of commands are all that they take,
-the least of the rounds, on the wall and of the processor.
+`nnac simulate`; importing; the demos with empty and with filled kernel cache. Each figure comes from processes of its
+own, in turns, which also say the most memory that they held; Python keeps what it compiles, as users have it. Seconds
+of compiling are the processor's, of all threads, the second time in a process (medians), which leaves out what is
+loaded once; those of commands are all that they take, the least of the rounds, on the wall and of the processor.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def child(form: str, name: str, folder: Path) -> None:
 def started(*arguments: str, **environment: str) -> tuple[str, dict[str, float]]:
     """Run a module; return what it printed, its seconds on the wall and of the processor, and its most megabytes."""
     command, start = [sys.executable, "-m", *arguments], time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ | environment)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | environment
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     assert process.stdout is not None
     printed = process.stdout.read().decode()
     _, status, used = os.wait4(process.pid, 0)
@@ -94,6 +95,8 @@ def of_commands(rounds: int) -> dict[str, dict[str, float]]:
         wanted: dict[str, tuple[Sequence[str], dict[str, str]]] = {
             "demo, cold": (("nnac", "demo"), {"NUMBA_CACHE_DIR": cache}),
             "demo, warm": (("nnac", "demo"), {"NUMBA_CACHE_DIR": cache}),
+            "transducer, cold": (("nnac", "demo", "--transducer"), {"NUMBA_CACHE_DIR": f"{cache}/transducer"}),
+            "transducer, warm": (("nnac", "demo", "--transducer"), {"NUMBA_CACHE_DIR": f"{cache}/transducer"}),
             "nnac --help": (("nnac", "--help"), {}),
             "nnac --version": (("nnac", "--version"), {}),
         }

@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -108,10 +109,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--operators", action="store_true", help="networks of one operator instead")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    makers = known(Path(os.environ["NNAC_ASSETS"]))
+    makers: dict[str, Callable[[], Work]] = {name: partial(works.operator, name) for name in works.OPERATORS}
+    if not arguments.operators:
+        makers = known(Path(os.environ["NNAC_ASSETS"]))
     results = []
     print(f"{'work':>22}  {'nnac ms':>9}  {'int8 ms':>9}  {'float ms':>9}  ratio  to float  (best int8 form)")
     for name in arguments.names or makers:

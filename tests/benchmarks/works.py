@@ -138,6 +138,31 @@ def mobilenet() -> Work:
     return Work("mobilenet_v2", prepare(model), random_samples(model, 4))
 
 
+OPERATORS: dict[str, tuple[str, tuple[tuple[int, ...], ...], dict[str, Any]]] = {
+    "softmax": ("Softmax", ((8, 64, 64),), {"axis": -1}),
+    "layer_norm": ("LayerNormalization", ((64, 256),), {"axis": -1}),
+    "matmul": ("MatMul", ((8, 64, 64), (8, 64, 64)), {}),
+    "add": ("Add", ((1, 64, 56, 56), (1, 64, 56, 56)), {}),
+    "mul": ("Mul", ((1, 64, 56, 56), (1, 64, 56, 56)), {}),
+    "div": ("Div", ((1, 64, 56, 56), (1, 64, 56, 56)), {}),
+    "sigmoid": ("Sigmoid", ((1, 64, 56, 56),), {}),
+    "max_pool": ("MaxPool", ((1, 64, 56, 56),), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}),
+    "average_pool": ("AveragePool", ((1, 64, 56, 56),), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4}),
+}
+"""Networks of one operator: its type, the shapes of its inputs, its attributes."""
+
+
+def operator(name: str) -> Work:
+    """Return a network of one operator."""
+    net, (op, shapes, attributes) = _Net(), OPERATORS[name]
+    inputs = {f"x{n}": shape for n, shape in enumerate(shapes)}
+    constants = [net.constant(np.ones(shapes[0][-1], np.float32))] if op == "LayerNormalization" else []
+    net.nodes.append(helper.make_node(op, [*inputs, *constants], ["y"], name=name, **attributes))
+    side = [(size + 1) // 2 if "Pool" in op and n > 1 else size for n, size in enumerate(shapes[0])]
+    model = prepare(net.model(inputs, {"y": tuple(side)}))
+    return Work(name, model, [{k: abs(a) + 0.1 for k, a in sample.items()} for sample in random_samples(model, 4)])
+
+
 def lstm(weights: int | None = None) -> Work:
     """Return one step of five LSTM layers of 1024 units whose states come in and go out."""
     net, hidden = _Net(), LSTM_HIDDEN
