@@ -70,7 +70,7 @@ def test_long_sums_of_16_bits_are_refused() -> None:
     quant, depth = Quant(2.0**-8, 0, 16), WIDE_TAPS
     kind = TensorType((1, depth), "int16", quant)
     sample = mac_sample(Dense(), kind, (1, depth), np.random.default_rng(0))
-    with pytest.raises(ModelError, match="node 'node' .Dense.: 131,072 weights .* int8 activations"):
+    with pytest.raises(ModelError, match=r"node 'node' .Dense.: 131,072 weights .* int8 activations"):
         legalize(graph_of(sample), NNA8)
 
 
