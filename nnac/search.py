@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from nnac import isa, stages
-from nnac.errors import CapacityError
+from nnac.errors import CapacityError, ProgramError
 from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.passes.constants import Cuts
@@ -127,7 +127,7 @@ class _Search:
     cuts: Cuts
     best: Draft | None = None
     cycles: float = inf
-    reasons: list[CapacityError] = field(default_factory=list)
+    reasons: list[CapacityError | ProgramError] = field(default_factory=list)
     emitted: int = 0
     known: dict[object, float] = field(default_factory=dict)
     places: dict[object, Plan] = field(default_factory=dict)
@@ -165,14 +165,17 @@ class _Search:
         return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
 
     def time(self, size: int, work: Work, strategy: Strategy) -> float:
-        """Return the cycles of a strategy's program for a scratchpad of `size`, inf if it does not fit."""
+        """Return the cycles of a strategy's program for a scratchpad of `size`, inf if it does not fit.
+
+        Stripes may be so many that no loader would follow their order (`hazards`): no program either.
+        """
         try:
             plan = self._placed(settle(work, size, strategy), size)
             key = plan.tiling.key, strategy.blocks
             if key not in self.known:
                 self.known[key] = self._timed(plan)
             return self.known[key]
-        except CapacityError as error:
+        except (CapacityError, ProgramError) as error:
             self.reasons.append(error)
             return inf
 

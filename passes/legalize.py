@@ -3,8 +3,8 @@
 Rules, on the integer graph, bit-exact:
 
 1. a pool whose single output row needs more scratchpad than there is works on slices of channels, concatenated again;
-2. a layer of 16-bit activations on a machine whose array takes none is refused, and host segments where there is no
-   host.
+2. a layer of 16-bit activations is refused on a machine whose array takes none, or with 2**17 weights or more for an
+   output; host segments are refused where there is no host.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nnac.array import NO_INT16
-from nnac.errors import TargetError
+from nnac.contracts import WIDE_TAPS
+from nnac.errors import ModelError, TargetError
 from nnac.graph import Draft, Graph, Node, Value
 from nnac.ops import AveragePool, Concat, Host, MatMul, MaxPool, Recurrent, Slice
-from nnac.ops.base import bind
+from nnac.ops.base import bind, layer_constants
 from nnac.targets import Target
-from nnac.types import aligned
+from nnac.types import Array, aligned
 
 
 def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:
@@ -25,6 +26,7 @@ def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:
 
     Raises:
         TargetError: the array takes no 16-bit activations, but layers have them; or there is no host for segments.
+        ModelError: a layer of 16-bit activations has too many weights for an output.
     """
     _refuse_int16(graph, target)
     _refuse_host(graph, target)
@@ -39,14 +41,24 @@ def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:
 
 def _refuse_int16(graph: Graph, target: Target) -> None:
     layers = [node for node in graph.nodes if node.op.weighted or isinstance(node.op, MatMul)]
-    wide = [
-        node.name for node in layers if any(graph.values[name].type.dtype == "int16" for name in _array_operands(node))
-    ]
+    wide = [n for n in layers if any(graph.values[name].type.dtype == "int16" for name in _array_operands(n))]
     if wide and not target.mac.int16:
         raise TargetError(
-            f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0]!r} the "
-            f"first; compile with int8 activations, or for a machine with mac.int16 = 1 or 2"
+            f"target {target.name!r}: {NO_INT16}, but {len(wide)} of {len(layers)} layers have them, {wide[0].name!r} "
+            f"the first; compile with int8 activations, or for a machine with mac.int16 = 1 or 2"
         )
+    for node in wide:
+        taps = max((_taps(graph.constants[name]) for name in layer_constants(node)[:1]), default=0)
+        if taps >= WIDE_TAPS:
+            raise ModelError(
+                f"node {node.name!r} ({node.op.name}): {taps:,} weights for each output; with 16-bit activations fewer "
+                f"than {WIDE_TAPS:,} are allowed; compile it with int8 activations"
+            )
+
+
+def _taps(weights: Array) -> int:
+    """Return the weights of one output."""
+    return int(weights.size // len(weights))
 
 
 def _refuse_host(graph: Graph, target: Target) -> None:

@@ -16,6 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 import nnac
+from examples.models.table import measure
 from nnac import reference, stages
 from nnac.calibration import calibrate, random_samples
 from nnac.compiler import float_graph, input_shapes, lower
@@ -259,3 +260,25 @@ def test_a_large_network_is_quick(assets: Path) -> None:
     assert middle - start < 20
     assert time.process_time() - middle < 1
     assert compiled.program.used[Space.SRAM] <= 1.05 * compiled.program.lower_bound
+
+
+# -- every model of the assets -------------------------------------------------------------------------------------
+
+HOSTED = ("magika_v3_3", "tiny_random_gpt2")
+MODELS = sorted(Path(os.environ.get("NNAC_ASSETS", "/nowhere"), "models").glob("*/*.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", MODELS, ids=[path.stem for path in MODELS])
+def test_every_model(path: Path) -> None:
+    """The table of `examples/models`: every bit compared, two with a host segment, at most 5 % of the MACs outside."""
+    found = measure(path, "nna8")
+    assert (found.segments > 0) == (path.stem in HOSTED)
+    assert found.share >= 0.95 and (found.inputs == "stub" or found.sqnr > 9)
+
+
+@pytest.mark.slow
+def test_a_net_of_many_layers_is_planned(assets: Path) -> None:
+    """DenseNet-121 with weights that do not shrink: of its plans, one of over 32,000 pieces is passed over."""
+    program = nnac.compile(model_of(assets, "light_densenet121"), "nna8", "random").program
+    assert len(program.instructions) < 5000

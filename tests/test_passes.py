@@ -10,12 +10,14 @@ import pytest
 import nnac
 from nnac import reference, stages
 from nnac.calibration import Range
+from nnac.contracts import WIDE_TAPS
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, TargetError
 from nnac.graph import Graph, Node, Origin, Value, sort_nodes
 from nnac.isa import Space
 from nnac.ops import Activation, AveragePool, Concat, Dense, MaxPool, Pad, Sum
 from nnac.ops.base import random_quant
+from nnac.ops.conv import mac_sample
 from nnac.passes.emit import emit
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
@@ -61,6 +63,15 @@ def test_legalize_leaves_what_fits() -> None:
     """A pool that fits is not touched."""
     graph = pool_graph(AveragePool((9, 9)), (1, 9, 9, 64))
     assert legalize(graph, NNA8).nodes == graph.nodes
+
+
+def test_long_sums_of_16_bits_are_refused() -> None:
+    """A layer of 16-bit activations names itself where an output has more weights than the kernels sum exactly."""
+    quant, depth = Quant(2.0**-8, 0, 16), WIDE_TAPS
+    kind = TensorType((1, depth), "int16", quant)
+    sample = mac_sample(Dense(), kind, (1, depth), np.random.default_rng(0))
+    with pytest.raises(ModelError, match=r"node 'node' .Dense.: 131,072 weights .* int8 activations"):
+        legalize(graph_of(sample), NNA8)
 
 
 def test_capacity_error_names_node_tensor_and_figures() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import numerics
-from nnac.kernels import conv, wide
+from nnac.kernels import conv, machine, wide
 from nnac.kernels.panels import room
 from nnac.numerics import Rounding
 from tests.test_kernels import DENSE, DEPTHWISE, GROUPED, MODE, SEED, SHAPE4, STEP, convolutions, inside, windows
@@ -69,7 +69,7 @@ def law_of_convolution(x: Int16, w: Any, bias: Any, pairs: Any, out: Any, geomet
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_convolution(shapes: Any, data: st.DataObject) -> None:
-    """Any geometry, accumulators of 40 bits and fewer, one rounding."""
+    """Any geometry, accumulators of 40 bits and fewer, one rounding, on the loops of every processor."""
     x8, w, bias, _, out, geometry, _ = data.draw(convolutions(shapes))
     rng = np.random.default_rng(data.draw(SEED))
     x, geometry = values(rng, *x8.shape), (*geometry[:-1], 0)
@@ -79,13 +79,15 @@ def test_convolution(shapes: Any, data: st.DataObject) -> None:
     rest = (*data.draw(LIMITS), data.draw(ONE_STEP), bits, wraps)
     multiplier, shift = np.array([p[0] for p in pairs], np.int32), np.array([p[1] for p in pairs], np.int8)
     y = np.empty((*out, len(w)), np.int16)
-    conv2d(x, w, bias, multiplier, shift, y, *[*geometry, 0, *rest])
+    with machine.forced(data.draw(st.sampled_from(machine.runnable()))):
+        conv2d(x, w, bias, multiplier, shift, y, *[*geometry, 0, *rest])
     assert y.ravel().tolist() == law_of_convolution(x, w, bias, pairs, out, geometry, rest)
 
 
+@pytest.mark.parametrize("processor", machine.runnable())
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("depth", [255, 256, 257, 131_000])
-def test_long_sums_stay_exact(depth: int, sign: int) -> None:
+def test_long_sums_stay_exact(depth: int, sign: int, processor: str) -> None:
     """Extremes of all operands, longer than what 32 bits hold, up to the end of 40."""
     x, w = np.full((1, 1, depth), LOW, np.int16), np.full((1, 1, 1, depth), sign * 127, np.int8)
     bias, pair = np.array([-sign * 12345], np.int32), ((1 << 23) - 1, 46)
@@ -94,7 +96,8 @@ def test_long_sums_stay_exact(depth: int, sign: int) -> None:
     arguments = (np.array(pair[:1], np.int32), np.array(pair[1:], np.int8), y)
     for mode in (Rounding.HALF_EVEN, Rounding.HALF_UP, Rounding.HALF_AWAY):
         rest = (LOW, HIGH, mode, 40, False)
-        conv2d(x, w, bias, *arguments, *geometry, 0, *rest)
+        with machine.forced(processor):
+            conv2d(x, w, bias, *arguments, *geometry, 0, *rest)
         assert y.ravel().tolist() == law_of_convolution(x, w, bias, [pair], (1, 1), geometry, rest)
 
 

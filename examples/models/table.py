@@ -59,24 +59,64 @@ OPENINGS = {
 }
 
 
-def row(path: Path, target: str) -> str:
-    """Return the model's line, or what is wrong."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model, compiled and checked; MACs on the NNA and on the host, dB of the worst output."""
+
+    name: str
+    macs: int
+    outside: int
+    segments: int
+    sqnr: float
+    inputs: str
+    milliseconds: float
+    nbytes: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """Return the part of the MACs that runs on the NNA."""
+        return self.macs / max(1, self.macs + self.outside)
+
+    def text(self) -> str:
+        """Return the row under the header."""
+        return (
+            f"{self.name:28s} {self.macs:>14,} {100 * self.share:6.2f} % {self.segments:5d} {self.sqnr:7.1f} "
+            f"{self.inputs:6s} {self.milliseconds:9.4f} {self.nbytes:>11,} {self.seconds:8.1f}"
+        )
+
+
+def measure(path: Path, target: str) -> Row:
+    """Compile a model with all checks and compare it with float.
+
+    Raises:
+        NnacError: the model does not compile, or an execution differs from the reference in a bit.
+    """
     opening, start = OPENINGS.get(path.stem, Opening()), time.perf_counter()
     given: dict[str, Any] = {"shapes": opening.shapes, "freeze": opening.freeze, "states": opening.states}
     real = real_samples(path.parents[2], path.stem)
-    try:
-        compiled = nnac.compile(path, target, real[1] if real else "random", check=True, **given)
-    except NnacError as error:
-        return f"{path.stem:28s} {type(error).__name__}: {str(error).splitlines()[-1][:100]}"
+    compiled = nnac.compile(path, target, real[1] if real else "random", check=True, **given)
     seconds, program = time.perf_counter() - start, compiled.program
     hosts = [i for i in program.instructions if isinstance(i, Host)]
-    outside = sum(i.macs for i in hosts)
-    share = program.macs / max(1, program.macs + outside)
-    return (
-        f"{path.stem:28s} {program.macs:>14,} {100 * share:6.2f} % {len(hosts):5d} "
-        f"{sqnr(path, compiled, given, real[2] if real else None):>7s} {inputs(path, real):6s} "
-        f"{compiled.simulate().milliseconds:9.4f} {len(dumps(program)):>11,} {seconds:8.1f}"
+    return Row(
+        path.stem,
+        program.macs,
+        sum(i.macs for i in hosts),
+        len(hosts),
+        sqnr(path, compiled, given, real[2] if real else None),
+        inputs(path, real),
+        compiled.simulate().milliseconds,
+        len(dumps(program)),
+        seconds,
     )
+
+
+def row(path: Path, target: str) -> str:
+    """Return the model's line, or what is wrong."""
+    try:
+        return measure(path, target).text()
+    except NnacError as error:
+        return f"{path.stem:28s} {type(error).__name__}: {str(error).splitlines()[-1][:100]}"
 
 
 def inputs(path: Path, real: Any) -> str:
@@ -84,7 +124,7 @@ def inputs(path: Path, real: Any) -> str:
     return str(real[0]) if real else ("stub" if path.stem.startswith(STUBS) else "random")
 
 
-def sqnr(path: Path, compiled: CompiledModel, given: Mapping[str, Any], samples: Any) -> str:
+def sqnr(path: Path, compiled: CompiledModel, given: Mapping[str, Any], samples: Any) -> float:
     """Return dB of the worst output but states, on samples or on two random ones."""
     if samples is None:
         dtypes = input_dtypes(prepare(path, given["shapes"], frozen=given["freeze"]))
@@ -92,7 +132,7 @@ def sqnr(path: Path, compiled: CompiledModel, given: Mapping[str, Any], samples:
     program = compiled.program
     states = {program.tensor(result).onnx_name for _, result in program.states}
     outputs = nnac.diff(path, compiled, samples, **given).outputs()
-    return f"{min(db for name, db in outputs.items() if name not in states):.1f}"
+    return min(db for name, db in outputs.items() if name not in states)
 
 
 def main() -> int:
