@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple
@@ -56,25 +57,24 @@ def entry(code: str, count: int = 1, default: Any = None) -> Any:
 class Instruction:
     """Base: the wait tokens, and the ranges that the subclass reads and writes.
 
-    No abstract base class: what matches on instructions does so some hundred thousand times in a compilation, and
-    `isinstance` of those is slow.
+    Not an `ABC`: a compilation matches on instructions some hundred thousand times, and `isinstance` of those is slow.
     """
 
     opcode: ClassVar[int]
     waits: tuple[int, ...] = entry("u32", len(Engine), (0,) * len(Engine))
 
     @property
+    @abstractmethod
     def engine(self) -> Engine:
         """Who executes it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reads(self) -> tuple[Range, ...]:
         """Return the bytes that it may read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def writes(self) -> tuple[Range, ...]:
         """Return the bytes that it may write."""
-        raise NotImplementedError
 
 
 def volume(shape: tuple[int, ...]) -> int:
