@@ -198,6 +198,7 @@ class Homes:
     def descend(self) -> Iterator[tuple[int, range, Homes]]:
         """Yield (bytes needed at least, the group that needs them, homes), while one tensor after the other leaves."""
         homes, groups = self, self.groups()
+        lying = {group: self.lying(group) for group in groups}
         needs = {group: self.need(group) for group in groups}
         while True:
             worst = max(groups, key=needs.__getitem__, default=range(0))
@@ -208,8 +209,14 @@ class Homes:
             victim = homes._victim(live)
             homes = homes._without(victim)
             groups = homes.groups()
-            touched = {g for g in groups if g.stop > victim.first and g.start <= victim.last}
-            needs = {g: homes.need(g) if g in touched or g not in needs else needs[g] for g in groups}
+            for group in groups:
+                if group not in lying:
+                    lying[group] = homes.lying(group)
+                elif group.stop > victim.first and group.start <= victim.last:
+                    lying[group] -= aligned(victim.nbytes)
+                else:
+                    continue
+                needs[group] = lying[group] + _staged(homes.buffers(group, 1))
 
     @property
     def most(self) -> int:
@@ -230,7 +237,11 @@ class Homes:
 
     def need(self, group: range) -> int:
         """Return the bytes that a group needs at least: all that lives there, and staging for single rows."""
-        return sum(aligned(s.nbytes) for s in self.live(group)) + _staged(self.buffers(group, 1))
+        return self.lying(group) + _staged(self.buffers(group, 1))
+
+    def lying(self, group: range) -> int:
+        """Return the bytes of the tensors in the scratchpad while a group works."""
+        return sum(aligned(s.nbytes) for s in self.live(group))
 
     def _victim(self, live: list[Storage]) -> Storage:
         """Return the tensor to send away: the largest, or the largest of those that move the fewest times."""
@@ -289,7 +300,7 @@ class Homes:
         if isinstance(last.node.op, UNSTRIPED):
             empty = (0,) * (len(last.storages) + 1)
             return [replace(last, buffers=empty, copies=empty)]
-        room = budget - sum(aligned(s.nbytes) for s in self.live(group))
+        room = budget - self.lying(group)
         _, period = last.node.op.rows(last.bound)
         staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period
