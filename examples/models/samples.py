@@ -6,6 +6,7 @@ Photographs need Pillow; without it, and for all other models, inputs are random
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _files(name: str, length: int = 2048) -> tuple[Samples, Samples]:
 
 REAL: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
     **{
-        f"arm_kws_{kind}": ("mfcc", lambda a, n=length, name=name: _features(a, n, name))
+        f"arm_kws_{kind}": ("mfcc", partial(_features, length=length, name=name))
         for kind, length, name in (
             *((kind, 490, "Reshape:0") for kind in ("cnn_s", "ds_cnn_s", "ds_cnn_s_qdq", "ds_cnn_s_qoperator")),
             ("dnn_s", 250, "Reshape:0"),
@@ -92,7 +93,7 @@ REAL: Mapping[str, tuple[str, Callable[[Path], Any]]] = {
         )
     },
     **{
-        f"silero_vad_{kind}": ("speech", lambda a, c=context: _chunks(a, c, "input"))
+        f"silero_vad_{kind}": ("speech", partial(_chunks, context=context, name="input"))
         for kind, context in (("v3", 0), ("v5_16k", CONTEXT), ("v5_ifless", CONTEXT), ("v5_static", CONTEXT))
     },
     **{
