@@ -203,6 +203,7 @@ def session(model: onnx.ModelProto | Path, threads: int = 1) -> onnxruntime.Infe
     """Return a session with all of onnxruntime's optimizations."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads hold up whose turn is next
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
