@@ -280,7 +280,7 @@ def test_hostile_models_are_refused(source: Any, words: list[str]) -> None:
 
 def test_folding_has_a_budget() -> None:
     proto = model("w = ConstantOfShape (s)\nv = ConstantOfShape (s)\ny = Sum (x, w, v)", 13, {"x": (1,)}, s=ints(100))
-    assert "'v' would make a constant of 400 bytes; at most 700" in refusal(proto, folded_bytes=700)
+    assert "'v' would make a constant of 400 bytes; at most 700" in refusal(proto, folded_bytes=700, folds=0)
     prepare(proto, limits=Limits(folded_bytes=800))
 
 

@@ -52,9 +52,10 @@ BOUNDED_BY_INPUT = frozenset({"NonZero"})
 
 @dataclass(slots=True)
 class _Gate:
-    """Decides what may be folded, and keeps the account of the bytes."""
+    """Decides what may be folded, and keeps the account of the bytes, of which there are `limit`."""
 
     limits: Limits
+    limit: int
     spent: int = 0
     refused: list[str] = field(default_factory=list)
 
@@ -66,10 +67,10 @@ class _Gate:
         size = _output_bytes(node)
         if size is None or _takes_long(node):
             return False
-        if self.spent + size > self.limits.folded_bytes:
+        if self.spent + size > self.limit:
             self.refused.append(
                 f"{node.op_type} {node.outputs[0].name!r} would make a constant of {size:,} bytes; "
-                f"at most {self.limits.folded_bytes:,} may be made in all"
+                f"at most {self.limit:,} may be made in all"
             )
             return False
         self.spent += size
@@ -144,7 +145,8 @@ def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """
     if _is_folded(model):
         return model
-    gate = _Gate(limits)
+    stored = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    gate = _Gate(limits, limits.folded_bytes + limits.folds * stored)
     try:
         with _quiet():
             folded = _run(model, gate)

@@ -15,7 +15,7 @@ class Limits:
         tensors: stored tensors.
         rank: axes of a tensor.
         elements: entries of one tensor, and of one axis.
-        folded_bytes: all constants that folding may make from nodes.
+        folded_bytes: all constants that folding may make from nodes, beside `folds` times those that the model stores.
         name_length: characters of a name.
     """
 
@@ -25,6 +25,7 @@ class Limits:
     rank: int = 8
     elements: int = 1 << 27
     folded_bytes: int = 1 << 28
+    folds: int = 4
     name_length: int = 1024
 
 
