@@ -282,6 +282,9 @@ def test_folding_has_a_budget() -> None:
     proto = model("w = ConstantOfShape (s)\nv = ConstantOfShape (s)\ny = Sum (x, w, v)", 13, {"x": (1,)}, s=ints(100))
     assert "'v' would make a constant of 400 bytes; at most 700" in refusal(proto, folded_bytes=700, folds=0)
     prepare(proto, limits=Limits(folded_bytes=800))
+    stored = model("a = Neg (w)\nb = Abs (a)\ny = Add (x, b)", 13, {"x": (1,)}, w=random(100))
+    prepare(stored, limits=Limits(folded_bytes=0, folds=2))
+    assert "'b' would make a constant of 400 bytes" in refusal(stored, folded_bytes=0, folds=1)
 
 
 RICH = model(
