@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nnac.graph import Graph, Node
 from nnac.isa import Space
@@ -86,17 +87,19 @@ class Strategy:
 
     victim: str = "largest"
     cascade: bool = False
-    stripes: int = 4
-    blocks: int = 4
+    stripes: int = 2
+    blocks: int = 2
     share: float = 1.0
 
 
 STRATEGIES = (Strategy(), Strategy("cheapest"), Strategy(cascade=True))
-"""What the compiler tries first; then it varies the stripes of the two fastest, and the blocks of the fastest."""
-STRIPES = (2, 8, 16)
-BLOCKS = (1, 2, 8, 16)
-SHARES = (0.9, 0.8, 0.75, 0.6, 0.5)
-"""What it tries last, for the two fastest and the first ones."""
+"""What the compiler tries first."""
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "stripes": (2, 4, 8, 16),
+    "blocks": (1, 2, 4, 8, 16),
+    "share": (0.5, 0.6, 0.75, 0.8, 0.9, 1.0),
+}
+"""What it then tries for the fastest ones."""
 
 
 @dataclass(frozen=True, slots=True)

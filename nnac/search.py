@@ -11,12 +11,12 @@ the fastest program so far has cycles for. Nets with many instructions end the s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from nnac import isa, stages
+from nnac import stages
 from nnac.errors import CapacityError, ProgramError
 from nnac.graph import Graph
 from nnac.isa import Space
@@ -26,7 +26,7 @@ from nnac.passes.legalize import legalize
 from nnac.passes.order import order
 from nnac.passes.place import place
 from nnac.passes.tile import Homes, Work, moved, settle, survey, transfers
-from nnac.plan import BLOCKS, SHARES, STRATEGIES, STRIPES, Plan, Strategy, Tiling
+from nnac.plan import CHOICES, STRATEGIES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
 from nnac.timing import OUTSIDE, transfer_cycles
@@ -37,9 +37,9 @@ EVERYTHING = 1 << 40
 """Bytes of the highest rung."""
 ATTEMPTS = 24
 """Budgets that stripes are cut for when fragmentation defeats a tiling."""
-PATIENCE = 45_000
+PATIENCE = 15_000
 """Instructions after which the search is content with what it has."""
-FURTHER = 20_000
+FURTHER = 5_000
 """Instructions after which it goes down no further rung."""
 
 
@@ -91,23 +91,38 @@ def _ladder(size: int) -> Iterator[int]:
 
 
 def _climb(search: _Search, size: int, work: Work) -> None:
-    """Try what the strategies give for a scratchpad of `size`: variations of the fastest ones."""
+    """Try what the strategies give for a scratchpad of `size`, then change one choice after the other.
+
+    Strategies begin with coarse cuts, which take few instructions, and a choice changes as long as that is no slower.
+    Only what happens here decides which plans are tried: not what other rungs have found, so that each machine that
+    comes to a rung finds the same there.
+    """
     cycles: dict[Strategy, float] = {}
+
+    def time(strategy: Strategy) -> float:
+        if strategy not in cycles:
+            cycles[strategy] = search.time(size, work, strategy, min(cycles.values(), default=inf))
+        return cycles[strategy]
 
     def fastest(count: int) -> list[Strategy]:
         return sorted((s for s in cycles if cycles[s] < inf), key=lambda s: cycles[s])[:count]
 
-    def attempt(strategies: Iterable[Strategy]) -> None:
-        for strategy in strategies:
-            if strategy not in cycles and search.patient():
-                cycles[strategy] = search.time(size, work, strategy)
+    def vary(strategy: Strategy, choice: str) -> None:
+        """Go through the values below a strategy's own, and if that is no faster, above."""
+        values, before = CHOICES[choice], time(strategy)
+        own, best = values.index(getattr(strategy, choice)), before
+        for side in (values[:own][::-1], values[own + 1 :]):
+            for value in side if best == before else ():
+                found = time(replace(strategy, **{choice: value}))
+                if found > best:
+                    break
+                best = found
 
-    attempt(STRATEGIES)
-    attempt([replace(s, stripes=n) for s in fastest(2) for n in STRIPES])
-    attempt([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
-    attempt([replace(s, share=x) for s in (*fastest(2), *STRATEGIES) for x in SHARES])
-    attempt([replace(s, stripes=n) for s in fastest(1) for n in STRIPES])
-    attempt([replace(s, blocks=n) for s in fastest(1) for n in BLOCKS])
+    for strategy in sorted(STRATEGIES, key=lambda s: search.least(size, work, s)):
+        time(strategy)
+    for count, choice in ((2, "stripes"), (1, "blocks"), (1, "share"), (1, "stripes"), (1, "blocks")):
+        for strategy in fastest(count):
+            vary(strategy, choice)
 
 
 @dataclass(slots=True)
@@ -120,7 +135,7 @@ class _Search:
         known: cycles of tilings.
         places: their plans.
         cuts: how constants are cut and packed.
-        loaded: per way of cutting, the bytes of constants that every program loads at least.
+        loaded: bytes of constants that every program of a work loads.
     """
 
     machine: Target
@@ -131,29 +146,33 @@ class _Search:
     emitted: int = 0
     known: dict[object, float] = field(default_factory=dict)
     places: dict[object, Plan] = field(default_factory=dict)
-    loaded: dict[int, Mapping[Space, int]] = field(default_factory=dict)
-
-    def patient(self) -> bool:
-        """Tell whether the search goes on."""
-        return self.emitted < PATIENCE
+    loaded: dict[int, int] = field(default_factory=dict)
 
     def bound(self, size: int, work: Work) -> int:
         """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take."""
-        found = dict[object, Homes]()
-        for strategy in (replace(s, share=x, stripes=min(STRIPES)) for s in STRATEGIES for x in (1.0, *SHARES)):
+        found, stripes = dict[object, Homes](), min(CHOICES["stripes"])
+        for strategy in (replace(s, share=x, stripes=stripes) for s in STRATEGIES for x in CHOICES["share"]):
             with suppress(CapacityError):
                 homes = settle(work, size, strategy)
                 found[tuple(homes.homes.items())] = homes
-        least = min((self._transfers(moved(homes), {}) for homes in found.values()), default=0)
+        least = min((self._transfers(work, moved(homes), {}) for homes in found.values()), default=0)
         if least >= self.cycles:  # that says enough, without stripes
             return least
         counted = ((moved(homes), transfers(homes.tiling(size))) for homes in found.values())
-        return min((self._transfers(*each) for each in counted), default=0)
+        return min((self._transfers(work, *each) for each in counted), default=0)
 
-    def _transfers(self, staged: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
+    def _transfers(self, work: Work, staged: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
         """Return the cycles of the port that takes longest, or of the shared bus, with the fewest constants."""
-        ways = [self.loaded.get(blocks, {}) for blocks in {Strategy().blocks, *BLOCKS}]
-        return min(self._through(Counter(staged) + Counter(loaded), counts) for loaded in ways)
+        constants = Space[self.machine.memory_mode.constants.upper()]
+        return self._through(Counter(staged) + Counter({constants: self._loaded(work)}), counts)
+
+    def _loaded(self, work: Work) -> int:
+        """Return the bytes of constants that every program loads at least, however they are cut."""
+        if id(work) not in self.loaded:
+            self.loaded[id(work)] = 0
+            with suppress(CapacityError):  # nothing fits then, at any speed
+                self.loaded[id(work)] = min(self.cuts.nbytes(work.tasks, parts) for parts in CHOICES["blocks"])
+        return self.loaded[id(work)]
 
     def _through(self, nbytes: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
         cycles = [0]
@@ -164,11 +183,21 @@ class _Search:
                 cycles.append(moving + (counts.get(space, 1) - 1) * memory.latency)
         return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
 
-    def time(self, size: int, work: Work, strategy: Strategy) -> float:
-        """Return the cycles of a strategy's program for a scratchpad of `size`, inf if it does not fit.
+    def least(self, size: int, work: Work, strategy: Strategy) -> float:
+        """Return cycles that no program of a strategy for a scratchpad of `size` undercuts, whatever its stripes."""
+        try:
+            return self._through(moved(settle(work, size, strategy)), {})
+        except CapacityError:
+            return inf
 
-        Stripes may be so many that no loader would follow their order (`hazards`): no program either.
+    def time(self, size: int, work: Work, strategy: Strategy, enough: float) -> float:
+        """Return the cycles of a strategy's program for a scratchpad of `size`.
+
+        Inf where none fits, where its transfers alone take `enough`, and where its stripes are so many that no loader
+        would follow their order (`hazards`).
         """
+        if self.emitted > PATIENCE or enough <= self.least(size, work, strategy) < inf:
+            return inf
         try:
             plan = self._placed(settle(work, size, strategy), size)
             key = plan.tiling.key, strategy.blocks
@@ -200,13 +229,6 @@ class _Search:
     def _timed(self, plan: Plan) -> float:
         draft = Draft(plan, self.cuts)
         self.emitted += len(draft.instructions)
-        self.loaded.setdefault(plan.tiling.strategy.blocks, _loaded(draft))
         if draft.cycles < self.cycles:
             self.best, self.cycles = draft, draft.cycles
         return draft.cycles
-
-
-def _loaded(draft: Draft) -> dict[Space, int]:
-    """Return the bytes of a program's constants that come through the weight buffer, each once, by memory."""
-    loads = {(i.space, i.source, i.source_bytes, i.table_bytes) for i in draft.instructions if isinstance(i, isa.Load)}
-    return {space: sum(nbytes for s, _, nbytes, _ in loads if s == space) for space in OUTSIDE}

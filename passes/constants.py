@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,12 @@ class Cuts:
         if key not in self.packings:
             self.packings[key] = pack_weights(blocks, self.target, self.codecs[name])
         return self.packings[key]
+
+    def nbytes(self, tasks: Iterable[Task], parts: int) -> int:
+        """Return the bytes that the blocks of some tasks take in memory, without tables; raises as `cut`."""
+        cuts = [(task, self.cut(task, parts)) for task in tasks]
+        weights = sum(len(data) for task, blocks in cuts for data in self.packing(task, blocks).stripes)
+        return weights + sum(len(block.params) for _, blocks in cuts for block in blocks)
 
     def taken(self, task: Task, block: Block) -> int:
         """Return the folds of a convolution's block that the array takes."""
