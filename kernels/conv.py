@@ -126,15 +126,19 @@ def _group_end(first: int, channels: int, group_out: int, offset: int) -> int:
 
 
 @inner
-def _is_tieless(weights: Int8, bias: int, multiplier: int, shift: int) -> Any:
-    """Whether `finish` can take the shortest way: no sum but zero is a multiple of what a tie needs one to be."""
-    if not TIELESS_FIRST <= shift <= TIELESS_LAST:
-        return False
+def is_tieless(reach: Integer, multiplier: int, shift: int) -> Any:
+    """Whether `finish` can take the shortest way: no sum within `reach` but zero is a multiple of what a tie needs."""
+    within = TIELESS_FIRST <= shift <= TIELESS_LAST
+    return within and min(reach, 1 << 31) * (multiplier & -multiplier) < 1 << (shift - 1)
+
+
+@inner
+def _reach(weights: Int8, bias: int) -> Integer:
+    """What no sum of a channel leaves."""
     reach: Integer = abs(np.int64(bias))
     for n in range(weights.size):
         reach += 255 * abs(np.int64(weights[n]))
-    needed = 1 << (shift - 1)
-    return min(reach, np.int64(1 << 31)) * (multiplier & -multiplier) < needed
+    return reach
 
 
 @kernel(
@@ -167,7 +171,7 @@ def _pack_filters(
     channels, depth = weights.shape
     for n in range(channels):
         multipliers[n], shifts[n] = lift(multiplier[n], shift[n], rounding)
-        if rounding not in (TFLITE, FLOAT32) and _is_tieless(weights[n], bias[n], multiplier[n], shift[n]):
+        if rounding not in (TFLITE, FLOAT32) and is_tieless(_reach(weights[n], bias[n]), multiplier[n], shift[n]):
             shifts[n] += TIELESS
     packed[:] = 0
     first, at = 0, 0
@@ -422,7 +426,7 @@ def _conv2d(
             first = last
 
 
-def _lifted_zero(layer: Layer) -> int:
+def lifted_zero(layer: Layer) -> int:
     """Returns the zero point of x as the tiles read it."""
     return layer.x_zero + machine.flip()
 
@@ -467,7 +471,7 @@ def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters:
     packed = filters.packed.view(np.int32)
     arrays = (weights, bias, multiplier, shift, packed, filters.multipliers, filters.shifts)
     own = _own_width(len(weights)) if layer.is_depthwise else 0
-    law = (layer.group_out, layer.channel_offset, layer.rounding, _lifted_zero(layer), machine.width(), layer.run, own)
+    law = (layer.group_out, layer.channel_offset, layer.rounding, lifted_zero(layer), machine.width(), layer.run, own)
     return Call(_pack_filters, (*arrays, *law))
 
 
@@ -496,7 +500,7 @@ def narrowed(weights: Int8, bias: Int32, filters: Filters, layer: Layer, slabs: 
     table, indices = np.zeros(1 << bits, np.int8), np.zeros(256, np.uint8)
     table[: values.size] = values.view(np.int8)
     indices[values] = np.arange(values.size)
-    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, _lifted_zero(layer), slabs)
+    coded = codes.pack_codes(indices[weights.view(np.uint8)], table, bits, bias, lifted_zero(layer), slabs)
     return replace(filters, packed=coded.data, table=coded.table, bits=bits)
 
 

@@ -4,39 +4,105 @@ Of int8, the right one is packed like weights, in every run, and the tiles make 
 requantizes. Of int16, `matmul` does it all.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
+from numpy.lib.stride_tricks import as_strided
 
-from nnac.kernels.conv import Layer
-from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, also, inner, kernel, sink, source
+from nnac.kernels import machine
+from nnac.kernels.calls import Call
+from nnac.kernels.conv import Filters, Layer, is_tieless, lifted_zero
+from nnac.kernels.finish import TIELESS
+from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, inner, kernel, sink, source
 from nnac.kernels.lines import dense
+from nnac.kernels.panels import pack, padded, steps_of
 from nnac.kernels.requantize import HALF_EVEN, TFLITE, lift, narrow, saturate, scale_once, scale_twice
+from nnac.kernels.vectors import address, call_address
 
 Law = tuple[int, int, int, int, int, int, int, int]
 """Multiplier, shift, zero point, low, high, rounding, accumulator's bits, wraps."""
 
 
 @inner
-def _ended(sums: Int64, less: int, y: Int16, law: Law) -> None:
-    """A row of sums, each less so much, requantized."""
-    multiplier, shift, y_zero, low, high, rounding, acc_bits, acc_wraps = law
-    multiplier, shift = lift(multiplier, shift, rounding)
-    for n in range(y.size):
-        total = narrow(np.int64(sums[n]) - less, acc_bits, acc_wraps)
-        if rounding == TFLITE:
-            scaled = scale_twice(total, multiplier, shift)
-        else:
-            scaled = scale_once(total, multiplier, shift, rounding)
-        y[n] = saturate(scaled + y_zero, low, high)
+def _weave(rows: tuple[Int8, Int8, Int8, Int8], keep: tuple[Any, Any, Any, Any], words: Int32, totals: Int32) -> None:
+    """Bytes of four rows to words, and to their totals; of rows that do not count, which `keep` tells, zeros."""
+    a, b, c, d = rows
+    for n in range(words.size):
+        p, q = np.int32(np.int32(a[n]) & keep[0]), np.int32(np.int32(b[n]) & keep[1])
+        r, s = np.int32(np.int32(c[n]) & keep[2]), np.int32(np.int32(d[n]) & keep[3])
+        totals[n] = np.int32(totals[n] + np.int32(np.int32(p + q) + np.int32(r + s)))
+        low, high = np.int32(p & 255) | np.int32((q & 255) << 8), np.int32((r & 255) << 16) | np.int32(s << 24)
+        words[n] = np.int32(low | high)
 
 
-@kernel(source(types.int8, 2), INT, INT, source(types.int32, 2, "A"), sink(types.int8, 2), *[INT] * 8)
-def end(
+@inner
+def _pack_rows(w: Int8, zero: int, width: int, words: Int32) -> None:
+    """`panels.pack` of a (K, N) matrix without biases."""
+    depth, columns = w.shape
+    for first in range(0, columns, width):
+        last, across = min(first + width, columns), min(width, padded(columns) - first)
+        panel = words[first * (steps_of(depth) + 1) :]
+        starts = panel[: last - first]
+        starts[:] = 0
+        for k in range(0, depth, 4):
+            b, c, d = min(k + 1, depth - 1), min(k + 2, depth - 1), min(k + 3, depth - 1)
+            rows = w[k, first:last], w[b, first:last], w[c, first:last], w[d, first:last]
+            keep = np.int32(-1), np.int32(k - b), np.int32(-(c > b)), np.int32(-(d > c))
+            at = (k // 4 + 1) * across
+            _weave(rows, keep, panel[at : at + starts.size], starts)
+        for n in range(starts.size):
+            starts[n] = np.int32(-zero * starts[n])
+
+
+@kernel(source(types.int8, 2), source(types.int32, 1), sink(types.int32, 1, "C"), *[INT] * 3)
+def _pack(w: Int8, bias: Int32, words: Int32, turned: int, zero: int, width: int) -> None:
+    """`packing`; `bias` is (N,), zeros."""
+    if turned:
+        pack(w, bias, (0, w.shape[0]), w.shape[0], zero, width, w.shape[1], words, 0)
+    else:
+        _pack_rows(w, zero, width, words)
+
+
+def packing(right: Int8, turned: int, filters: Filters, layer: Layer) -> Call:
+    """Returns the call that packs the right matrix.
+
+    Args:
+        right: (K, N), or (N, K) where it is `turned`.
+        turned: whether each of its rows is a column of the product.
+        filters: room for it, from `conv.empty_filters`.
+        layer: from `layer_of`.
+    """
+    bias = np.zeros(layer.group_out, np.int32)
+    return Call(_pack, (right, bias, filters.packed.view(np.int32), turned, lifted_zero(layer), machine.width()))
+
+
+@inner
+def _lessen(sums: Int32, less: int) -> None:
+    """A row of sums less so much."""
+    for n in range(sums.size):
+        sums[n] = np.int32(sums[n] - np.int32(less))
+
+
+@kernel(
+    source(types.int8, 2),
+    *[INT] * 2,
+    sink(types.int32, 2),
+    sink(types.int32, 1, "C"),
+    sink(types.int64, 1, "C"),
+    sink(types.int8, 2),
+    *[INT] * 10,
+)
+def _end(
     x: Int8,
     x_zero: int,
     w_zero: int,
     sums: Int32,
+    multipliers: Int32,
+    shifts: Int64,
     y: Int8,
+    finish: int,
+    y_bytes: int,
     multiplier: int,
     shift: int,
     y_zero: int,
@@ -46,32 +112,50 @@ def end(
     acc_bits: int,
     acc_wraps: int,
 ) -> None:
-    """``y = requantize(narrow((x - x_zero) @ (w - w_zero)))`` from ``sums = (x - x_zero) @ w``.
+    """`ending`: the zero point of the right matrix first, then as the sums of a convolution (`finish.finish`)."""
+    for m in range(x.shape[0]):
+        row, total = x[m], np.int32(0)
+        for k in range(row.size):
+            total = np.int32(total + row[k])
+        _lessen(dense(sums[m]), w_zero * (total - row.size * x_zero))
+    tieless = rounding != TFLITE and is_tieless(255 * 255 * x.shape[1], multiplier, shift)
+    multipliers[:], shifts[:] = lift(multiplier, shift, rounding)
+    if tieless:
+        shifts[:] += TIELESS
+    scale, target = (address(multipliers), address(shifts)), (address(y), y.strides[0], y_bytes)
+    law = (y_zero, low, high, rounding, acc_bits, acc_wraps)
+    call_address(finish, (address(sums), x.shape[0], sums.strides[0], sums.shape[1], *scale, *target, *law))
+
+
+def ending(x: Int8, x_zero: int, w_zero: int, sums: Int32, y: Int8 | Int16, filters: Filters, *law: int) -> Call:
+    """Returns the call of ``y = requantize(narrow((x - x_zero) @ (w - w_zero)))`` from ``sums = (x - x_zero) @ w``.
 
     Args:
         x: (M, K).
         x_zero: zero point of x.
         w_zero: zero point of w.
-        sums: (M, N), N side by side.
-        y: (M, N), N side by side.
-        multiplier: with `shift` the ratio of scales; product with the narrowed sum within 2**62.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE in two steps, for sums of 32 bits only.
-        acc_bits: of the accumulator.
-        acc_wraps: whether it wraps (else it saturates).
+        sums: (M, N), N side by side, and finish.LANES behind; they are changed.
+        y: (M, N) of int8 or int16, N side by side.
+        filters: of the right matrix.
+        law: as `Law`: a multiplier whose product with the narrowed sum is within 2**62; TFLITE is two steps.
     """
-    law = (multiplier, shift, y_zero, low, high, rounding, acc_bits, acc_wraps)
-    for m in range(x.shape[0]):
-        row, total = x[m], np.int64(0)
-        for k in range(row.size):
-            total += row[k]
-        _ended(dense(sums[m]), w_zero * (total - row.size * x_zero), dense(y[m]), law)
+    target = as_strided(y.view(np.int8), y.shape, y.strides)
+    arrays = (sums, filters.multipliers, filters.shifts, target)
+    return Call(_end, (x, x_zero, w_zero, *arrays, machine.finish(), y.itemsize, *law))
 
 
-end_wide = also(end, source(types.int8, 2), INT, INT, source(types.int32, 2, "A"), sink(types.int16, 2), *[INT] * 8)
+@inner
+def _ended(sums: Int64, y: Int16, law: Law) -> None:
+    """A row of sums, requantized."""
+    multiplier, shift, y_zero, low, high, rounding, acc_bits, acc_wraps = law
+    multiplier, shift = lift(multiplier, shift, rounding)
+    for n in range(y.size):
+        total = narrow(sums[n], acc_bits, acc_wraps)
+        if rounding == TFLITE:
+            scaled = scale_twice(total, multiplier, shift)
+        else:
+            scaled = scale_once(total, multiplier, shift, rounding)
+        y[n] = saturate(scaled + y_zero, low, high)
 
 
 @kernel(
@@ -99,7 +183,7 @@ def matmul(
     acc_bits: int,
     acc_wraps: int,
 ) -> None:
-    """As `end`, from x and w on.
+    """``y = requantize(narrow((x - x_zero) @ (w - w_zero)))``.
 
     Args:
         x: (M, K).
@@ -108,7 +192,14 @@ def matmul(
         w_zero: zero point of w.
         acc: (N,), working memory.
         y: (M, N), N side by side.
-        multiplier, shift, y_zero, low, high, rounding, acc_bits, acc_wraps: as for `end`.
+        multiplier: with `shift` the ratio of scales; product with the narrowed sum within 2**62.
+        shift: 0..62.
+        y_zero: zero point of y.
+        low: smallest output.
+        high: largest output.
+        rounding: as `nnac.numerics.Rounding`; TFLITE in two steps, for sums of 32 bits only.
+        acc_bits: of the accumulator.
+        acc_wraps: whether it wraps (else it saturates).
     """
     law = (multiplier, shift, y_zero, low, high, rounding, acc_bits, acc_wraps)
     for m in range(x.shape[0]):
@@ -117,9 +208,13 @@ def matmul(
             value, row = np.int64(x[m, k]) - x_zero, w[k]
             for n in range(acc.size):
                 acc[n] += value * (row[n] - w_zero)
-        _ended(acc, 0, dense(y[m]), law)
+        _ended(acc, dense(y[m]), law)
 
 
 def layer_of(depth: int, columns: int, x_zero: int) -> Layer:
-    """Returns the layer whose sums `end` takes: a dense one, whose weights are (columns, depth)."""
-    return Layer(1, 1, depth, depth, 1, 1, 1, 1, 0, 0, columns, 0, x_zero, 0, 0, 0, HALF_EVEN, 32, 0)
+    """Returns the layer whose sums `ending` takes: a dense one, whose weights are (columns, depth).
+
+    Its group is larger than a depthwise layer's, which a single column of depth 1 would be.
+    """
+    group = max(columns, 2)
+    return Layer(1, 1, depth, depth, 1, 1, 1, 1, 0, 0, group, 0, x_zero, 0, 0, 0, HALF_EVEN, 32, 0)

@@ -94,9 +94,9 @@ def pack(
             continue
         columns = min(width, padded(count) - panel)
         head = at + panel * (steps + 1) + n - panel
-        row, total, step = weights[source], np.int64(0), 1
+        row, total, step = weights[source], np.int32(0), 1
         for k in range(depth):
-            total += row[k]
+            total = np.int32(total + row[k])
         for first in range(0, depth, run):
             for k in range(first, first + run - 3, 4):
                 words[head + step * columns] = word_at(address(weights) + source * depth + k)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nnac import norms
 from nnac.kernels import conv, elementwise, matmul, pairs, wide
+from nnac.kernels.machine import forced, runnable
 from nnac.kernels.norm import normalize, wide_normalize
 from nnac.kernels.panels import room
 from nnac.numerics import Rounding
@@ -37,16 +38,15 @@ def zero(rng: np.random.Generator, bits: int) -> int:
 
 
 def multiplied(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int) -> None:
-    """The product of int8, through the tiles; of int16 outputs the same."""
+    """The product of int8, through the tiles; from the turned matrix, of int16 outputs, the same."""
     (m, k), n = x.shape, w.shape[1]
-    layer, zeros = matmul.layer_of(k, n, x_zero), np.zeros(n, np.int32)
-    filters, left, sums = conv.empty_filters(n, layer), room(x.size).reshape(m, 1, k), wide.sums_room((m, 1, n))
+    layer, left, again = matmul.layer_of(k, n, x_zero), room(x.size).reshape(m, 1, k), np.empty(y.shape, np.int16)
     left[:, 0] = x
-    conv.packing(np.ascontiguousarray(w.T), zeros, zeros, zeros.astype(np.int8), filters, layer).run()
-    made, again = np.empty(sums, np.int32)[:, :, :n], np.empty(y.shape, np.int16)
-    conv.product(left, filters, made, room(conv.workspace_bytes(layer, made.shape)), layer).run()
-    matmul.end(x, x_zero, w_zero, made[:, 0], y, *law)
-    matmul.end_wide(x, x_zero, w_zero, made[:, 0], again, *law)
+    for right, turned, made in ((w, 0, y), (np.ascontiguousarray(w.T), 1, again)):
+        filters, sums = conv.empty_filters(n, layer), np.empty(wide.sums_room((m, 1, n)), np.int32)[:, :, :n]
+        matmul.packing(right, turned, filters, layer).run()
+        conv.product(left, filters, sums, room(conv.workspace_bytes(layer, sums.shape)), layer).run()
+        matmul.ending(x, x_zero, w_zero, sums[:, 0], made, filters, *law).run()
     np.testing.assert_array_equal(again, y)
 
 
@@ -76,6 +76,22 @@ def test_product(seed: int, bits: int, both: bool, shift: int, mode: Rounding, n
                 row, column, count, multiplier, shift, 0, mode, *LIMITS[bits], narrow[0], bool(narrow[1])
             )
             assert y[i, j] == law
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEED, MODE, st.sampled_from([(1, 7), (1 << 30, 44), (0x5A5A5A5B, 41), (3, 0)]), st.sampled_from(runnable()))
+def test_product_of_panels(seed: int, mode: Rounding, scale: tuple[int, int], processor: str) -> None:
+    """Several panels and steps, the last ones not full; ties, and sums that reach their ends."""
+    rng = np.random.default_rng(seed)
+    (m, k), n = (int(v) for v in rng.integers(1, 8, 2)), int(rng.integers(1, 140))
+    x, w, zeros = values(rng, 8, m, k), values(rng, 8, k, n), (zero(rng, 8), zero(rng, 8))
+    x, w = (np.full_like(a, rng.choice([-128, 127])) if rng.random() < 0.2 else a for a in (x, w))
+    y, limits = np.empty((m, n), np.int8), (-40, 90)
+    with forced(processor):
+        multiplied(x, zeros[0], w, zeros[1], y, *scale, 3, *limits, mode, 32, 0)
+    left, right = x.astype(int) - zeros[0], w.astype(int) - zeros[1]
+    law = [[norms.product(row, col, 0, *scale, 3, mode, *limits) for col in right.T.tolist()] for row in left.tolist()]
+    assert y.tolist() == law
 
 
 @settings(max_examples=300, deadline=None)

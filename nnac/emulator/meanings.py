@@ -397,26 +397,20 @@ class Meanings:
 
     def _narrow_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
         """A product of int8: the right matrix is packed as weights are."""
-        from nnac.kernels.conv import empty_filters, packing
-        from nnac.kernels.matmul import end, end_wide, layer_of
+        from nnac.kernels.conv import empty_filters
+        from nnac.kernels.matmul import ending, layer_of, packing
         from nnac.kernels.wide import sums_room
 
         layer, sides = layer_of(i.depth, i.columns, i.in_zero), (i.columns, i.depth)
         if sides not in self._right:
             self._right[sides] = empty_filters(i.columns, layer)
-        weights = self._tile(i.right, i.columns, i.depth)
-        move: tuple[Call, ...] = ()
-        if not i.turned:
-            weights = self._room("turned", sides, np.int8)
-            move = (_moved(self._tile(i.right, i.depth, i.columns).T, weights),)
-        zeros = (np.zeros(i.columns, np.int32), np.zeros(i.columns, np.int32), np.zeros(i.columns, np.int8))
+        right = self._tile(i.right, *(sides if i.turned else sides[::-1]))
         x = self._tile(i.source, i.rows, i.depth)
         sums = self._room("sums", sums_room((i.rows, 1, i.columns)), np.int32)[:, :, : i.columns]
         y = self._tile(i.target, i.rows, i.columns, bits=i.out_bits)
-        yield from move
-        yield packing(weights, *zeros, self._right[sides], layer)
+        yield packing(right, i.turned, self._right[sides], layer)
         yield self._product(x[:, None], sums, self._right[sides], layer)
-        yield _call(end if i.out_bits == 8 else end_wide, x, i.in_zero, i.right_zero, sums[:, 0], y, *law)
+        yield ending(x, i.in_zero, i.right_zero, sums[:, 0], y, self._right[sides], *law)
 
     def _wide_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
         from nnac.kernels.matmul import matmul
