@@ -1,33 +1,39 @@
 """Normalisation of groups of values."""
 
+from typing import Any
+
 import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, also, inner, kernel, sink, source
-from nnac.kernels.requantize import round_shift, saturate
+from nnac.kernels.lines import piece
+from nnac.kernels.requantize import GUESS_REACH, guess, round_shift, saturate
 
 PART = 31
 """Bits of the low part of a product that is formed in two parts, and of an inverse root."""
 
 Law = tuple[int, int, int, int, int, int, int]
 """Values of a group, shift of the offsets, and zero points of input and output, limits and rounding."""
+Known = tuple[Integer, Integer, Integer]
+"""Sum of a group, inverse root, and bits that the shares lose behind PART."""
+ALONE = 16
+"""Groups of so many values side by side come one by one; others together, with what is known of each value's group."""
+RUN = 1 << 15
+"""Values of int8 whose squares sum up in 32 bits."""
 COLUMNS = 2048
 """Columns, groups times depth, that are normalised together, so that their sums stay in a near cache."""
 
 
 @inner
 def _inverse_root(value: Integer) -> tuple[Integer, Integer]:
-    """`norms.inverse_root`: Newton's iteration from above for the square root, then one division."""
+    """`norms.inverse_root`: a float64 finds the square root to within one, then one division."""
     lift = 0
     while value < np.int64(1) << 60:
         value <<= 2
         lift += 1
-    root, better = np.int64(1) << 31, np.int64(1) << 30
-    while True:
-        better = (root + value // root) >> 1
-        if better >= root:
-            break
-        root = better
+    root = np.int64(np.sqrt(np.float64(value)))
+    root -= np.int64(root * root > value)
+    root += np.int64((root + 1) * (root + 1) <= value)
     return (np.int64(1) << 61) // root, lift
 
 
@@ -42,11 +48,41 @@ def _scaled(product: Integer, root: Integer, shift: Integer) -> Integer:
 
 
 @inner
-def _sums(x: Int8, x_zero: int, totals: Int64, squares: Int64) -> None:
-    """Sums of each column of (positions, columns)."""
+def _known(total: Integer, squares: Integer, start: tuple[int, int, int, int]) -> Known:
+    """From sum and sum of squares; `start`: values of the group, whether they are centered, epsilon, bits of a gain."""
+    count, centered, epsilon, bits = start
+    total *= centered
+    root, lift = _inverse_root(count * squares - total * total + epsilon)
+    return total, root, bits - lift
+
+
+@inner
+def _sums(x: Int8, rows: tuple[int, int], part: tuple[int, int], x_zero: int) -> tuple[Integer, Integer]:
+    """Sum and sum of squares of rows, in part; runs of int8 are summed in 32 bits."""
+    total, squares = np.int64(0), np.int64(0)
+    for p in range(rows[0], rows[1]):
+        for first in range(part[0], part[1], RUN):
+            values, found, short = piece(x, (p,), first, min(first + RUN, part[1])), np.int32(0), np.int32(0)
+            for n in range(values.size):
+                value = np.int32(values[n] - x_zero)
+                found = np.int32(found + value)
+                if x.itemsize == 1:
+                    short = np.int32(short + np.int32(value * value))
+                else:
+                    squares += np.int32(value * value)
+            total += found
+            squares += short
+    return total, squares
+
+
+@inner
+def _column_sums(
+    x: Int8, rows: tuple[int, int], part: tuple[int, int], x_zero: int, totals: Int64, squares: Int64
+) -> None:
+    """The same of each column."""
     totals[:], squares[:] = 0, 0
-    for p in range(x.shape[0]):
-        values = x[p]
+    for p in range(rows[0], rows[1]):
+        values = piece(x, (p,), part[0], part[1])
         for n in range(totals.size):
             value = np.int64(values[n]) - x_zero
             totals[n] += value
@@ -55,7 +91,7 @@ def _sums(x: Int8, x_zero: int, totals: Int64, squares: Int64) -> None:
 
 @inner
 def _row(x: Int8, gains: Int32, offsets: Int32, y: Int8, totals: Int64, roots: Int64, shifts: Int64, law: Law) -> None:
-    """Values of one position, with the mean, the inverse root and the shift of each one's group."""
+    """Values of one position, with what is known of each one's group."""
     count, offset_shift, x_zero, y_zero, low, high, rounding = law
     for n in range(y.size):
         doubled = _scaled(gains[n] * (count * (x[n] - x_zero) - totals[n]), roots[n], shifts[n])
@@ -63,12 +99,64 @@ def _row(x: Int8, gains: Int32, offsets: Int32, y: Int8, totals: Int64, roots: I
         y[n] = saturate(result, low, high)
 
 
-@kernel(source(types.int8, 4), source(types.int32, 1), source(types.int32, 1), sink(types.int8, 4, "C"), *[INT] * 10)
+@inner
+def _guesses(x: Int8, gains: Any, offsets: Any, y: Int8, known: Known, law: Law) -> Any:
+    """`_row` of one group in float32, and the largest of what values are off (`guess`).
+
+    Gains and offsets are of float32, and offsets on the scale of y.
+    """
+    (total, root, shift), (count, offset_shift, x_zero, y_zero, low, high, _) = known, law
+    steps = np.float64(np.int64(1) << shift) * np.float64(np.int64(1) << offset_shift) * 2.0**PART
+    factor, mean = np.float32(np.float64(root) / steps), np.int32(total + count * x_zero)
+    least, most, worst = np.float32(low - y_zero), np.float32(high - y_zero), np.int32(0)
+    for n in range(y.size):
+        apart = np.float32(np.int32(np.int32(count * x[n]) - mean))
+        share = np.float32(np.float32(gains[n] * factor) * apart)
+        y[n], off = guess(np.float32(share + offsets[n]), y_zero, least, most)
+        worst = max(worst, off)
+    return worst
+
+
+@inner
+def _sure(offsets: Any, y_zero: int, low: int, high: int) -> Any:
+    """What every value has to be less off than for `_guesses` to be the law's: half minus their error, a pattern.
+
+    Gain, factor, distance from the mean and two products each bring an error under 2**-24 of the share, the offset and
+    the sum one of themselves: together under 2**-21 of value and largest offset, for the values that the limits leave.
+    """
+    reach, largest = max(high - y_zero, y_zero - low), np.float32(0)
+    for n in range(offsets.size):
+        largest = max(largest, abs(offsets[n]))
+    error = np.float32(np.float32(reach + 1 + largest) * np.float32(2.0**-21))
+    sure = np.float32(0.5) - error if reach <= GUESS_REACH else np.float32(0)
+    return np.float32(max(sure, np.float32(0))).view(np.int32)
+
+
+@inner
+def _floats(gains: Int32, offsets: Int32, offset_shift: int, scale: Any) -> None:
+    """Gains and offsets for `_guesses`."""
+    unit = np.float32(2.0**-offset_shift)
+    for n in range(gains.size):
+        scale[0, n], scale[1, n] = np.float32(gains[n]), np.float32(np.float32(offsets[n]) * unit)
+
+
+def columns(groups: int, depth: int) -> int:
+    """Returns how many columns of working memory `normalize` takes."""
+    return min(depth * max(COLUMNS // depth, 1), groups * depth)
+
+
+_FORM = (source(types.int32, 1), source(types.int32, 1))
+_ROOMS = (sink(types.int64, 2, "C"), sink(types.float32, 2, "C"))
+
+
+@kernel(source(types.int8, 4), *_FORM, sink(types.int8, 4, "C"), *_ROOMS, *[INT] * 10)
 def normalize(
     x: Int8,
     gains: Int32,
     offsets: Int32,
     y: Int8,
+    work: Int64,
+    scale: Any,
     x_zero: int,
     centered: int,
     epsilon: int,
@@ -87,6 +175,8 @@ def normalize(
         gains: (channels,); value i of a row takes number i % channels.
         offsets: (channels,).
         y: as x.
+        work: (3, `columns`), working memory.
+        scale: (2, channels), working memory.
         x_zero: zero point of x.
         centered: whether the mean is subtracted.
         epsilon: in units of the squared input times the group's values squared; at least 1.
@@ -98,39 +188,39 @@ def normalize(
         rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
         channels: of gains and offsets.
     """
-    depth, width = x.shape[3], x.shape[2] * x.shape[3]
-    count, step = x.shape[1] * depth, depth * max(COLUMNS // depth, 1)
-    law = (count, offset_shift, x_zero, y_zero, low, high, rounding)
-    work = np.empty((3, min(step, width)), np.int64)
-    for row in range(x.shape[0]):
-        values, made = x[row].reshape(x.shape[1], width), y[row].reshape(x.shape[1], width)
+    positions, depth, width = x.shape[1], x.shape[3], x.shape[2] * x.shape[3]
+    count, alone = positions * depth, depth >= ALONE
+    law, step = (count, offset_shift, x_zero, y_zero, low, high, rounding), depth if alone else work.shape[1]
+    start = (count, centered, epsilon, 30 + gain_shift - offset_shift)
+    _floats(gains, offsets, offset_shift, scale)
+    sure = _sure(scale[1], y_zero, low, high)
+    values, made = x.reshape(x.shape[0] * positions, width), y.reshape(x.shape[0] * positions, width)
+    for row in range(0, values.shape[0], positions):
         for begin in range(0, width, step):
-            end = min(begin + step, width)
-            totals, roots, shifts = work[0, : end - begin], work[1, : end - begin], work[2, : end - begin]
-            _sums(values[:, begin:end], x_zero, totals, roots)
-            for first in range(0, totals.size, depth):
-                last = first + depth
-                total = totals[first:last].sum() * centered
-                root, lift = _inverse_root(count * roots[first:last].sum() - total * total + epsilon)
-                totals[first:last], roots[first:last] = total, root
-                shifts[first:last] = 30 + gain_shift - lift - offset_shift
-            for p in range(x.shape[1]):
+            rows, part = (row, row + positions), (begin, min(begin + step, width))
+            size, known = part[1] - begin, (np.int64(0), np.int64(0), np.int64(0))
+            totals, roots, shifts = piece(work, (0,), 0, size), piece(work, (1,), 0, size), piece(work, (2,), 0, size)
+            if alone:
+                known = _known(*_sums(values, rows, part, x_zero), start)
+            else:
+                _column_sums(values, rows, part, x_zero, totals, roots)
+                for first in range(0, size, depth):
+                    last = first + depth
+                    found = _known(totals[first:last].sum(), roots[first:last].sum(), start)
+                    totals[first:last], roots[first:last], shifts[first:last] = found
+            for p in range(positions):
                 at = begin
-                while at < end:  # channels begin anew where the row is longer than they are
+                while at < part[1]:  # channels begin anew where the row is longer than they are
                     channel, here = (p * width + at) % channels, at - begin
-                    stop = min(at + channels - channel, end)
-                    _row(
-                        values[p, at:stop],
-                        gains[channel:],
-                        offsets[channel:],
-                        made[p, at:stop],
-                        totals[here:],
-                        roots[here:],
-                        shifts[here:],
-                        law,
-                    )
+                    stop = min(at + channels - channel, part[1])
+                    those, out = piece(values, (row + p,), at, stop), piece(made, (row + p,), at, stop)
+                    floats = piece(scale, (0,), channel, channels), piece(scale, (1,), channel, channels)
+                    if not alone or _guesses(those, *floats, out, known, law) >= sure:
+                        if alone:
+                            totals[:], roots[:], shifts[:] = known
+                        integers = gains[channel:], offsets[channel:]
+                        _row(those, *integers, out, totals[here:], roots[here:], shifts[here:], law)
                     at = stop
 
 
-_WIDE = (source(types.int16, 4), source(types.int32, 1), source(types.int32, 1), sink(types.int16, 4, "C"))
-wide_normalize = also(normalize, *_WIDE, *[INT] * 10)
+wide_normalize = also(normalize, source(types.int16, 4), *_FORM, sink(types.int16, 4, "C"), *_ROOMS, *[INT] * 10)

@@ -16,6 +16,11 @@ HALF_EVEN, HALF_UP, TFLITE, ONNX = 0, 1, 3, 4
 FLOAT32 = 5
 """Takes the place of ONNX where `nnac.float32` has a form: multipliers are the bits of float32 ratios."""
 
+WHOLE = 1.5 * 2**23
+"""A float32 of this size has no fraction: to add it rounds half to even and leaves the integer in the low bits."""
+GUESS_REACH = 511
+"""Largest distance of a limit from the zero point where a `guess` is worth it."""
+
 Scale = tuple[int, int, int, int, int, int]
 """Multiplier, shift, zero point, limits and rounding of a result."""
 
@@ -100,3 +105,23 @@ def nearest(value: Any, zero_point: Integer, low: Integer, high: Integer) -> Int
     """A float32 rounded half to even, plus the zero point, saturated."""
     inside = min(max(value, np.float32(low - zero_point)), np.float32(high - zero_point))
     return np.int64(np.rint(inside)) + zero_point
+
+
+@inner
+def guess(real: Any, y_zero: Integer, low: Any, high: Any) -> tuple[Any, Any]:
+    """A float32 near a real value, inside the limits: its integer on the zero point, and how far off that it is.
+
+    Where it is off by less than half minus its error, every rounding of the real value gives that integer. Both come as
+    int32 (the distance as a pattern, which is in order), so that loops over int32 and float32 become vectors of 16.
+
+    Args:
+        real: not NaN.
+        y_zero: zero point, under 2**15.
+        low: smallest integer without the zero point.
+        high: largest integer without the zero point.
+    """
+    whole = np.float32(WHOLE + y_zero)
+    inside = min(max(real, low), high)
+    lifted = np.float32(inside + whole)
+    off = np.float32(inside - np.float32(lifted - whole))
+    return np.float32(lifted).view(np.int32), np.int32(np.float32(off).view(np.int32) & np.int32(0x7FFFFFFF))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nnac import norms
 from nnac.kernels import conv, elementwise, matmul, pairs, wide
 from nnac.kernels.machine import forced, runnable
-from nnac.kernels.norm import normalize, wide_normalize
+from nnac.kernels.norm import columns, normalize, wide_normalize
 from nnac.kernels.panels import room
 from nnac.numerics import Rounding
 from nnac.ops import exact
@@ -171,6 +171,12 @@ def test_no_inverse_root(value: int) -> None:
         norms.inverse_root(value)
 
 
+def normalized(x: Array, gains: Array, offsets: Array, y: Array, *law: int) -> None:
+    """The norm of int8 or int16."""
+    run, work = normalize if x.dtype == np.int8 else wide_normalize, np.empty((3, columns(*x.shape[2:])), np.int64)
+    run(x, gains, offsets, y, work, np.empty((2, gains.size), np.float32), *law)
+
+
 @settings(max_examples=300, deadline=None)
 @given(SEED, BITS, st.booleans(), st.integers(0, 32), st.integers(0, 32), st.integers(1, 2**60), MODE)
 def test_norm(
@@ -185,9 +191,9 @@ def test_norm(
     channels = groups * depth * (positions if rng.random() < 0.5 else 1)
     gains, offsets = (rng.integers(-(1 << 30) + 1, 1 << 30, channels).astype(np.int32) for _ in range(2))
     offset_shift = min(offset_shift, gain_shift)
-    y, run = np.empty_like(x), normalize if bits == 8 else wide_normalize
+    y = np.empty_like(x)
     shifts, tail = (gain_shift, offset_shift), (zy, mode, *LIMITS[bits])
-    run(x, gains, offsets, y, zx, int(centered), epsilon, *shifts, zy, *LIMITS[bits], mode, channels)
+    normalized(x, gains, offsets, y, zx, int(centered), epsilon, *shifts, zy, *LIMITS[bits], mode, channels)
     index = np.arange(positions * groups * depth).reshape(positions, groups, depth) % channels
     for row in range(rows):
         for group in range(groups):
@@ -200,6 +206,27 @@ def test_norm(
             assert twin.tolist() == law
 
 
+@settings(max_examples=200, deadline=None)
+@given(SEED, BITS, st.booleans(), st.integers(20, 24), st.sampled_from([(-128, 127), (-7, 90), (-300, 700)]), MODE)
+def test_norm_within_limits(
+    seed: int, bits: int, centered: bool, shift: int, limits: tuple[int, int], mode: Rounding
+) -> None:
+    """Values of all sizes between the limits, wide groups, and ties: offsets of a half where a gain is zero."""
+    rng = np.random.default_rng(seed)
+    rows, positions, depth = 3, int(rng.integers(1, 3)), int(rng.integers(1, 70))
+    low, high = (max(limits[0], -128), min(limits[1], 127)) if bits == 8 else limits
+    x, zx, zy = values(rng, bits, rows, positions, 1, depth), zero(rng, bits), zero(rng, bits)
+    gains = (rng.uniform(-60, 60, depth) * (1 << shift) * (rng.random(depth) < 0.9)).astype(np.int32)
+    offsets = (rng.integers(-100, 100, depth) << (shift - 1)).astype(np.int32)
+    offsets += (rng.integers(-1, 2, depth) * (rng.random(depth) < 0.5)).astype(np.int32)
+    y = np.empty_like(x)
+    normalized(x, gains, offsets, y, zx, int(centered), 1, shift, shift, zy, low, high, mode, depth)
+    for data, made in zip(x.reshape(rows, -1), y.reshape(rows, -1), strict=True):
+        scaled = ((*gains.tolist(),) * positions, shift, (*offsets.tolist(),) * positions, shift)
+        law = norms.normalize(data.astype(int).tolist(), zx, centered, 1, *scaled, zy, mode, low, high)
+        assert made.tolist() == law
+
+
 @pytest.mark.parametrize(("bits", "count"), [(8, 1 << 22), (16, 1 << 15)])
 def test_largest_group(bits: int, count: int) -> None:
     """At the limit nothing leaves 64 bits: half of the values at either end of the range."""
@@ -207,8 +234,8 @@ def test_largest_group(bits: int, count: int) -> None:
     x: Array = np.where(np.arange(count) % 2, low, high).astype(np.int8 if bits == 8 else np.int16)
     x = x.reshape(1, count, 1, 1)
     gains, offsets, y = np.array([(1 << 30) - 1], np.int32), np.array([5], np.int32), np.empty_like(x)
-    run, epsilon = (normalize, norms.EPSILON_MAX) if bits == 8 else (wide_normalize, 1)
-    run(x, gains, offsets, y, 0, 1, epsilon, 24, 0, 0, low, high, 0, 1)
+    epsilon = norms.EPSILON_MAX if bits == 8 else 1
+    normalized(x, gains, offsets, y, 0, 1, epsilon, 24, 0, 0, low, high, 0, 1)
     mean, square = (low + high) / 2, ((low - high) / 2) ** 2
     expected = (high - mean) / sqrt(square + epsilon / count**2) * ((1 << 30) - 1) / (1 << 24) + 5
     assert abs(y[0, 0, 0, 0] - min(round(expected), high)) <= 1

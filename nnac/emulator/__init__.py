@@ -109,15 +109,15 @@ class Emulator(Meanings):
         return {t.name: seen[t.name].view(DTYPES[t.type.dtype]).reshape(t.type.shape) for t in self.program.tensors}
 
     def _home(self, tensor: Tensor) -> Array:
-        """Return the bytes of a tensor where it lives, a view."""
+        """Return a tensor where it lives, a view."""
         if tensor.name not in self._homes:
-            memory = self.memory[tensor.space]
-            self._homes[tensor.name] = memory[tensor.address : tensor.address + tensor.type.nbytes]
+            there = self.memory[tensor.space][tensor.address : tensor.address + tensor.type.nbytes]
+            self._homes[tensor.name] = there.view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape)
         return self._homes[tensor.name]
 
     def read(self, tensor: Tensor) -> Array:
         """Return a copy of a tensor from its home."""
-        return self._home(tensor).view(DTYPES[tensor.type.dtype]).reshape(tensor.type.shape).copy()
+        return self._home(tensor).copy()
 
     def clear_states(self) -> None:
         """Set all states to real zero."""
@@ -127,8 +127,12 @@ class Emulator(Meanings):
             self.write(tensor, np.full(tensor.type.shape, quant.zero_point, tensor.type.dtype))
 
     def write(self, tensor: Tensor, array: Array) -> None:
-        """Put a tensor into its home."""
-        self._home(tensor)[:] = raw(array)
+        """Put a tensor into its home, or as many bytes of another shape or type."""
+        home = self._home(tensor)
+        if array.shape == home.shape and array.dtype == home.dtype:
+            home[...] = array
+        else:
+            raw(home)[:] = raw(array)
 
     # -- program order -----------------------------------------------------------------------------------------------
 

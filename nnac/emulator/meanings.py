@@ -429,16 +429,21 @@ class Meanings:
         yield from narrow
 
     def _norm(self, i: isa.Norm) -> Calls:
-        from nnac.kernels.norm import normalize, wide_normalize
+        from nnac.kernels.norm import columns, normalize, wide_normalize
 
         wide, shape = max(i.in_bits, i.out_bits) == 16, (i.rows, i.positions, i.groups, i.depth)
         x, widen = self._operand(self._tile(i.source, *shape, bits=i.in_bits), "operand", wide)
         y, narrow = self._result(self._tile(i.target, *shape, bits=i.out_bits), wide)
         params = (self._words(i.params, i.channels), self._words(i.params + 4 * i.channels, i.channels))
         start = (i.in_zero, i.centered, i.epsilon << i.epsilon_shift, i.gain_shift, i.offset_shift)
+        side = columns(i.groups, i.depth)
+        rooms = (
+            self._room("sums", (3, side), np.int64),
+            self._room("scale", (2, i.channels), np.float32),
+        )
         yield from widen
         limits = (i.out_zero, i.low, i.high, self.mode, i.channels)
-        yield _call(wide_normalize if wide else normalize, x, *params, y, *start, *limits)
+        yield _call(wide_normalize if wide else normalize, x, *params, y, *rooms, *start, *limits)
         yield from narrow
 
     def _magnitude(self, i: isa.Magnitude) -> Calls:
