@@ -6,10 +6,18 @@ import numpy as np
 from numba import types
 from numpy.lib.stride_tricks import as_strided
 
-from nnac.kernels.jit import Int8, kernel, sink, source
+from nnac.kernels.jit import Int8, inner, kernel, sink, source
+from nnac.kernels.lines import is_dense, piece
 
 AXES = 6
 """Of a copy."""
+
+
+@inner
+def _move(x: Int8, y: Int8) -> None:
+    """`copy` of a row."""
+    for n in range(y.size):
+        y[n] = x[n]
 
 
 @kernel(source(types.int8, AXES, "A"), sink(types.int8, AXES))
@@ -20,15 +28,17 @@ def copy(x: Int8, y: Int8) -> None:
         x: six axes, any strides.
         y: the same shape, any strides; no two places share a byte.
     """
-    shape = x.shape
+    shape, fast = x.shape, is_dense(x) and is_dense(y)
     for i in range(shape[0]):
         for j in range(shape[1]):
             for k in range(shape[2]):
                 for m in range(shape[3]):
                     for n in range(shape[4]):
-                        here, there = x[i, j, k, m, n], y[i, j, k, m, n]
-                        for p in range(shape[5]):
-                            there[p] = here[p]
+                        place = (i, j, k, m, n)
+                        if fast:
+                            _move(piece(x, place, 0, shape[5]), piece(y, place, 0, shape[5]))
+                        else:
+                            _move(x[place], y[place])
 
 
 @kernel(source(types.int8, 2), source(types.int8, 2), sink(types.int8, 2))

@@ -7,7 +7,7 @@ from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, also, inner, kernel, sink, source
 from nnac.kernels.lines import piece
-from nnac.kernels.requantize import GUESS_REACH, guess, round_shift, saturate
+from nnac.kernels.requantize import guess, round_shift, saturate, surely
 
 PART = 31
 """Bits of the low part of a product that is formed in two parts, and of an inverse root."""
@@ -124,12 +124,10 @@ def _sure(offsets: Any, y_zero: int, low: int, high: int) -> Any:
     Gain, factor, distance from the mean and two products each bring an error under 2**-24 of the share, the offset and
     the sum one of themselves: together under 2**-21 of value and largest offset, for the values that the limits leave.
     """
-    reach, largest = max(high - y_zero, y_zero - low), np.float32(0)
+    largest = np.float32(0)
     for n in range(offsets.size):
         largest = max(largest, abs(offsets[n]))
-    error = np.float32(np.float32(reach + 1 + largest) * np.float32(2.0**-21))
-    sure = np.float32(0.5) - error if reach <= GUESS_REACH else np.float32(0)
-    return np.float32(max(sure, np.float32(0))).view(np.int32)
+    return surely(2.0**-21, largest, y_zero, low, high)
 
 
 @inner

@@ -5,9 +5,26 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
-from nnac.kernels.requantize import FLOAT32, float_of, nearest, round_divide, saturate
+from nnac.kernels.jit import INT, Int8, Int32, Int64, also, inner, kernel, sink, source
+from nnac.kernels.lines import piece
+from nnac.kernels.requantize import (
+    FLOAT32,
+    Scale,
+    float_of,
+    guess,
+    nearest,
+    round_divide,
+    round_shift,
+    saturate,
+    surely,
+)
 from nnac.kernels.single import Float32
+from nnac.kernels.vectors import add_window
+
+Integers = Int32 | Int64
+SHIFT_MAX = 62
+LONG = 1 << 23
+"""So many values of int8, each less a zero point, sum up in 32 bits."""
 
 
 @inner
@@ -18,10 +35,39 @@ def _maximum(x: Int8, best: Int8) -> None:
 
 
 @inner
-def _add(x: Int8, total: Int64) -> None:
-    """Adds x to each channel's total."""
-    for n in range(total.size):
-        total[n] += x[n]
+def _means(total: Integers, y: Int8, count: int, law: Scale) -> None:
+    """Each channel's mean as the law has it; to divide by a power of two is to shift."""
+    multiplier, shift, y_zero, low, high, rounding = law
+    bits = 0
+    while count >> bits > 1:
+        bits += 1
+    if count == 1 << bits and shift + bits <= SHIFT_MAX:
+        for n in range(y.size):
+            mean = round_shift(np.int64(total[n]) * multiplier, shift + bits, rounding)
+            y[n] = saturate(mean + y_zero, low, high)
+    else:
+        for n in range(y.size):
+            mean = round_divide(np.int64(total[n]) * multiplier, count, shift, rounding)
+            y[n] = saturate(mean + y_zero, low, high)
+
+
+@inner
+def _guesses(total: Integers, y: Int8, share: Any, law: Scale) -> Any:
+    """The same in float32, and the largest of what means are off (`guess`): total, share and product are rounded."""
+    _, _, y_zero, low, high, _ = law
+    least, most, worst = np.float32(low - y_zero), np.float32(high - y_zero), np.int32(0)
+    for n in range(y.size):
+        y[n], off = guess(np.float32(np.float32(total[n]) * share), y_zero, least, most)
+        worst = max(worst, off)
+    return worst
+
+
+@inner
+def _means_float32(total: Integers, y: Int8, share: Any, law: Scale) -> None:
+    """Each channel's mean as `float32.average` has it."""
+    _, _, y_zero, low, high, _ = law
+    for n in range(y.size):
+        y[n] = nearest(np.float32(np.float32(total[n]) * share), y_zero, low, high)
 
 
 @inner
@@ -76,10 +122,11 @@ def max_pool(
                 y[row, column, n] = min(best[n], high)
 
 
-@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)
+@kernel(source(types.int8, 3), sink(types.int8, 3), sink(types.int32, 1, "C"), *[INT] * 16)
 def average_pool(
     x: Int8,
     y: Int8,
+    total: Integers,
     kernel_h: int,
     kernel_w: int,
     stride_h: int,
@@ -100,8 +147,9 @@ def average_pool(
     """The mean of each window as `numerics.average` defines it: one division, one rounding.
 
     Args:
-        x: (H, W, C), the input or a stripe of its rows.
-        y: (OH, OW, C), any strides; every window holds at least one value of x.
+        x: (H, W, C), the input or a stripe of its rows, with SLACK bytes behind it that can be read.
+        y: (OH, OW, C), C side by side; every window holds at least one value of x.
+        total: (C,) and WINDOW more, working memory, of bits enough for the sum of a window.
         kernel_h: rows of a window.
         kernel_w: columns of a window.
         stride_h: rows of x from one output row to the next.
@@ -120,28 +168,30 @@ def average_pool(
         high: largest output.
         rounding: as `nnac.numerics.Rounding`, or FLOAT32 for `float32.average`.
     """
-    total = np.empty(x.shape[2], np.int64)
+    law, ratio = (multiplier, shift, y_zero, low, high, rounding), np.float64(multiplier) * 2.0**-shift
+    sure = surely(2.0**-22, 0, y_zero, low, high)
     for row in range(y.shape[0]):
         top = row * stride_h - pad_top
         first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
         for column in range(y.shape[1]):
             left = column * stride_w - pad_left
             first_w, last_w = max(left, 0), min(left + kernel_w, x.shape[1])
-            values = (last_h - first_h) * (last_w - first_w)
-            total[:] = -x_zero * values
-            for h in range(first_h, last_h):
-                for v in range(first_w, last_w):
-                    _add(x[h, v], total)
+            size, out = (last_h - first_h, last_w - first_w), piece(y, (row, column), 0, y.shape[2])
+            add_window(x, (first_h, first_w), size, total)
+            for n in range(x.shape[2]):
+                total[n] -= x_zero * size[0] * size[1]
             padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
-            count = padded if count_include_pad else values
+            count = padded if count_include_pad else size[0] * size[1]
             if rounding == FLOAT32:
-                share = np.float32(float_of(multiplier) / np.float32(count))
-                for n in range(total.size):
-                    y[row, column, n] = nearest(np.float32(np.float32(total[n]) * share), y_zero, low, high)
-            else:
-                for n in range(total.size):
-                    mean = round_divide(total[n] * multiplier, count, shift, rounding)
-                    y[row, column, n] = saturate(mean + y_zero, low, high)
+                _means_float32(total, out, np.float32(float_of(multiplier) / np.float32(count)), law)
+            elif _guesses(total, out, np.float32(ratio / count), law) >= sure:
+                _means(total, out, count, law)
+
+
+long_average_pool = also(
+    average_pool, source(types.int8, 3), sink(types.int8, 3), sink(types.int64, 1, "C"), *[INT] * 16
+)
+"""For windows of more than LONG values."""
 
 
 @kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)

@@ -125,3 +125,20 @@ def guess(real: Any, y_zero: Integer, low: Any, high: Any) -> tuple[Any, Any]:
     lifted = np.float32(inside + whole)
     off = np.float32(inside - np.float32(lifted - whole))
     return np.float32(lifted).view(np.int32), np.int32(np.float32(off).view(np.int32) & np.int32(0x7FFFFFFF))
+
+
+@inner
+def surely(share: float, more: Any, y_zero: Integer, low: Integer, high: Integer) -> Any:
+    """What a `guess` has to be less off than to be right, a pattern: half minus its error; 0 where none is.
+
+    Args:
+        share: error of a float32, as a share of it and of `more`, at most.
+        more: what it is a sum of, beside what the limits leave.
+        y_zero: zero point.
+        low: smallest output.
+        high: largest output.
+    """
+    reach = max(high - y_zero, y_zero - low)
+    error = np.float32(np.float32(reach + 1 + more) * np.float32(share))
+    left = np.float32(0.5) - error if reach <= GUESS_REACH else np.float32(0)
+    return np.float32(max(left, np.float32(0))).view(np.int32)

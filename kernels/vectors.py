@@ -22,6 +22,10 @@ RUN = 32
 """Bytes that `move` moves together."""
 
 
+WINDOW = 32
+"""Channels that `add_window` adds up together."""
+
+
 def vector(kind: Any, lanes: int) -> Any:
     """The type of so many lanes."""
     return ir.VectorType(kind, lanes)
@@ -127,6 +131,17 @@ def fetch(builder: Builder, base: Value, places: Value, count: Value) -> None:
         store(builder, load(builder, builder.add(base, place), WORD), at)
 
 
+def add_up(builder: Builder, x: Value, rows: Value, columns: Value, pitches: list[Value], kinds: Any, y: Value) -> None:
+    """Sums of so many lanes over rows and columns of pixels; `kinds` are the types of lanes, `pitches` bytes."""
+    total = cgutils.alloca_once(builder, kinds[1])
+    builder.store(ir.Constant(kinds[1], None), total)
+    with loop(builder, rows) as row, loop(builder, columns) as column:
+        at = advance(builder, advance(builder, x, row, pitches[0]), column, pitches[1])
+        value = builder.sext(load(builder, at, kinds[0]), kinds[1])
+        builder.store(builder.add(builder.load(total), value), total)
+    store(builder, builder.load(total), y)
+
+
 def choose(builder: Builder, value: Value, cases: range, emit: Callable[[int], None]) -> None:
     """Code for each of the values; the value is one of them."""
     if len(cases) == 1:
@@ -211,6 +226,34 @@ def _fetch_words(typing: Any, base: Any, places: Any, count: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+def _add_window(typing: Any, x: Any, start: Any, size: Any, totals: Any) -> Any:
+    """Sums of each channel of a window.
+
+    Args:
+        typing: numba's own; a kernel does not pass it.
+        x: (H, W, C), C side by side, with bytes of WINDOW values behind it that can be read.
+        start: row and column of its first pixel.
+        size: rows and columns.
+        totals: (C,), with room for WINDOW more; integers wide enough.
+    """
+    kinds = [vector(ir.IntType(array.dtype.bitwidth), WINDOW) for array in (x, totals)]
+
+    def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Any:
+        given, found = (context.make_array(signature.args[n])(context, builder, values[n]) for n in (0, 3))
+        (*pitches, _), shape = (cgutils.unpack_tuple(builder, part) for part in (given.strides, given.shape))
+        (top, left), (rows, columns) = (cgutils.unpack_tuple(builder, part) for part in values[1:3])
+        first = advance(builder, builder.ptrtoint(given.data, LONG), top, pitches[0])
+        first, target = advance(builder, first, left, pitches[1]), builder.ptrtoint(found.data, LONG)
+        with loop(builder, builder.udiv(builder.add(shape[2], LONG(WINDOW - 1)), LONG(WINDOW))) as block:
+            here = advance(builder, first, block, kinds[0].element.width // 8 * WINDOW)
+            there = advance(builder, target, block, kinds[1].element.width // 8 * WINDOW)
+            add_up(builder, here, rows, columns, pitches, kinds, there)
+        return context.get_dummy_value()
+
+    pair = _types.UniTuple(_types.int64, 2)
+    return types.void(x, pair, pair, totals), generate
+
+
 def _word_at(typing: Any, where: Any) -> Any:
     """The int32 at an address without alignment."""
 
@@ -238,5 +281,7 @@ move_run: Any = intrinsic(_move_run)
 """`_move_run`, for kernels to call without its first argument."""
 fetch_words: Any = intrinsic(_fetch_words)
 """`_fetch_words`, for kernels to call without its first argument."""
+add_window: Any = intrinsic(_add_window)
+"""`_add_window`, for kernels to call without its first argument."""
 word_at: Any = intrinsic(_word_at)
 """`_word_at`, for kernels to call without its first argument."""

@@ -45,7 +45,9 @@ divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
 extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT, INT)
 choose = also(pairs.choose, *[_OPERAND] * 4, *[source(types.int64, 1)] * 2, _RESULT, *[INT] * 6)
 max_pool = also(pool.max_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 10)
-average_pool = also(pool.average_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 16)
+average_pool = also(
+    pool.average_pool, source(types.int16, 3), sink(types.int16, 3), sink(types.int64, 1, "C"), *[INT] * 16
+)
 softmax = also(rows.softmax, source(types.int16, 2), source(types.int32, 1), sink(types.int16, 2), *[INT] * 6)
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from llvmlite import binding, ir  # type: ignore[import-untyped, unused-ignore]
 
 from nnac import kernels, numerics
-from nnac.kernels import conv, machine
+from nnac.kernels import conv, machine, vectors
 from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
 from nnac.kernels.panels import room
-from nnac.kernels.pool import average_pool, max_pool
+from nnac.kernels.pool import average_pool, long_average_pool, max_pool
 from nnac.kernels.softmax import softmax
 from nnac.kernels.tile import ARGUMENTS, NEON, OWN_ARGUMENTS
 from nnac.kernels.vectors import LONG
@@ -303,13 +303,18 @@ def test_max_pool(rows: Any, columns: Any, channels: int, limits: Any, seed: int
 )
 def test_average_pool(rows: Any, columns: Any, after: Any, pads: bool, pair: Any, rest: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    channels = int(rng.integers(1, 6))
-    x = values(rng, rows[0], columns[0], channels)
+    channels = int(rng.choice([1, 3, 5, 32, 37]))
+    x = room(rows[0] * columns[0] * channels).reshape(rows[0], columns[0], channels)
+    x[...] = values(rng, *x.shape)
     whole, y = channel_slice(rows[5], columns[5], channels)
     padded = (rows[4] + rows[0] + after[0], columns[4] + columns[0] + after[1])
     arguments = [item for axis in zip((*rows[1:3], rows[4]), (*columns[1:3], columns[4]), strict=True) for item in axis]
     x_zero, y_zero, limits, mode = rest
-    average_pool(x, y, *[*arguments, *padded, pads, x_zero, *pair, y_zero, *limits, mode])
+    law = [*arguments, *padded, pads, x_zero, *pair, y_zero, *limits, mode]
+    average_pool(x, y, np.empty(channels + vectors.WINDOW, np.int32), *law)
+    again = np.empty_like(y)
+    long_average_pool(x, again, np.empty(channels + vectors.WINDOW, np.int64), *law)
+    np.testing.assert_array_equal(again, y)
     expected = []
     for i, j, n in product(range(rows[5]), range(columns[5]), range(channels)):
         in_h = inside(i * rows[2] - rows[4], rows[1], 1, rows[0])

@@ -12,10 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import numerics
-from nnac.kernels import conv, machine, wide
+from nnac.kernels import conv, machine, move, wide
 from nnac.kernels.panels import room
+from nnac.kernels.vectors import WINDOW
 from nnac.numerics import Rounding
-from tests.test_kernels import DENSE, DEPTHWISE, GROUPED, MODE, SEED, SHAPE4, STEP, convolutions, inside, windows
+from tests.test_kernels import (
+    DENSE,
+    DEPTHWISE,
+    GROUPED,
+    MODE,
+    SEED,
+    SHAPE4,
+    STEP,
+    convolutions,
+    inside,
+    operand,
+    windows,
+)
 
 Int16 = npt.NDArray[np.int16]
 LOW, HIGH = -(1 << 15), (1 << 15) - 1
@@ -102,6 +115,18 @@ def test_long_sums_stay_exact(depth: int, sign: int, processor: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
+@given(SHAPE4, st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2)]), SEED)
+def test_copies(shape: Any, widths: tuple[int, int], seed: int) -> None:
+    """From one width to another, in rows of any strides or dense ones."""
+    rng, kernels = np.random.default_rng(seed), {(1, 1): move.copy} | wide.copies
+    x, y = operand(rng, shape), np.full((*shape[:-1], 2 * shape[-1]), 77, f"<i{widths[1]}")
+    target = y[..., ::2] if rng.integers(2) else y[..., : shape[-1]]
+    kernels[widths](*move.views(x.astype(f"<i{widths[0]}") if widths[0] == 2 else x, target))
+    np.testing.assert_array_equal(target, x)
+    assert (y == 77).sum() >= y.size // 2
+
+
+@settings(max_examples=200, deadline=None)
 @given(windows(STEP), windows(STEP), st.integers(1, 5), LIMITS, SEED)
 def test_max_pool(rows: Any, columns: Any, channels: int, limits: Any, seed: int) -> None:
     """The largest of each window."""
@@ -120,10 +145,13 @@ def test_average_pool(
     rows: Any, columns: Any, multiplier: int, shift: int, limits: Any, mode: Rounding, seed: int
 ) -> None:
     """The mean of each window's values, with multipliers of 31 bits."""
-    x = values(np.random.default_rng(seed), rows[0], columns[0], 3)
+    x = room(2 * rows[0] * columns[0] * 3).view(np.int16).reshape(rows[0], columns[0], 3)
+    x[...] = values(np.random.default_rng(seed), *x.shape)
     y = np.empty((rows[5], columns[5], 3), np.int16)
     geometry = [item for axis in zip((*rows[1:3], rows[4]), (*columns[1:3], columns[4]), strict=True) for item in axis]
-    wide.average_pool(x, y, *geometry, 99, 99, 0, 0, multiplier, shift, 0, *limits, mode)
+    wide.average_pool(
+        x, y, np.empty(3 + WINDOW, np.int64), *geometry, 99, 99, 0, 0, multiplier, shift, 0, *limits, mode
+    )
     for i, j, n in product(range(rows[5]), range(columns[5]), range(3)):
         in_h = inside(i * rows[2] - rows[4], rows[1], 1, rows[0])
         in_w = inside(j * columns[2] - columns[4], columns[1], 1, columns[0])

@@ -250,11 +250,12 @@ class Meanings:
         return as_strided(self._behind(Space.SRAM, i.target, width), (i.out_h, i.out_w, channels), strides)
 
     def _pool(self, i: isa.Pool) -> Calls:
-        wide = max(i.in_bits, i.out_bits) == 16
+        from nnac.kernels.pool import LONG, average_pool, average_reals, long_average_pool, max_pool
+        from nnac.kernels.vectors import WINDOW
+
+        wide, long = max(i.in_bits, i.out_bits) == 16, i.kernel_h * i.kernel_w > LONG
         if wide:
             from nnac.kernels.wide import average_pool, max_pool
-        else:
-            from nnac.kernels.pool import average_pool, average_reals, max_pool
 
         x, widen = self._operand(self._tile(i.source, i.in_h, i.in_w, i.channels, bits=i.in_bits), "operand", wide)
         y, narrow = self._result(self._tile(i.target, i.out_h, i.out_w, i.channels, bits=i.out_bits), wide)
@@ -270,7 +271,9 @@ class Meanings:
                 yield _call(average_reals, x, y, *place, i.in_zero, i.multiplier, i.over, lift, *limits)
             else:
                 mode = self.mode if wide else self.single_mode
-                yield _call(average_pool, x, y, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
+                kernel = long_average_pool if long and not wide else average_pool
+                total = self._room("sums", (i.channels + WINDOW,), np.int64 if long or wide else np.int32)
+                yield _call(kernel, x, y, total, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
         yield from narrow
 
     def _nested(self, i: isa.Elementwise, index: int) -> Array:
