@@ -115,13 +115,14 @@ def guess(real: Any, y_zero: Integer, low: Any, high: Any) -> tuple[Any, Any]:
     int32 (the distance as a pattern, which is in order), so that loops over int32 and float32 become vectors of 16.
 
     Args:
-        real: not NaN.
+        real: any; NaN is off by more than anything.
         y_zero: zero point, under 2**15.
         low: smallest integer without the zero point.
         high: largest integer without the zero point.
     """
     whole = np.float32(WHOLE + y_zero)
-    inside = min(max(real, low), high)
+    raised = low if real < low else real
+    inside = high if raised > high else raised
     lifted = np.float32(inside + whole)
     off = np.float32(inside - np.float32(lifted - whole))
     return np.float32(lifted).view(np.int32), np.int32(np.float32(off).view(np.int32) & np.int32(0x7FFFFFFF))

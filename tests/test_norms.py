@@ -94,23 +94,39 @@ def test_product_of_panels(seed: int, mode: Rounding, scale: tuple[int, int], pr
     assert y.tolist() == law
 
 
-@settings(max_examples=300, deadline=None)
-@given(SEED, BITS, st.integers(0, 2**31 - 1), st.integers(0, 62), MODE)
-def test_quotient(seed: int, bits: int, multiplier: int, shift: int, mode: Rounding) -> None:
-    """Divisors of both signs, and zero."""
+RATIO = st.one_of(
+    st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 62)),
+    st.tuples(st.sampled_from([1, 2, 3, 16, 1 << 20]), st.integers(0, 16)),  # many ties
+    st.tuples(st.integers(2**30, 2**31 - 1), st.integers(16, 30)),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(SEED, BITS, RATIO, st.sampled_from([(-(1 << 15), (1 << 15) - 1), (-40, 90), (7, 7)]), MODE)
+def test_quotient(seed: int, bits: int, ratio: tuple[int, int], limits: tuple[int, int], mode: Rounding) -> None:
+    """Divisors of both signs, small ones and zero; quotients of all sizes, in rows longer than a part."""
     rng = np.random.default_rng(seed)
-    a, b = (values(rng, bits, 1, 2, 3, 4) for _ in range(2))
-    za, zb, zy = (zero(rng, bits) for _ in range(3))
-    b[0, 0, 0, :2] = zb
+    shape = (1, 1, 2, int(rng.choice([1, 5, 600])))
+    a, b, (za, zy) = values(rng, bits, *shape), values(rng, 16, *shape), (zero(rng, bits) for _ in range(2))
+    zb, low, high = (
+        zero(rng, int(rng.choice([8, 16]))),
+        max(limits[0], LIMITS[bits][0]),
+        min(limits[1], LIMITS[bits][1]),
+    )
+    b = np.where(rng.random(shape) < 0.5, zb + rng.integers(-40, 41, shape), b).astype(np.int16)
     y, run = np.empty(a.shape, a.dtype), pairs.divide if bits == 8 else wide.divide
-    run(a, za, b, zb, y, multiplier, shift, zy, *LIMITS[bits], mode)
+    given = (*ratio, zy, low, high, mode)
+    run(a, za, b, zb, y, *given)
+    again = np.empty((*shape[:-1], 2 * shape[-1]), a.dtype)[..., ::2]
+    run(a, za, b, zb, again, *given)
+    np.testing.assert_array_equal(again, y)
     above, below = a.astype(np.int64) - za, b.astype(np.int64) - zb
     law = [
-        norms.quotient(p, q, multiplier, shift, zy, mode, *LIMITS[bits])
+        norms.quotient(p, q, *ratio, zy, mode, low, high)
         for p, q in zip(above.ravel().tolist(), below.ravel().tolist(), strict=True)
     ]
     assert y.ravel().tolist() == law
-    assert exact.quotient(above, below, multiplier, shift, zy, mode, *LIMITS[bits]).ravel().tolist() == law
+    assert exact.quotient(above, below, *ratio, zy, mode, low, high).ravel().tolist() == law
 
 
 def test_quotient_by_zero() -> None:

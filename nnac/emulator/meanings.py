@@ -349,15 +349,16 @@ class Meanings:
         return _call(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
 
     def _div(self, i: isa.Div) -> Calls:
-        wide = max(*i.bits, i.out_bits) == 16
+        wide = max(i.bits[0], i.out_bits) == 16
         if wide:
             from nnac.kernels.wide import divide
         else:
             from nnac.kernels.pairs import divide
 
-        (a, b), widen = self._operands(i, wide)
+        a, widen_a = self._operand(self._nested(i, 0), "operand0", wide)
+        b, widen_b = self._operand(self._nested(i, 1), "operand1", True)
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield from widen
+        yield from (*widen_a, *widen_b)
         scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
         yield _call(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
         yield from narrow
