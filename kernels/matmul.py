@@ -1,7 +1,7 @@
 """Products of two matrices of activations.
 
-Of int8, the right one is packed like weights, in every run, and the tiles make sums (`nnac.kernels.conv`) that `end`
-requantizes. Of int16, `matmul` does it all.
+Where the right one is of int8, it is packed like weights, in every run, and the tiles make sums (`nnac.kernels.conv`)
+that `ending` requantizes, or `end_planes` those of the high and the low bytes of int16. Of int16, `matmul` does it all.
 """
 
 from typing import Any
@@ -14,11 +14,12 @@ from nnac.kernels import machine
 from nnac.kernels.calls import Call
 from nnac.kernels.conv import Filters, Layer, is_tieless, lifted_zero
 from nnac.kernels.finish import TIELESS
-from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, inner, kernel, sink, source
-from nnac.kernels.lines import dense
+from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, Integer, inner, kernel, sink, source
+from nnac.kernels.lines import piece
 from nnac.kernels.panels import pack, padded, steps_of
-from nnac.kernels.requantize import HALF_EVEN, TFLITE, lift, narrow, saturate, scale_once, scale_twice
+from nnac.kernels.requantize import HALF_EVEN, TFLITE, lift, narrow, saturate, scale_once
 from nnac.kernels.vectors import address, call_address
+from nnac.kernels.wide import LOWEST
 
 Law = tuple[int, int, int, int, int, int, int, int]
 """Multiplier, shift, zero point, low, high, rounding, accumulator's bits, wraps."""
@@ -114,10 +115,10 @@ def _end(
 ) -> None:
     """`ending`: the zero point of the right matrix first, then as the sums of a convolution (`finish.finish`)."""
     for m in range(x.shape[0]):
-        row, total = x[m], np.int32(0)
+        row, total = piece(x, (m,), 0, x.shape[1]), np.int32(0)
         for k in range(row.size):
             total = np.int32(total + row[k])
-        _lessen(dense(sums[m]), w_zero * (total - row.size * x_zero))
+        _lessen(piece(sums, (m,), 0, sums.shape[1]), w_zero * (total - row.size * x_zero))
     tieless = rounding != TFLITE and is_tieless(255 * 255 * x.shape[1], multiplier, shift)
     multipliers[:], shifts[:] = lift(multiplier, shift, rounding)
     if tieless:
@@ -145,17 +146,56 @@ def ending(x: Int8, x_zero: int, w_zero: int, sums: Int32, y: Int8 | Int16, filt
 
 
 @inner
-def _ended(sums: Int64, y: Int16, law: Law) -> None:
-    """A row of sums, requantized."""
+def _ended(total: Integer, law: Law) -> Integer:
+    """A sum, requantized in one step."""
     multiplier, shift, y_zero, low, high, rounding, acc_bits, acc_wraps = law
-    multiplier, shift = lift(multiplier, shift, rounding)
+    scaled = scale_once(narrow(total, acc_bits, acc_wraps), multiplier, shift, rounding)
+    return saturate(scaled + y_zero, low, high)
+
+
+@inner
+def _joined(high: Int32, low: Int32, columns: Int32, less: Integer, y: Int16, law: Law) -> None:
+    """`end_planes` of a row."""
     for n in range(y.size):
-        total = narrow(sums[n], acc_bits, acc_wraps)
-        if rounding == TFLITE:
-            scaled = scale_twice(total, multiplier, shift)
-        else:
-            scaled = scale_once(total, multiplier, shift, rounding)
-        y[n] = saturate(scaled + y_zero, low, high)
+        y[n] = _ended(256 * np.int64(high[n]) + low[n] + LOWEST * np.int64(columns[n]) - less, law)
+
+
+@kernel(source(types.int16, 2), INT, *[source(types.int32, 2, "A")] * 2, sink(types.int16, 2), *[INT] * 8)
+def end_planes(
+    x: Int16,
+    w_zero: int,
+    high: Int32,
+    low: Int32,
+    y: Int16,
+    multiplier: int,
+    shift: int,
+    y_zero: int,
+    least: int,
+    most: int,
+    rounding: int,
+    acc_bits: int,
+    acc_wraps: int,
+) -> None:
+    """``y = requantize(narrow(x @ (w - w_zero)))`` from the sums of both bytes of x (`wide.split`) with w.
+
+    Args:
+        x: (M, K).
+        w_zero: zero point of w.
+        high: (M, N), N side by side.
+        low: (M + 1, N), N side by side; the last row are the sums of the columns of w.
+        y: (M, N), N side by side.
+        multiplier, shift, y_zero, rounding, acc_bits, acc_wraps: as for `matmul`.
+        least: smallest output.
+        most: largest output.
+    """
+    law = (multiplier, shift, y_zero, least, most, rounding, acc_bits, acc_wraps)
+    count, columns = y.shape[1], piece(low, (x.shape[0],), 0, y.shape[1])
+    for m in range(x.shape[0]):
+        row, total = piece(x, (m,), 0, x.shape[1]), np.int64(0)
+        for k in range(row.size):
+            total += row[k]
+        those = piece(high, (m,), 0, count), piece(low, (m,), 0, count), columns
+        _joined(*those, w_zero * total, piece(y, (m,), 0, count), law)
 
 
 @kernel(
@@ -197,7 +237,7 @@ def matmul(
         y_zero: zero point of y.
         low: smallest output.
         high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE in two steps, for sums of 32 bits only.
+        rounding: as `nnac.numerics.Rounding`; one step.
         acc_bits: of the accumulator.
         acc_wraps: whether it wraps (else it saturates).
     """
@@ -205,10 +245,12 @@ def matmul(
     for m in range(x.shape[0]):
         acc[:] = 0
         for k in range(x.shape[1]):
-            value, row = np.int64(x[m, k]) - x_zero, w[k]
+            value, row = np.int64(x[m, k]) - x_zero, piece(w, (k,), 0, acc.size)
             for n in range(acc.size):
                 acc[n] += value * (row[n] - w_zero)
-        _ended(acc, dense(y[m]), law)
+        made = piece(y, (m,), 0, acc.size)
+        for n in range(acc.size):
+            made[n] = _ended(acc[n], law)
 
 
 def layer_of(depth: int, columns: int, x_zero: int) -> Layer:

@@ -51,8 +51,24 @@ def multiplied(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int
 
 
 def multiplied_wide(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int) -> None:
-    """The product of int16."""
-    matmul.matmul(x, x_zero, w, w_zero, np.empty(w.shape[1], np.int64), y, *law)
+    """The product of int16; with a right matrix of int8 from both bytes of the left one too."""
+    wide_w = w.astype(np.int16)
+    matmul.matmul(x, x_zero, wide_w, w_zero, np.empty(w.shape[1], np.int64), y, *law)
+    if w.dtype == np.int16:
+        return
+    (m, k), n, again = x.shape, w.shape[1], np.empty_like(y)
+    layer, planes = matmul.layer_of(k, n, 0), [room((m + more) * k) for more in range(2)]
+    wide.split(x.reshape(-1), planes[0], planes[1][: m * k])
+    planes[1][m * k :] = 1
+    filters, made = conv.empty_filters(n, layer), []
+    matmul.packing(w, 0, filters, layer).run()
+    for plane in planes:
+        left = plane.reshape(-1, 1, k)
+        sums = np.empty(wide.sums_room((len(left), 1, n)), np.int32)[:, :, :n]
+        conv.product(left, filters, sums, room(conv.workspace_bytes(layer, sums.shape)), layer).run()
+        made.append(sums[:, 0])
+    matmul.end_planes(x, w_zero, *made, again, *law)
+    np.testing.assert_array_equal(again, y)
 
 
 @settings(max_examples=200, deadline=None)
@@ -68,7 +84,7 @@ def test_product(seed: int, bits: int, both: bool, shift: int, mode: Rounding, n
     y = np.empty((m, n), np.int8 if bits == 8 else np.int16)
     tail = (0, *LIMITS[bits], Rounding.HALF_AWAY if count and mode == Rounding.TFLITE else mode, narrow[0] + 8 * count)
     run = multiplied if bits == 8 else multiplied_wide
-    run(x, zeros[0], w.astype(x.dtype), zeros[1], y, multiplier, shift, *tail, narrow[1])
+    run(x, zeros[0], w, zeros[1], y, multiplier, shift, *tail, narrow[1])
     for i in range(m):
         for j in range(n):
             row, column = (x[i].astype(int) - zeros[0]).tolist(), (w[:, j].astype(int) - zeros[1]).tolist()

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnac.emulator.meanings import Meanings, raw
+from nnac.emulator.meanings import Meanings
+from nnac.emulator.memories import raw
 from nnac.emulator.replay import Replay
 from nnac.isa import AnyInstruction
 from nnac.program import Piece, Program, Tensor

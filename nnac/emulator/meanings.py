@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from nnac import float32, isa
+from nnac.emulator.memories import Memories, call_of, moved, raw
 from nnac.isa import AnyInstruction, Space
 from nnac.numerics import INTERPOLATION_ENTRIES, WIDE_BITS, Rounding
 from nnac.program import Program
@@ -24,30 +25,23 @@ if TYPE_CHECKING:
 
 FLOAT32 = 5
 """The rounding of kernels that have a form in `nnac.float32` (see `nnac.kernels.requantize`)."""
-POISON = 0xA5
-"""Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
 NARROW = 16
 """Channels whose bytes are too few to be read column by column."""
-SLACK = 64
-"""Bytes behind a memory that vector loads may touch, without influence."""
 
 Calls = Iterator["Call | Together"]
 
 
-class Meanings:
-    """The memories of a machine with a program in it, one byte array each, and what instructions do to them."""
+class Meanings(Memories):
+    """What instructions do to the memories."""
 
     def __init__(self, program: Program, threads: int = 1) -> None:
-        self.program, self.threads = program, threads
-        self.law = program.target.arithmetic
-        self.memory = {space: np.full(size + SLACK, POISON, np.uint8)[:size] for space, size in program.used.items()}
-        self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
+        super().__init__(program)
+        self.threads, self.law = threads, program.target.arithmetic
         mode = self.law.mode
         self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
         self.decoded: dict[tuple[int, ...], Array] = {}
-        self._rooms: dict[str, Array] = {}
         self._right: dict[tuple[int, int], Filters] = {}
         """Room of packed right matrices by columns and depth."""
 
@@ -101,7 +95,7 @@ class Meanings:
             if key not in self.decoded:
                 self.decoded[key] = self.expand(i)
             source = self.decoded[key]
-        yield _moved(source, self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes])
+        yield moved(source, self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes])
 
     def expand(self, i: isa.Load) -> Array:
         """Return the int8 values that a Load brings."""
@@ -120,49 +114,12 @@ class Meanings:
             self._behind(Space(space), address, i.width)
             for space, address in ((i.source_space, i.source), (i.target_space, i.target))
         )
-        yield _moved(as_strided(source, i.shape, i.source_strides), as_strided(target, i.shape, i.target_strides))
+        yield moved(as_strided(source, i.shape, i.source_strides), as_strided(target, i.shape, i.target_strides))
 
     def _fill(self, i: isa.Fill) -> Calls:
         value = np.array([i.value], f"<i{i.width}")
         target = self._behind(Space(i.space), i.target, i.width)[: i.count]
-        yield _moved(as_strided(value, (i.count,), (0,)), target)
-
-    def _behind(self, space: Space, address: int, width: int) -> Array:
-        """Return what lies behind an address as signed elements of `width` bytes, a view."""
-        if width == 1:
-            return self.signed[space][address:]
-        rest = self.memory[space][address:]
-        return rest[: rest.size // width * width].view(f"<i{width}")
-
-    def _tile(self, address: int, *shape: int, bits: int = 8) -> Array:
-        return self._behind(Space.SRAM, address, bits // 8)[: isa.volume(shape)].reshape(shape)
-
-    def _words(self, address: int, count: int) -> Array:
-        return self.memory[Space.WEIGHTS][address : address + 4 * count].view(np.int32)
-
-    def _room(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return working memory of a kernel; the same for all instructions, so that it holds nothing for long."""
-        from nnac.kernels.panels import room
-
-        count = isa.volume(shape) * np.dtype(dtype).itemsize
-        if name not in self._rooms or self._rooms[name].size < count:
-            self._rooms[name] = room(max(count, 2 * self._rooms[name].size if name in self._rooms else 0))
-        found: Array = self._rooms[name][:count].view(dtype).reshape(shape)
-        return found
-
-    def _operand(self, x: Array, name: str, wide: bool) -> tuple[Array, tuple[Call, ...]]:
-        """Return an operand as the kernels of one width take it, and the calls that make it so."""
-        if not wide or x.dtype == np.int16:
-            return x, ()
-        widened = self._room(name, x.shape, np.int16)
-        return widened, (_moved(x, widened),)
-
-    def _result(self, target: Array, wide: bool) -> tuple[Array, tuple[Call, ...]]:
-        """Return what a kernel of one width fills, and the calls that narrow it into the target afterwards."""
-        if not wide or target.dtype == np.int16:
-            return target, ()
-        filled = self._room("result", target.shape, np.int16)
-        return filled, (_moved(filled, target),)
+        yield moved(as_strided(value, (i.count,), (0,)), target)
 
     def _conv(self, i: isa.Conv) -> Calls:
         from nnac.kernels.conv import empty_filters
@@ -236,12 +193,12 @@ class Meanings:
         planes = [self._room(f"plane{n}", (count + SLACK,), np.int8)[:count] for n in range(2)]
         room = sums_room((i.out_h, i.out_w, channels))
         sums = [self._room(f"sums{n}", room, np.int32)[:, :, :channels] for n in range(2)]
-        calls: list[Call | Together] = [_call(split, self._tile(i.source, count, bits=16), *planes)]
+        calls: list[Call | Together] = [call_of(split, self._tile(i.source, count, bits=16), *planes)]
         for plane, made, part in zip(planes, sums, planed(layer), strict=True):
             calls.append(self._product(plane.reshape(shape), made, filters, part))
         y, narrow = self._result(self._pixels(i, channels), True)
         scale = (filters.offsets, filters.multipliers, filters.shifts)
-        return [*calls, _call(join, *sums, *scale, y, *layer[-6:]), *narrow]
+        return [*calls, call_of(join, *sums, *scale, y, *layer[-6:]), *narrow]
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
@@ -261,19 +218,19 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, i.out_h, i.out_w, i.channels, bits=i.out_bits), wide)
         yield from widen
         if i.kind == 0:
-            yield _call(max_pool, x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high)
+            yield call_of(max_pool, x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high)
         else:
             stride_h, stride_w, _, _, *pads = _window(i)
             place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
             limits = (i.out_zero, i.low, i.high)
             if i.over and not wide:
                 lift = float32.lift_of(i.shift)
-                yield _call(average_reals, x, y, *place, i.in_zero, i.multiplier, i.over, lift, *limits)
+                yield call_of(average_reals, x, y, *place, i.in_zero, i.multiplier, i.over, lift, *limits)
             else:
                 mode = self.mode if wide else self.single_mode
                 kernel = long_average_pool if long and not wide else average_pool
                 total = self._room("sums", (i.channels + WINDOW,), np.int64 if long or wide else np.int32)
-                yield _call(kernel, x, y, total, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
+                yield call_of(kernel, x, y, total, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
         yield from narrow
 
     def _nested(self, i: isa.Elementwise, index: int) -> Array:
@@ -302,9 +259,9 @@ class Meanings:
         for n, zero in enumerate(i.zeros):
             x, widen = self._operand(self._nested(i, n), "operand", wide)
             yield from widen
-            yield _call(accumulate, acc, x, zero, i.multipliers[n], int(n > 0))
+            yield call_of(accumulate, acc, x, zero, i.multipliers[n], int(n > 0))
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield _call(requantize_wide, acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(requantize_wide, acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
         yield from narrow
 
     def _add_float32(self, i: isa.Sum) -> Calls:
@@ -312,17 +269,17 @@ class Meanings:
 
         total, lift = self._room("sums", i.shape, np.float32), float32.lift_of(i.shift)
         first = np.array(float32.sum_start(i.zeros, i.multipliers, i.out_zero, lift), np.float32)
-        yield _call(start, total, int(first.view(np.int32)))
+        yield call_of(start, total, int(first.view(np.int32)))
         for n in reversed(range(len(i.sources))):
-            yield _call(fuse_product, total, self._nested(i, n), i.multipliers[n], lift)
-        yield _call(round_sum, total, self._tile(i.target, *i.shape), i.low, i.high, lift)
+            yield call_of(fuse_product, total, self._nested(i, n), i.multipliers[n], lift)
+        yield call_of(round_sum, total, self._tile(i.target, *i.shape), i.low, i.high, lift)
 
     def _add(self, i: isa.Sum) -> Calls:
         from nnac.kernels.elementwise import add2
 
         (a, b), y = (self._nested(i, n) for n in range(2)), self._tile(i.target, *i.shape)
         first, second = zip(i.zeros, i.multipliers, strict=True)
-        yield _call(add2, a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(add2, a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode)
 
     def _mul(self, i: isa.Mul) -> Calls:
         wide = max(*i.bits, i.out_bits) == 16
@@ -338,7 +295,7 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from widen
         scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield _call(multiply, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield call_of(multiply, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
         yield from narrow
 
     def _multiply_float32(self, i: isa.Mul) -> Call:
@@ -346,7 +303,7 @@ class Meanings:
 
         a, b = (self._nested(i, n) for n in range(2))
         scale = (i.multiplier, i.out_zero, i.low, i.high, float32.lift_of(i.shift))
-        return _call(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
+        return call_of(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
 
     def _div(self, i: isa.Div) -> Calls:
         wide = max(i.bits[0], i.out_bits) == 16
@@ -360,7 +317,7 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from (*widen_a, *widen_b)
         scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield _call(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield call_of(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
         yield from narrow
 
     def _extreme(self, i: isa.Extreme) -> Calls:
@@ -375,9 +332,9 @@ class Meanings:
         for n, zero in enumerate(i.zeros):
             x, widen = self._operand(self._nested(i, n), "operand", wide)
             yield from widen
-            yield _call(extreme, found, x, zero, i.multipliers[n], i.least, int(n > 0))
+            yield call_of(extreme, found, x, zero, i.multipliers[n], i.least, int(n > 0))
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield _call(requantize_wide, found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(requantize_wide, found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
         yield from narrow
 
     def _select(self, i: isa.Select) -> Calls:
@@ -391,45 +348,75 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from widen
         scales = (np.array(i.zeros, np.int64), np.array(i.multipliers, np.int64))
-        yield _call(choose, *operands, *scales, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(choose, *operands, *scales, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
         yield from narrow
 
     def _matmul(self, i: isa.MatMul) -> Calls:
         scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high, self.wide_mode if i.wide else self.mode)
         law = (*scale, self.law.accumulator_bits + i.wide * WIDE_BITS, int(self.law.wraps))
-        return self._wide_matmul(i, law) if i.wide else self._narrow_matmul(i, law)
+        if i.right_bits == 8:
+            return self._planed_matmul(i, law) if i.wide else self._narrow_matmul(i, law)
+        return self._wide_matmul(i, law)
 
-    def _narrow_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
-        """A product of int8: the right matrix is packed as weights are."""
+    def _packed_right(self, i: isa.MatMul) -> tuple[Call, Filters, Layer]:
+        """Return the call that packs a right matrix of int8 as weights are, and what it makes."""
         from nnac.kernels.conv import empty_filters
-        from nnac.kernels.matmul import ending, layer_of, packing
-        from nnac.kernels.wide import sums_room
+        from nnac.kernels.matmul import layer_of, packing
 
         layer, sides = layer_of(i.depth, i.columns, i.in_zero), (i.columns, i.depth)
         if sides not in self._right:
             self._right[sides] = empty_filters(i.columns, layer)
         right = self._tile(i.right, *(sides if i.turned else sides[::-1]))
+        return packing(right, i.turned, self._right[sides], layer), self._right[sides], layer
+
+    def _narrow_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        """A product of int8."""
+        from nnac.kernels.matmul import ending
+        from nnac.kernels.wide import sums_room
+
+        pack, filters, layer = self._packed_right(i)
         x = self._tile(i.source, i.rows, i.depth)
         sums = self._room("sums", sums_room((i.rows, 1, i.columns)), np.int32)[:, :, : i.columns]
         y = self._tile(i.target, i.rows, i.columns, bits=i.out_bits)
-        yield packing(right, i.turned, self._right[sides], layer)
-        yield self._product(x[:, None], sums, self._right[sides], layer)
-        yield ending(x, i.in_zero, i.right_zero, sums[:, 0], y, self._right[sides], *law)
+        yield pack
+        yield self._product(x[:, None], sums, filters, layer)
+        yield ending(x, i.in_zero, i.right_zero, sums[:, 0], y, filters, *law)
+
+    def _planed_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        """A product of int16 and int8: the bytes of the left one apart; a row of ones sums up the columns."""
+        from nnac.kernels.matmul import end_planes
+        from nnac.kernels.panels import SLACK
+        from nnac.kernels.wide import split, sums_room
+
+        (pack, filters, layer), count = self._packed_right(i), i.rows * i.depth
+        x, more = self._tile(i.source, i.rows, i.depth, bits=16), (0, i.depth)
+        planes = [self._room(f"plane{n}", (count + more[n] + SLACK,), np.int8) for n in range(2)]
+        yield pack
+        yield call_of(split, x.reshape(-1), planes[0][:count], planes[1][:count])
+        yield moved(np.ones(i.depth, np.int8), planes[1][count : count + i.depth])
+        made = []
+        for n, plane in enumerate(planes):
+            sums = self._room(f"sums{n}", sums_room((i.rows + n, 1, i.columns)), np.int32)[:, :, : i.columns]
+            yield self._product(plane[: count + more[n]].reshape(-1, 1, i.depth), sums, filters, layer)
+            made.append(sums[:, 0])
+        y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), True)
+        yield call_of(end_planes, x, i.right_zero, *made, y, *law)
+        yield from narrow
 
     def _wide_matmul(self, i: isa.MatMul, law: tuple[int, ...]) -> Calls:
+        """A product whose right matrix is of int16."""
         from nnac.kernels.matmul import matmul
 
-        right = self._tile(i.right, i.depth, i.columns, bits=i.right_bits)
+        right = self._tile(i.right, i.depth, i.columns, bits=16)
         move: tuple[Call, ...] = ()
         if i.turned:
-            right = self._room("turned", (i.depth, i.columns), right.dtype)
-            move = (_moved(self._tile(i.right, i.columns, i.depth, bits=i.right_bits).T, right),)
-        x, widen_x = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand0", True)
-        w, widen_w = self._operand(right, "operand1", True)
+            right = self._room("turned", (i.depth, i.columns), np.int16)
+            move = (moved(self._tile(i.right, i.columns, i.depth, bits=16).T, right),)
+        x, widen = self._operand(self._tile(i.source, i.rows, i.depth, bits=i.in_bits), "operand", True)
         y, narrow = self._result(self._tile(i.target, i.rows, i.columns, bits=i.out_bits), True)
         acc = self._room("sums", (i.columns,), np.int64)
-        yield from (*move, *widen_x, *widen_w)
-        yield _call(matmul, x, i.in_zero, w, i.right_zero, acc, y, *law)
+        yield from (*move, *widen)
+        yield call_of(matmul, x, i.in_zero, right, i.right_zero, acc, y, *law)
         yield from narrow
 
     def _norm(self, i: isa.Norm) -> Calls:
@@ -447,7 +434,7 @@ class Meanings:
         )
         yield from widen
         limits = (i.out_zero, i.low, i.high, self.mode, i.channels)
-        yield _call(wide_normalize if wide else normalize, x, *params, y, *rooms, *start, *limits)
+        yield call_of(wide_normalize if wide else normalize, x, *params, y, *rooms, *start, *limits)
         yield from narrow
 
     def _magnitude(self, i: isa.Magnitude) -> Calls:
@@ -461,9 +448,9 @@ class Meanings:
         for n, zero in enumerate(i.zeros):
             x, widen = self._operand(self._nested(i, n), "operand", wide)
             yield from widen
-            yield _call(accumulate_squares, acc, x, zero, int(n > 0), 0 if n else i.offset)
+            yield call_of(accumulate_squares, acc, x, zero, int(n > 0), 0 if n else i.offset)
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield _call(root, acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(root, acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
         yield from narrow
 
     def _host(self, i: isa.Host) -> Calls:
@@ -479,7 +466,7 @@ class Meanings:
             for r, result in zip(i.writes(), results, strict=True):
                 self.memory[r.space][r.start : r.end] = raw(result)
 
-        yield _call(segment)
+        yield call_of(segment)
 
     def _lookup(self, i: isa.Lookup) -> Calls:
         shape = (i.count // i.tables, i.tables)
@@ -490,14 +477,14 @@ class Meanings:
         if i.in_bits == 8:
             from nnac.kernels import move, wide
 
-            yield _call(move.look_up if i.out_bits == 8 else wide.look_up, x, tables, target)
+            yield call_of(move.look_up if i.out_bits == 8 else wide.look_up, x, tables, target)
             return
         from nnac.kernels.wide import interpolate, interpolate_octaves
 
         half = 1 << i.out_bits - 1
         y, narrow = self._result(target, True)
         kernel = interpolate_octaves if i.octaves else interpolate
-        yield _call(kernel, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
+        yield call_of(kernel, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from narrow
 
     def _softmax(self, i: isa.Softmax) -> Calls:
@@ -512,7 +499,7 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, i.rows, i.length, bits=i.out_bits), wide)
         scale = (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from widen
-        yield _call(softmax, x, self._words(i.table, i.entries), y, *scale)
+        yield call_of(softmax, x, self._words(i.table, i.entries), y, *scale)
         yield from narrow
 
     def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
@@ -533,7 +520,7 @@ class Meanings:
         )
         new = self._shorts(Space.SRAM, i.cell_out, i.batch, i.hidden)
         law = (i.cell_bits, i.coupled, i.peephole_shift, *self._cell_law(i))
-        yield _call(lstm_cell, *operands, new, hidden, self._room("cell", (4, i.hidden), np.int32), *law)
+        yield call_of(lstm_cell, *operands, new, hidden, self._room("cell", (4, i.hidden), np.int32), *law)
         yield from narrow
 
     def _gru(self, i: isa.Gru) -> Calls:
@@ -547,10 +534,10 @@ class Meanings:
             self._shorts(Space.WEIGHTS, i.tables, 2, INTERPOLATION_ENTRIES),
         )
         if i.phase == isa.RESET:
-            yield _call(gru_reset, *operands, hidden, *self._cell_law(i))
+            yield call_of(gru_reset, *operands, hidden, *self._cell_law(i))
         else:
             new = self._shorts(Space.SRAM, i.state_out, i.batch, i.hidden)
-            yield _call(gru_cell, *operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
+            yield call_of(gru_cell, *operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
         yield from narrow
 
     def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
@@ -574,27 +561,3 @@ def _along_a_row(i: isa.Conv) -> isa.Conv:
 def _window(i: isa.Conv | isa.Pool) -> tuple[int, int, int, int, int, int]:
     """Return stride, dilation and padding before, each down, then right."""
     return i.stride_h, i.stride_w, i.dilation_h, i.dilation_w, i.pad_top, i.pad_left
-
-
-def _call(kernel: Any, *arguments: Any) -> Call:
-    """Return a call; numba is not imported before there is one."""
-    from nnac.kernels.calls import Call
-
-    return Call(kernel, arguments)
-
-
-def _moved(source: Array, target: Array) -> Call:
-    """Return the call that copies one array into another of its shape, int8 or int16 each."""
-    from nnac.kernels.move import copy, views
-
-    kernel: Any = copy
-    if max(source.itemsize, target.itemsize) == 2:
-        from nnac.kernels.wide import copies
-
-        kernel = copies[source.itemsize, target.itemsize]
-    return _call(kernel, *views(source, target))
-
-
-def raw(array: Array) -> Array:
-    """Return the bytes of an array in row-major order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
