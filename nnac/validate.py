@@ -446,13 +446,23 @@ class _Stream:
             return self._fill(i)
         if isinstance(i, isa.Host):
             return self._host_problem(i)
-        key = (type(i), *(r for r in i.reads() if r.space == Space.WEIGHTS))
-        if isinstance(i, isa.MatMul) and i.wide and not self.program.target.mac.int16:
-            return NO_INT16
-        if len(key) == 1 or key in self.seen:  # stripes share their constants: one look is enough
+        if isinstance(i, isa.Conv | isa.MatMul) and (problem := self._array_problem(i)):
+            return problem
+        ranges = tuple(r for r in i.reads() if r.space == Space.WEIGHTS)
+        key = (type(i), ranges, (i.in_bits, i.taps, i.groups) if isinstance(i, isa.Conv) else ())
+        if not ranges or key in self.seen:  # stripes share their constants: one look is enough
             return None
         self.seen.add(key)
         return self._unfilled(i) or self._values_problem(i)
+
+    def _array_problem(self, i: isa.Conv | isa.MatMul) -> str | None:
+        """Return what keeps an instruction from the array, or from the emulator's memory, whatever its constants."""
+        if (i.wide if isinstance(i, isa.MatMul) else i.in_bits == 16) and not self.program.target.mac.int16:
+            return NO_INT16
+        scratch = scratch_of(i) if isinstance(i, isa.Conv) else 0
+        if scratch > self.limits.memory_bytes:
+            return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
+        return None
 
     def _fill(self, i: isa.Load) -> str | None:
         """Replay a load; return what is wrong with its bytes."""
@@ -522,11 +532,6 @@ class _Stream:
         return None if legal else "the table of exponentials has illegal entries"
 
     def _conv_problem(self, i: isa.Conv) -> str | None:
-        scratch = scratch_of(i)
-        if i.in_bits == 16 and not self.program.target.mac.int16:
-            return NO_INT16
-        if scratch > self.limits.memory_bytes:
-            return f"needs {scratch:,} bytes of working memory, allowed {self.limits.memory_bytes:,}"
         if i.taps != self._folds(i):
             return f"says that it takes {i.taps} folds of taps, its weights say {self._folds(i)}"
         if not self.looks:

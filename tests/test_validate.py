@@ -401,6 +401,21 @@ def test_a_later_load_counts() -> None:
     validate(with_code(program, undone))
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"in_bits": 16, "in_zero": 0}, "a multiplier is 1,073,741,824, allowed under 2**23"),
+        ({"taps": 5}, "says that it takes 5 folds of taps, its weights say 0"),
+        ({"dilation_h": 60_000, "dilation_w": 60_000}, "needs 288,014,401,540 bytes of working memory"),
+    ],
+)
+def test_constants_are_judged_by_who_reads_them(values: dict[str, Any], words: str) -> None:
+    """A convolution that finds what a legal one has found before it is looked at all the same."""
+    code = legal().instructions
+    second = altered(code[CONV], **values)
+    refuse(with_code(legal(), scheduled((*code[: CONV + 1], second, *code[CONV + 1 :]))), "instruction 7 (Conv)", words)
+
+
 def test_problems_are_collected() -> None:
     """All broken instructions are named, up to a number; the rest is counted."""
     program = legal()
