@@ -173,7 +173,7 @@ class Replay:
         first, channels = joined.convs[0], sum(conv.out_c for conv in joined.convs)
         layer, few = self.machine.layer(first), first.out_h * first.out_w <= FEW
         bytes_of = tuple((self.same[n], *rest) for pieces in joined.sources for piece in pieces for n, *rest in piece)
-        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, layer.x_zero, first.in_bits, few)
+        key = (bytes_of, channels, layer.form, first.in_bits, few)
         if key not in self.filters:
             self.filters[key] = self._packed(joined, layer, few)
         return tuple(self.machine.product(first, channels, self.filters[key]))
