@@ -39,7 +39,7 @@ def test_all_executions_follow_the_law(squares: list[int], pair: tuple[int, int]
     acc = np.array(squares, np.int64)
     assert exact.magnitude(acc, *pair, zero, mode, *limits).tolist() == law
     found = np.empty((1, 1, 1, len(squares)), np.int8 if narrow else np.int16)
-    (elementwise if narrow else wide).root(acc.reshape(found.shape), found, *pair, zero, *limits, int(mode))
+    (elementwise if narrow else wide).root(acc.reshape(found.shape), found, (*pair, zero, *limits, int(mode)))
     assert found.ravel().tolist() == law
 
 
