@@ -393,7 +393,7 @@ class _Stream:
         self.work = 0
         self.buffer = np.zeros(program.used[Space.WEIGHTS], np.uint8)
         self.filled = np.zeros(self.buffer.size, np.bool_)
-        self.unpacked: dict[tuple[int, ...], Array] = {}
+        self.unpacked: dict[tuple[object, ...], Array] = {}
         self.seen: set[tuple[object, ...]] = set()
         self.sure = True
         """All ranges so far were legal, so that order and the weight buffer's contents can be told."""
@@ -485,13 +485,12 @@ class _Stream:
         """Return the bytes that a packed load writes; decoding the same bytes twice costs once."""
         from nnac.weights.packers import unpack
 
-        key = (i.packer, i.table, i.source, i.source_bytes, i.target_bytes)
-        if key not in self.unpacked:
+        if i.content not in self.unpacked:
             out = np.empty(i.target_bytes, np.int8)
             table = self.program.constants[i.table : i.table + i.table_bytes].tobytes()
             unpack(i.packer, table, np.ascontiguousarray(data), out)
-            self.unpacked[key] = out.view(np.uint8)
-        return self.unpacked[key]
+            self.unpacked[i.content] = out.view(np.uint8)
+        return self.unpacked[i.content]
 
     def _unfilled(self, i: AnyInstruction) -> str | None:
         for r in i.reads():

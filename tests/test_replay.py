@@ -15,6 +15,7 @@ from nnac import isa
 from nnac.emulator import Emulator
 from nnac.emulator.meanings import _along_a_row
 from nnac.emulator.replay import Replay
+from nnac.errors import ProgramError
 from nnac.kernels.calls import Together
 from nnac.program import Program
 from nnac.reference import seeded
@@ -147,6 +148,20 @@ def test_a_load_of_other_bytes_shows_in_both_ways() -> None:
     for name in program.outputs:
         np.testing.assert_array_equal(found[name], expected[name])
     assert any((before[name] != Emulator(wrong).run(inputs)[name]).any() for name in program.outputs)
+
+
+def test_a_second_load_may_not_have_another_table() -> None:
+    """The fence decodes the bytes of a table's new length, though it has decoded the same stream before."""
+    program, _ = reloaded()
+    code, known = list(program.instructions), set[int]()
+    for n, load in enumerate(code):
+        if isinstance(load, isa.Load) and load.packer:
+            if load.source in known:
+                code[n] = replace(load, table_bytes=load.table_bytes - 1)
+                break
+            known.add(load.source)
+    with pytest.raises(ProgramError, match="table of packed weights"):
+        validate(replace(program, instructions=tuple(code), loops=()))
 
 
 def test_a_load_that_does_not_wait_shows() -> None:

@@ -46,7 +46,7 @@ class Meanings:
         self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
-        self.decoded: dict[tuple[int, ...], Array] = {}
+        self.decoded: dict[tuple[object, ...], Array] = {}
         self._rooms: dict[str, Array] = {}
         self._right: dict[tuple[int, int], Filters] = {}
         """Room of packed right matrices by columns and depth."""
@@ -97,10 +97,9 @@ class Meanings:
         if not i.packer:
             source = self.signed[Space(i.space)][i.source : i.source + i.source_bytes]
         else:
-            key = (i.packer, i.table, i.source, i.target_bytes)
-            if key not in self.decoded:
-                self.decoded[key] = self.expand(i)
-            source = self.decoded[key]
+            if i.content not in self.decoded:
+                self.decoded[i.content] = self.expand(i)
+            source = self.decoded[i.content]
         yield _moved(source, self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes])
 
     def expand(self, i: isa.Load) -> Array:

@@ -79,13 +79,9 @@ def constants(instruction: AnyInstruction) -> Iterator[Range]:
 
 def same_bytes(instructions: Sequence[AnyInstruction]) -> dict[int, int]:
     """Return, for the index of each Load, the first one that brings the same bytes."""
-    first: dict[tuple[int, ...], int] = {}
-    found = {}
-    for index, load in enumerate(instructions):
-        if isinstance(load, Load):
-            place = (load.space, load.source, load.source_bytes, load.target_bytes, load.packer, load.table)
-            found[index] = first.setdefault((*place, load.table_bytes), index)
-    return found
+    first: dict[tuple[object, ...], int] = {}
+    loads = ((index, load) for index, load in enumerate(instructions) if isinstance(load, Load))
+    return {index: first.setdefault(load.content, index) for index, load in loads}
 
 
 class Machine(Protocol):
