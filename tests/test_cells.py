@@ -30,8 +30,9 @@ from nnac.timing import simulate, work_cycles
 from nnac.types import Array, Quant, TensorType
 from nnac.validate import validate
 from tests.graphs import scheduled
+from tests.test_guarded import SMALL, mutated, run_guarded
 from tests.test_numerics import nearest
-from tests.test_validate import SMALL, altered, mutated, refuse, run_guarded, with_code
+from tests.test_validate import altered, refuse, with_code
 
 Int16 = npt.NDArray[np.int16]
 Rng = np.random.Generator
