@@ -17,7 +17,7 @@ from nnac.frontend import prepare
 from nnac.kernels import elementwise, wide
 from nnac.numerics import ROOT_FRACTION, SQUARES_LIMIT, Rounding
 from nnac.ops import Magnitude, exact
-from tests.test_compiler import net
+from tests.nets import net
 
 SQUARES = st.one_of(
     st.integers(0, SQUARES_LIMIT - 1),

@@ -22,7 +22,7 @@ from nnac.reference import seeded
 from nnac.targets import load_target, with_settings
 from nnac.types import Array
 from nnac.validate import validate
-from tests.test_compiler import net
+from tests.nets import net
 from tests.test_streaming import recurrent
 
 
