@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
+from nnac.kernels.jit import INT, Int8, Int64, inner, integers, kernel, sink, source
 from nnac.kernels.requantize import FLOAT32, SCALE, Scale, float_of, nearest, share
 from nnac.kernels.single import Float32
 
@@ -76,54 +76,43 @@ def max_pool(
                 y[row, column, n] = min(best[n], high)
 
 
-@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 10, SCALE)
-def average_pool(
-    x: Int8,
-    y: Int8,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_top: int,
-    pad_left: int,
-    padded_h: int,
-    padded_w: int,
-    count_include_pad: int,
-    x_zero: int,
-    scale: Scale,
-) -> None:
+Window = tuple[int, int, int, int, int, int, int, int, int]
+"""Windows of averages: rows and columns of one, rows and columns of x from one output to the next, where y[0] starts
+(so many rows above x[0] and columns left of it; negative where the stripe holds rows before its first), rows and
+columns from there to the end of the padded input (windows of ceil mode may reach beyond it; what lies there never
+counts), and whether padding counts in the divisor, as the zeros that it is; else only values of x count."""
+
+
+@inner
+def _span(at: int, kernel: int, stride: int, pad: int, padded: int, extent: int) -> tuple[int, int, int]:
+    """First value of x in a window along one axis, the one behind its last, and how many places count with padding."""
+    start = at * stride - pad
+    return max(start, 0), min(start + kernel, extent), min(kernel, padded - pad - start)
+
+
+@kernel(source(types.int8, 3), sink(types.int8, 3), integers(9), INT, SCALE)
+def average_pool(x: Int8, y: Int8, window: Window, x_zero: int, scale: Scale) -> None:
     """The mean of each window as `numerics.average` defines it: one division, one rounding.
 
     Args:
         x: (H, W, C), the input or a stripe of its rows.
         y: (OH, OW, C), any strides; every window holds at least one value of x.
-        kernel_h: rows of a window.
-        kernel_w: columns of a window.
-        stride_h: rows of x from one output row to the next.
-        stride_w: the same for columns.
-        pad_top: y[0] starts this many rows above x[0]; negative where the stripe holds rows before its first.
-        pad_left: the same for columns.
-        padded_h: rows from where y[0] starts to the end of the padded input: pad_top + H + padding below. Windows of
-            ceil mode may reach beyond it; what lies there never counts.
-        padded_w: the same for columns.
-        count_include_pad: whether padding counts in the divisor, as the zeros that it is; else only values of x count.
+        window: see there.
         x_zero: zero point of x.
         scale: as `requantize.Scale`, of x over y; of rounding FLOAT32 for `float32.average`.
     """
+    kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, padded_h, padded_w, count_pads = window
     total, (multiplier, _, y_zero, low, high, rounding) = np.empty(x.shape[2], np.int64), scale
     for row in range(y.shape[0]):
-        top = row * stride_h - pad_top
-        first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
+        first_h, last_h, tall = _span(row, kernel_h, stride_h, pad_top, padded_h, x.shape[0])
         for column in range(y.shape[1]):
-            left = column * stride_w - pad_left
-            first_w, last_w = max(left, 0), min(left + kernel_w, x.shape[1])
+            first_w, last_w, wide = _span(column, kernel_w, stride_w, pad_left, padded_w, x.shape[1])
             values = (last_h - first_h) * (last_w - first_w)
             total[:] = -x_zero * values
             for h in range(first_h, last_h):
                 for v in range(first_w, last_w):
                     _add(x[h, v], total)
-            padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
-            count = padded if count_include_pad else values
+            count = tall * wide if count_pads else values
             if rounding == FLOAT32:
                 factor = np.float32(float_of(multiplier) / np.float32(count))
                 for n in range(total.size):
@@ -133,19 +122,11 @@ def average_pool(
                     y[row, column, n] = share(total[n], count, scale)
 
 
-@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)
+@kernel(source(types.int8, 3), sink(types.int8, 3), integers(9), *[INT] * 7)
 def average_reals(
     x: Int8,
     y: Int8,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_top: int,
-    pad_left: int,
-    padded_h: int,
-    padded_w: int,
-    count_include_pad: int,
+    window: Window,
     x_zero: int,
     multiplier: int,
     over: int,
@@ -157,8 +138,7 @@ def average_reals(
     """The mean of each window as `float32.window` defines it.
 
     Args:
-        x, y, kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left: as for `average_pool`.
-        padded_h, padded_w, count_include_pad, x_zero: as for `average_pool`.
+        x, y, window, x_zero: as for `average_pool`.
         multiplier: the bits of the float32 scale of x.
         over: of y.
         lift: 128 for uint8, else 0.
@@ -166,20 +146,17 @@ def average_reals(
         low: smallest output.
         high: largest output.
     """
+    kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, padded_h, padded_w, count_pads = window
     total = np.empty(x.shape[2], np.float32)
     for row in range(y.shape[0]):
-        top = row * stride_h - pad_top
-        first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
+        first_h, last_h, tall = _span(row, kernel_h, stride_h, pad_top, padded_h, x.shape[0])
         for column in range(y.shape[1]):
-            left = column * stride_w - pad_left
-            first_w, last_w = max(left, 0), min(left + kernel_w, x.shape[1])
+            first_w, last_w, wide = _span(column, kernel_w, stride_w, pad_left, padded_w, x.shape[1])
             total[:] = 0
             for h in range(first_h, last_h):
                 for v in range(first_w, last_w):
                     _add_reals(x[h, v], x_zero, float_of(multiplier), total)
-            values = (last_h - first_h) * (last_w - first_w)
-            padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
-            count = np.float32(padded if count_include_pad else values)
+            count = np.float32(tall * wide if count_pads else (last_h - first_h) * (last_w - first_w))
             for n in range(total.size):
                 mean = np.float32(np.float32(total[n] / count) / float_of(over))
                 real = np.float32(mean + np.float32(y_zero + lift))

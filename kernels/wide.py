@@ -46,7 +46,7 @@ divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, SCALE)
 extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT, INT)
 choose = also(pairs.choose, *[_OPERAND] * 4, *[source(types.int64, 1)] * 2, _RESULT, INT, ENDING)
 max_pool = also(pool.max_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 10)
-average_pool = also(pool.average_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 10, SCALE)
+average_pool = also(pool.average_pool, source(types.int16, 3), sink(types.int16, 3), integers(9), INT, SCALE)
 softmax = also(rows.softmax, source(types.int16, 2), source(types.int32, 1), sink(types.int16, 2), SCALE)
 
 

@@ -309,7 +309,7 @@ def test_average_pool(rows: Any, columns: Any, after: Any, pads: bool, pair: Any
     padded = (rows[4] + rows[0] + after[0], columns[4] + columns[0] + after[1])
     arguments = [item for axis in zip((*rows[1:3], rows[4]), (*columns[1:3], columns[4]), strict=True) for item in axis]
     x_zero, y_zero, limits, mode = rest
-    average_pool(x, y, *[*arguments, *padded, pads, x_zero], (*pair, y_zero, *limits, mode))
+    average_pool(x, y, (*arguments, *padded, pads), x_zero, (*pair, y_zero, *limits, mode))
     expected = []
     for i, j, n in product(range(rows[5]), range(columns[5]), range(channels)):
         in_h = inside(i * rows[2] - rows[4], rows[1], 1, rows[0])

@@ -123,7 +123,7 @@ def test_average_pool(
     x = values(np.random.default_rng(seed), rows[0], columns[0], 3)
     y = np.empty((rows[5], columns[5], 3), np.int16)
     geometry = [item for axis in zip((*rows[1:3], rows[4]), (*columns[1:3], columns[4]), strict=True) for item in axis]
-    wide.average_pool(x, y, *geometry, 99, 99, 0, 0, (multiplier, shift, 0, *limits, mode))
+    wide.average_pool(x, y, (*geometry, 99, 99, 0), 0, (multiplier, shift, 0, *limits, mode))
     for i, j, n in product(range(rows[5]), range(columns[5]), range(3)):
         in_h = inside(i * rows[2] - rows[4], rows[1], 1, rows[0])
         in_w = inside(j * columns[2] - columns[4], columns[1], 1, columns[0])

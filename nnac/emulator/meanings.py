@@ -262,14 +262,14 @@ class Meanings:
             yield _call(max_pool, x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high)
         else:
             stride_h, stride_w, _, _, *pads = _window(i)
-            place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
+            window = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
             if i.over and not wide:
                 law = (i.multiplier, i.over, float32.lift_of(i.shift), i.out_zero, i.low, i.high)
-                yield _call(average_reals, x, y, *place, i.in_zero, *law)
+                yield _call(average_reals, x, y, window, i.in_zero, *law)
             else:
                 mode = self.mode if wide else self.single_mode
                 scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high, mode)
-                yield _call(average_pool, x, y, *place, i.in_zero, scale)
+                yield _call(average_pool, x, y, window, i.in_zero, scale)
         yield from narrow
 
     def _nested(self, i: isa.Elementwise, index: int) -> Array:
