@@ -305,11 +305,6 @@ def clamp_limits(clamp: tuple[float, float], quant: Quant) -> tuple[int, int]:
     return lowest, max(lowest, highest)
 
 
-def row_bytes(tensor: TensorType, rows: int) -> int:
-    """Return the bytes of one of `rows` equal rows of a tensor."""
-    return tensor.nbytes // rows if rows else 0
-
-
 def collapse(shape: Shape, keep: int) -> Shape:
     """Return `shape` with its leading axes merged so that `keep` axes remain after the first."""
     cut = max(len(shape) - keep, 0)
