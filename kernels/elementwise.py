@@ -1,5 +1,7 @@
 """Sums, products and magnitudes of int8 tensors of four axes; a broadcast operand is a view with strides of zero."""
 
+from typing import Any
+
 import numpy as np
 from numba import types
 
@@ -37,8 +39,8 @@ def accumulate(acc: Int64, x: Int8, zero: int, multiplier: int, more: int) -> No
 
 
 @inner
-def _ended(acc: Int64, y: Int8, ending: Ending) -> None:
-    """`requantize_wide` of a row."""
+def ended(acc: Any, y: Any, ending: Ending) -> None:
+    """`requantize_wide` of a row, or of as much of it as y has."""
     for n in range(y.size):
         y[n] = end(acc[n], ending)
 
@@ -57,9 +59,9 @@ def requantize_wide(acc: Int64, y: Int8, ending: Ending) -> None:
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
                 if fast:
-                    _ended(acc[i, j, k], dense(y[i, j, k]), ending)
+                    ended(acc[i, j, k], dense(y[i, j, k]), ending)
                 else:
-                    _ended(acc[i, j, k], y[i, j, k], ending)
+                    ended(acc[i, j, k], y[i, j, k], ending)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)

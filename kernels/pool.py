@@ -97,7 +97,7 @@ def average_pool(x: Int8, y: Int8, window: Window, x_zero: int, scale: Scale) ->
     Args:
         x: (H, W, C), the input or a stripe of its rows.
         y: (OH, OW, C), any strides; every window holds at least one value of x.
-        window: see there.
+        window: as `Window`.
         x_zero: zero point of x.
         scale: as `requantize.Scale`, of x over y; of rounding FLOAT32 for `float32.average`.
     """

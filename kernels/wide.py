@@ -11,10 +11,11 @@ from nnac.kernels import conv, elementwise, move, pairs, pool
 from nnac.kernels import softmax as rows
 from nnac.kernels.calls import Call
 from nnac.kernels.conv import Filters, Layer
+from nnac.kernels.elementwise import ended
 from nnac.kernels.finish import TIELESS
 from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, also, inner, integers, kernel, sink, source
 from nnac.kernels.lines import dense, is_dense
-from nnac.kernels.requantize import ENDING, SCALE, Ending, end, narrow, rescale
+from nnac.kernels.requantize import ENDING, SCALE, Ending, narrow, rescale
 from nnac.kernels.vectors import RUN, address, fetch_words
 
 Law = tuple[int, int, int, int, int, int]
@@ -85,13 +86,6 @@ def _between_octaves(x: Int16, at: int, tables: Int16, knots: Int32, blends: Int
 
 
 @inner
-def _settle(blends: Int32, y: Int16, ending: Ending) -> None:
-    """Rounds and saturates."""
-    for n in range(y.size):
-        y[n] = end(np.int64(blends[n]), ending)
-
-
-@inner
 def _through(x: Int16, tables: Int16, y: Int16, octaves: bool, ending: Ending) -> None:
     """Each value of a row through the table of its column, or all through the same."""
     knots, blends, fast = np.empty(PART, np.int32), np.empty(PART, np.int32), is_dense(y)
@@ -102,9 +96,9 @@ def _through(x: Int16, tables: Int16, y: Int16, octaves: bool, ending: Ending) -
         else:
             _between(part, first, tables, knots, blends)
         if fast:
-            _settle(blends, dense(made), ending)
+            ended(blends, dense(made), ending)
         else:
-            _settle(blends, made, ending)
+            ended(blends, made, ending)
 
 
 @inner
@@ -180,7 +174,7 @@ def join(high: Int32, low: Int32, offsets: Int64, multiplier: Int32, shift: Int6
         multiplier: (N,) or more, 0 .. 2**23 - 1.
         shift: (N,) or more, 0..62, and TIELESS or not.
         y: (OH, OW, N), N side by side.
-        law: see there; an accumulator has at most 40 bits.
+        law: as `Law`; an accumulator has at most 40 bits.
     """
     for row in range(y.shape[0]):
         for column in range(y.shape[1]):
