@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from examples.weights import codec_table
 from nnac.errors import ProgramError
+from nnac.weights import packers
 from nnac.weights.packers import (
     PACKERS,
     STRIPE,
@@ -28,6 +29,7 @@ from nnac.weights.packers import (
     smallest,
     unpack,
 )
+from nnac.weights.shares import read_shares
 
 Int8 = NDArray[np.int8]
 
@@ -176,6 +178,18 @@ def test_codec_table(row: codec_table.Row) -> None:
         assert one.nbytes <= count + len(one.codec.table) + len(one.stripes)
         parts = [one.codec.unpack(data, STRIPE) for data in one.stripes]
         np.testing.assert_array_equal(np.concatenate(parts), values)
+
+
+@given(SEED, LENGTH)
+@settings(COMMON, max_examples=100)
+def test_entropy_leaves_no_better_choice_out(seed: int, length: int) -> None:
+    """What is known to be no better before it is tried is no better."""
+    counts = np.bincount(weights(seed, length).astype(np.int64) + 128, minlength=256)
+    choices = list(packers._choices(int((counts > 0).sum())))
+    tried = [packers._weigh(counts, packers._share(counts, *choice)) for choice in choices]
+    assert (packers._least(counts, choices) <= np.array(tried)).all()
+    codec = fit(weights(seed, length), Packer.ENTROPY)
+    assert codec is not None and packers._weigh(counts, read_shares(codec.table)) == min(tried)
 
 
 def test_entropy_of_nothing() -> None:

@@ -28,13 +28,14 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnac.errors import ProgramError
 from nnac.kernels import codec as kernels
-from nnac.weights.shares import MAX_BITS, Shares, golomb_order, log2_floor, numbers, read_shares, write_shares
+from nnac.weights.shares import MAX_BITS, Shares, gaps, golomb_order, log2_floor, read_shares, write_shares, written
 
 Int8 = NDArray[np.int8]
 Int16 = NDArray[np.int16]
@@ -483,24 +484,47 @@ def _encoding(palette: Sequence[int], rare: Sequence[int], plain: int) -> tuple[
 def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
     """Try numbers of states and of plain bits: fewest bits for weights, states of stripes and table together.
 
-    Beside the rounding of the shares there is the loss of placing them, which was seen to stay under 4**(6 - R) bits
-    per weight.
+    The most promising choice comes first; those that cannot take fewer bits than the best one are left out.
     """
-    shares = [_share(counts, *choice) for choice in _choices(int((counts > 0).sum()))]
-    return Codec(Packer.ENTROPY, write_shares(min(shares, key=lambda choice: _weigh(counts, choice))))
+    choices, table = list(_choices(int((counts > 0).sum()))), golomb_order(gaps(_present(counts)))[1]
+    least = _least(counts, choices) + table
+    best, found = (inf, 0), Shares(0, 0, (), (), 0)
+    for index in np.argsort(least, kind="stable").tolist():
+        if least[index] > best[0]:
+            break
+        shares = _share(counts, *choices[index])
+        bits = _weigh(counts, shares) + table, index
+        if bits < best:
+            best, found = bits, shares
+    return Codec(Packer.ENTROPY, write_shares(found))
+
+
+def _least(counts: Int64, choices: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+    """Return bits that `_weigh` finds at least by each choice: as if shares were any fractions, and took a bit each."""
+    ascending = np.sort(counts[counts > 0]).astype(np.float64)
+    weights = ascending.sum()
+    alone = ascending * np.log2(weights / ascending) + 1
+    least = np.empty(len(choices))
+    for i, (bits, plain) in enumerate(choices):
+        rare = ascending[: 1 << plain if plain else 0].sum()
+        together = rare * (np.log2(weights / rare) + plain) if plain else 0.0
+        least[i] = alone[1 << plain if plain else 0 :].sum() + together + _overhead(int(weights), bits)
+    return np.asarray(least - weights * 1e-6)  # logarithms in `_weigh` have 20 bits
+
+
+def _overhead(weights: int, bits: int) -> float:
+    """Return bits for the states of stripes, and what placing the shares was seen to lose at most."""
+    return -(-weights // STRIPE) * kernels.LANES * bits + (weights * 4.0 ** (6 - bits) if bits else 0.0)
 
 
 def _weigh(counts: Int64, model: Shares) -> float:
-    """Return about how many bits a tensor with these counts takes."""
-    weights = int(counts.sum())
-    values = np.array(model.values) + 128
-    shares = np.array(model.shares)
-    rare, kept = counts[values[shares == 0]].sum(), counts[values[shares > 0]]
-    logs = int((kept * _logs()[shares[shares > 0]]).sum() + rare * _logs()[model.common])
-    coded = weights * model.bits - logs / _ONE + int(rare) * model.plain
-    spread = weights * 4.0 ** (6 - model.bits) if model.bits else 0.0
-    headers = -(-weights // STRIPE) * kernels.LANES * model.bits
-    return coded + spread + headers + sum(golomb_order(part)[1] for part in numbers(model))
+    """Return about how many bits a tensor with these counts takes, and the shares in its table."""
+    kept, shares = counts[np.array(model.values) + 128], np.array(model.shares)
+    alone = shares > 0
+    rare, weights = int(kept[~alone].sum()), int(counts.sum())
+    logs = int((kept[alone] * _logs()[shares[alone]]).sum() + rare * _logs()[model.common])
+    coded = weights * model.bits - logs / _ONE + rare * model.plain
+    return coded + _overhead(weights, model.bits) + golomb_order(written(model))[1]
 
 
 def _choices(known: int) -> Iterator[tuple[int, int]]:
