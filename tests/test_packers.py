@@ -185,11 +185,12 @@ def test_codec_table(row: codec_table.Row) -> None:
 def test_entropy_leaves_no_better_choice_out(seed: int, length: int) -> None:
     """What is known to be no better before it is tried is no better."""
     counts = np.bincount(weights(seed, length).astype(np.int64) + 128, minlength=256)
-    choices = list(packers._choices(int((counts > 0).sum())))
-    tried = [packers._weigh(counts, packers._share(counts, *choice)) for choice in choices]
-    assert (packers._least(counts, choices) <= np.array(tried)).all()
+    choices, known = list(packers._choices(int((counts > 0).sum()))), packers._present(counts).astype(np.int64)
+    tried = [packers._Division.of(counts[known + 128], *choice) for choice in choices]
+    assert (packers._least(counts, choices) <= [each.weigh() for each in tried]).all()
+    best = min(tried, key=packers._Division.weigh)
     codec = fit(weights(seed, length), Packer.ENTROPY)
-    assert codec is not None and packers._weigh(counts, read_shares(codec.table)) == min(tried)
+    assert codec is not None and read_shares(codec.table) == best.shares(known)
 
 
 def test_entropy_of_nothing() -> None:

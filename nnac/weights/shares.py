@@ -111,16 +111,11 @@ def gaps(values: ArrayLike) -> Int64:
     return np.asarray(ends[1:] - ends[:-1] - 1, np.int64)
 
 
-def written(model: Shares) -> Int64:
-    """Return shares, each less one, as they are written: the common symbol's first."""
-    shares = np.array((model.common, *model.shares))
-    return np.asarray(shares[shares > 0] - 1)
-
-
 def write_shares(model: Shares) -> bytes:
     """Return the table that `read_shares` reads."""
     between = gaps(model.values).tolist()
-    gap_order, share_order = golomb_order(between)[0], golomb_order(written(model))[0]
+    owned = [share - 1 for share in (model.common, *model.shares) if share]
+    gap_order, share_order = golomb_order(between)[0], golomb_order(owned)[0]
     writer = BitWriter()
     for value, width in (model.bits, 4), (model.plain, 4), (len(between) - 1, 8), (gap_order, 4), (share_order, 4):
         writer.put(value, width)
