@@ -97,6 +97,12 @@ class Layer(NamedTuple):
         """One input channel per output channel."""
         return self.depth == 1 and self.group_out == 1
 
+    @property
+    def form(self) -> tuple[int, ...]:
+        """What decides how constants are packed: layers that are alike in this may share them."""
+        place = (self.group_out, self.channel_offset)
+        return (self.taps, self.run, int(self.is_depthwise), *place, self.x_zero, self.rounding)
+
 
 @dataclass(frozen=True, slots=True)
 class Filters:
@@ -462,7 +468,7 @@ def packing(weights: Int8, bias: Int32, multiplier: Int32, shift: Int8, filters:
         multiplier: (N,), >= 0; with `shift` the ratio of scales.
         shift: (N,), 0..62.
         filters: from `empty_filters`.
-        layer: its shape, group_out, channel_offset, x_zero and rounding count.
+        layer: its `form` counts.
     """
     packed = filters.packed.view(np.int32)
     arrays = (weights, bias, multiplier, shift, packed, filters.multipliers, filters.shifts)

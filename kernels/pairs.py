@@ -4,37 +4,25 @@ from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
 from nnac.kernels.lines import dense, is_dense
-from nnac.kernels.requantize import Scale, round_divide, round_shift, saturate
+from nnac.kernels.requantize import ENDING, SCALE, Ending, Scale, end, share
 
 
 @inner
-def _quotients(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, law: Scale) -> None:
+def _quotients(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, scale: Scale) -> None:
     """`divide` of a row."""
-    multiplier, shift, y_zero, low, high, rounding = law
+    low, high = scale[3], scale[4]
     for n in range(y.size):
         above, below = p[n] - p_zero, q[n] - q_zero
         if below < 0:
             above, below = -above, -below
-        share = round_divide(above * multiplier, max(below, 1), shift, rounding)
-        if below == 0:
-            share = low - y_zero if above < 0 else (high - y_zero if above > 0 else 0)
-        y[n] = saturate(share + y_zero, low, high)
+        found = share(above, max(below, 1), scale)
+        if below == 0 and above != 0:
+            found = low if above < 0 else high
+        y[n] = found
 
 
-@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
-def divide(
-    a: Int8,
-    a_zero: int,
-    b: Int8,
-    b_zero: int,
-    y: Int8,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
-) -> None:
+@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), SCALE)
+def divide(a: Int8, a_zero: int, b: Int8, b_zero: int, y: Int8, scale: Scale) -> None:
     """``y = quotient(a - a_zero, b - b_zero)`` as `norms.quotient` defines it.
 
     Args:
@@ -43,21 +31,16 @@ def divide(
         b: the shape of y, any strides; may hold b_zero.
         b_zero: zero point of b.
         y: any shape of four axes, any strides.
-        multiplier: with `shift`, scale of a over scale of b and of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        scale: as `requantize.Scale`, of a over b and y.
     """
-    fast, law = is_dense(a) and is_dense(b) and is_dense(y), (multiplier, shift, y_zero, low, high, rounding)
+    fast = is_dense(a) and is_dense(b) and is_dense(y)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
                 if fast:
-                    _quotients(dense(a[i, j, k]), a_zero, dense(b[i, j, k]), b_zero, dense(y[i, j, k]), law)
+                    _quotients(dense(a[i, j, k]), a_zero, dense(b[i, j, k]), b_zero, dense(y[i, j, k]), scale)
                 else:
-                    _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], law)
+                    _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], scale)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT, INT)
@@ -83,10 +66,9 @@ def extreme(found: Int64, x: Int8, zero: int, multiplier: int, least: int, more:
 
 @inner
 def _choices(
-    a: Int8, b: Int8, yes: Int8, no: Int8, zeros: Int64, multipliers: Int64, y: Int8, law: tuple[int, ...]
+    a: Int8, b: Int8, yes: Int8, no: Int8, zeros: Int64, multipliers: Int64, y: Int8, relation: int, ending: Ending
 ) -> None:
     """`choose` of a row."""
-    shift, y_zero, low, high, rounding, relation = law
     less, equal = relation != 2, relation != 0
     zero_a, zero_b, zero_yes, zero_no = zeros[0], zeros[1], zeros[2], zeros[3]
     scale_a, scale_b, scale_yes, scale_no = multipliers[0], multipliers[1], multipliers[2], multipliers[3]
@@ -94,7 +76,7 @@ def _choices(
         first, second = (a[n] - zero_a) * scale_a, (b[n] - zero_b) * scale_b
         one, other = (yes[n] - zero_yes) * scale_yes, (no[n] - zero_no) * scale_no
         holds = (first < second) & less | (first == second) & equal
-        y[n] = saturate(round_shift(one if holds else other, shift, rounding) + y_zero, low, high)
+        y[n] = end(one if holds else other, ending)
 
 
 @kernel(
@@ -105,7 +87,8 @@ def _choices(
     source(types.int64, 1),
     source(types.int64, 1),
     sink(types.int8, 4),
-    *[INT] * 6,
+    INT,
+    ENDING,
 )
 def choose(
     a: Int8,
@@ -116,11 +99,7 @@ def choose(
     multipliers: Int64,
     y: Int8,
     relation: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    ending: Ending,
 ) -> None:
     """``y = yes if a relation b else no``, as `norms.choose` defines it.
 
@@ -130,17 +109,13 @@ def choose(
         yes: taken where the relation holds.
         no: taken elsewhere.
         zeros: (4,), zero points.
-        multipliers: (4,), of a and b on one common shift, of `yes` and `no` on `shift`.
+        multipliers: (4,), of a and b on one common shift, of `yes` and `no` on that of the ending.
         y: any shape of four axes, any strides.
         relation: as `nnac.norms.LESS` and its neighbours.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        ending: as `requantize.Ending`.
     """
-    law = (shift, y_zero, low, high, rounding, relation)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                _choices(a[i, j, k], b[i, j, k], yes[i, j, k], no[i, j, k], zeros, multipliers, y[i, j, k], law)
+                four = a[i, j, k], b[i, j, k], yes[i, j, k], no[i, j, k]
+                _choices(*four, zeros, multipliers, y[i, j, k], relation, ending)

@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
-from nnac.kernels.requantize import FLOAT32, float_of, nearest, round_divide, saturate
+from nnac.kernels.requantize import FLOAT32, SCALE, Scale, float_of, nearest, share
 from nnac.kernels.single import Float32
 
 
@@ -76,7 +76,7 @@ def max_pool(
                 y[row, column, n] = min(best[n], high)
 
 
-@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)
+@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 10, SCALE)
 def average_pool(
     x: Int8,
     y: Int8,
@@ -90,12 +90,7 @@ def average_pool(
     padded_w: int,
     count_include_pad: int,
     x_zero: int,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    scale: Scale,
 ) -> None:
     """The mean of each window as `numerics.average` defines it: one division, one rounding.
 
@@ -113,14 +108,9 @@ def average_pool(
         padded_w: the same for columns.
         count_include_pad: whether padding counts in the divisor, as the zeros that it is; else only values of x count.
         x_zero: zero point of x.
-        multiplier: with `shift`, the ratio of scales.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`, or FLOAT32 for `float32.average`.
+        scale: as `requantize.Scale`, of x over y; of rounding FLOAT32 for `float32.average`.
     """
-    total = np.empty(x.shape[2], np.int64)
+    total, (multiplier, _, y_zero, low, high, rounding) = np.empty(x.shape[2], np.int64), scale
     for row in range(y.shape[0]):
         top = row * stride_h - pad_top
         first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
@@ -135,13 +125,12 @@ def average_pool(
             padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
             count = padded if count_include_pad else values
             if rounding == FLOAT32:
-                share = np.float32(float_of(multiplier) / np.float32(count))
+                factor = np.float32(float_of(multiplier) / np.float32(count))
                 for n in range(total.size):
-                    y[row, column, n] = nearest(np.float32(np.float32(total[n]) * share), y_zero, low, high)
+                    y[row, column, n] = nearest(np.float32(np.float32(total[n]) * factor), y_zero, low, high)
             else:
                 for n in range(total.size):
-                    mean = round_divide(total[n] * multiplier, count, shift, rounding)
-                    y[row, column, n] = saturate(mean + y_zero, low, high)
+                    y[row, column, n] = share(total[n], count, scale)
 
 
 @kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)

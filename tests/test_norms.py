@@ -87,7 +87,7 @@ def test_quotient(seed: int, bits: int, multiplier: int, shift: int, mode: Round
     za, zb, zy = (zero(rng, bits) for _ in range(3))
     b[0, 0, 0, :2] = zb
     y, run = np.empty(a.shape, a.dtype), pairs.divide if bits == 8 else wide.divide
-    run(a, za, b, zb, y, multiplier, shift, zy, *LIMITS[bits], mode)
+    run(a, za, b, zb, y, (multiplier, shift, zy, *LIMITS[bits], mode))
     above, below = a.astype(np.int64) - za, b.astype(np.int64) - zb
     law = [
         norms.quotient(p, q, multiplier, shift, zy, mode, *LIMITS[bits])
@@ -115,7 +115,7 @@ def test_extreme(seed: int, bits: int, count: int, least: bool, shift: int, mode
         take, finish = wide.extreme, wide.requantize_wide
     for n, (x, z, m) in enumerate(zip(operands, zeros, multipliers, strict=True)):
         take(found, x, z, m, int(least), int(n > 0))
-    finish(found, y, shift, 0, *LIMITS[bits], mode)
+    finish(found, y, (shift, 0, *LIMITS[bits], mode))
     columns = np.stack([x.astype(np.int64).ravel() - z for x, z in zip(operands, zeros, strict=True)], axis=1)
     law = [norms.extreme(row, multipliers, least, shift, 0, mode, *LIMITS[bits]) for row in columns.tolist()]
     assert y.ravel().tolist() == law
@@ -132,7 +132,7 @@ def test_choice(seed: int, bits: int, relation: int, shift: int, mode: Rounding)
     zeros, multipliers = [zero(rng, bits) for _ in operands], [int(m) for m in rng.integers(0, 2**31, 4)]
     zeros[1], multipliers[1] = zeros[0], multipliers[0]
     y, run = np.empty(operands[0].shape, operands[0].dtype), pairs.choose if bits == 8 else wide.choose
-    run(a, b, yes, no, np.array(zeros), np.array(multipliers), y, relation, shift, 0, *LIMITS[bits], mode)
+    run(a, b, yes, no, np.array(zeros), np.array(multipliers), y, relation, (shift, 0, *LIMITS[bits], mode))
     columns = np.stack([x.astype(np.int64).ravel() - z for x, z in zip(operands, zeros, strict=True)], axis=1)
     law = [norms.choose(row, multipliers, relation, shift, 0, mode, *LIMITS[bits]) for row in columns.tolist()]
     assert y.ravel().tolist() == law

@@ -5,7 +5,7 @@ Kernels have no bounds checks; only validated programs may come here (`nnac.vali
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -46,7 +46,7 @@ class Meanings:
         self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
-        self.decoded: dict[tuple[int, ...], Array] = {}
+        self.decoded: dict[tuple[object, ...], Array] = {}
         self._rooms: dict[str, Array] = {}
         self._right: dict[tuple[int, int], Filters] = {}
         """Room of packed right matrices by columns and depth."""
@@ -97,10 +97,9 @@ class Meanings:
         if not i.packer:
             source = self.signed[Space(i.space)][i.source : i.source + i.source_bytes]
         else:
-            key = (i.packer, i.table, i.source, i.target_bytes)
-            if key not in self.decoded:
-                self.decoded[key] = self.expand(i)
-            source = self.decoded[key]
+            if i.content not in self.decoded:
+                self.decoded[i.content] = self.expand(i)
+            source = self.decoded[i.content]
         yield _moved(source, self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes])
 
     def expand(self, i: isa.Load) -> Array:
@@ -241,7 +240,7 @@ class Meanings:
             calls.append(self._product(plane.reshape(shape), made, filters, part))
         y, narrow = self._result(self._pixels(i, channels), True)
         scale = (filters.offsets, filters.multipliers, filters.shifts)
-        return [*calls, _call(join, *sums, *scale, y, *layer[-6:]), *narrow]
+        return [*calls, _call(join, *sums, *scale, y, layer[-6:]), *narrow]
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
@@ -264,13 +263,13 @@ class Meanings:
         else:
             stride_h, stride_w, _, _, *pads = _window(i)
             place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
-            limits = (i.out_zero, i.low, i.high)
             if i.over and not wide:
-                lift = float32.lift_of(i.shift)
-                yield _call(average_reals, x, y, *place, i.in_zero, i.multiplier, i.over, lift, *limits)
+                law = (i.multiplier, i.over, float32.lift_of(i.shift), i.out_zero, i.low, i.high)
+                yield _call(average_reals, x, y, *place, i.in_zero, *law)
             else:
                 mode = self.mode if wide else self.single_mode
-                yield _call(average_pool, x, y, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
+                scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high, mode)
+                yield _call(average_pool, x, y, *place, i.in_zero, scale)
         yield from narrow
 
     def _nested(self, i: isa.Elementwise, index: int) -> Array:
@@ -282,6 +281,10 @@ class Meanings:
         """Return all operands of a loop nest as the kernels of one width take them, and the calls that make them so."""
         found = [self._operand(self._nested(i, n), f"operand{n}", wide) for n in range(len(i.sources))]
         return [x for x, _ in found], [call for _, calls in found for call in calls]
+
+    def _ending(self, i: isa.Elementwise) -> tuple[int, ...]:
+        """Return how results of a loop nest end (`nnac.kernels.requantize.Ending`)."""
+        return i.shift, i.out_zero, i.low, i.high, self.mode
 
     def _sum(self, i: isa.Sum) -> Calls:
         wide = max(*i.bits, i.out_bits) == 16
@@ -295,14 +298,24 @@ class Meanings:
         else:
             from nnac.kernels.elementwise import accumulate, requantize_wide
 
-        acc = self._room("sums", i.shape, np.int64)
-        for n, zero in enumerate(i.zeros):
+        laws = [(zero, i.multipliers[n], int(n > 0)) for n, zero in enumerate(i.zeros)]
+        return self._one_by_one(i, wide, accumulate, laws, (requantize_wide, self._ending(i)))
+
+    def _one_by_one(
+        self,
+        i: isa.Elementwise,
+        wide: bool,
+        take: Any,
+        laws: Sequence[tuple[int, ...]],
+        end: tuple[Any, tuple[int, ...]],
+    ) -> Calls:
+        """Yield the calls that take one operand after the other into wide values, each by its law, and end those."""
+        values, (kernel, ending) = self._room("sums", i.shape, np.int64), end
+        for n, law in enumerate(laws):
             x, widen = self._operand(self._nested(i, n), "operand", wide)
-            yield from widen
-            yield _call(accumulate, acc, x, zero, i.multipliers[n], int(n > 0))
+            yield from (*widen, _call(take, values, x, *law))
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield _call(requantize_wide, acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
-        yield from narrow
+        yield from (_call(kernel, values, y, ending), *narrow)
 
     def _add_float32(self, i: isa.Sum) -> Calls:
         from nnac.kernels.single import fuse_product, round_sum, start
@@ -319,24 +332,16 @@ class Meanings:
 
         (a, b), y = (self._nested(i, n) for n in range(2)), self._tile(i.target, *i.shape)
         first, second = zip(i.zeros, i.multipliers, strict=True)
-        yield _call(add2, a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield _call(add2, a, *first, b, *second, y, self._ending(i))
 
     def _mul(self, i: isa.Mul) -> Calls:
-        wide = max(*i.bits, i.out_bits) == 16
-        if self.law.mode == Rounding.ONNX and not wide:
-            yield self._multiply_float32(i)
-            return
-        if wide:
-            from nnac.kernels.wide import multiply
-        else:
-            from nnac.kernels.elementwise import multiply
+        from nnac.kernels import elementwise, wide
 
-        (a, b), widen = self._operands(i, wide)
-        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield from widen
-        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield _call(multiply, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
-        yield from narrow
+        if max(*i.bits, i.out_bits) == 16:
+            return self._pair(i, wide.multiply)
+        if self.law.mode == Rounding.ONNX:
+            return iter([self._multiply_float32(i)])
+        return self._pair(i, elementwise.multiply)
 
     def _multiply_float32(self, i: isa.Mul) -> Call:
         from nnac.kernels.single import multiply
@@ -346,17 +351,16 @@ class Meanings:
         return _call(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
 
     def _div(self, i: isa.Div) -> Calls:
-        wide = max(*i.bits, i.out_bits) == 16
-        if wide:
-            from nnac.kernels.wide import divide
-        else:
-            from nnac.kernels.pairs import divide
+        from nnac.kernels import pairs, wide
 
+        return self._pair(i, wide.divide if max(*i.bits, i.out_bits) == 16 else pairs.divide)
+
+    def _pair(self, i: isa.Mul | isa.Div, kernel: Any) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
         (a, b), widen = self._operands(i, wide)
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from widen
-        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield _call(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield _call(kernel, a, i.zeros[0], b, i.zeros[1], y, (i.multiplier, *self._ending(i)))
         yield from narrow
 
     def _extreme(self, i: isa.Extreme) -> Calls:
@@ -367,14 +371,8 @@ class Meanings:
             from nnac.kernels.elementwise import requantize_wide
             from nnac.kernels.pairs import extreme
 
-        found = self._room("sums", i.shape, np.int64)
-        for n, zero in enumerate(i.zeros):
-            x, widen = self._operand(self._nested(i, n), "operand", wide)
-            yield from widen
-            yield _call(extreme, found, x, zero, i.multipliers[n], i.least, int(n > 0))
-        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield _call(requantize_wide, found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
-        yield from narrow
+        laws = [(zero, i.multipliers[n], i.least, int(n > 0)) for n, zero in enumerate(i.zeros)]
+        return self._one_by_one(i, wide, extreme, laws, (requantize_wide, self._ending(i)))
 
     def _select(self, i: isa.Select) -> Calls:
         wide = max(*i.bits, i.out_bits) == 16
@@ -387,7 +385,7 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from widen
         scales = (np.array(i.zeros, np.int64), np.array(i.multipliers, np.int64))
-        yield _call(choose, *operands, *scales, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield _call(choose, *operands, *scales, y, i.relation, self._ending(i))
         yield from narrow
 
     def _matmul(self, i: isa.MatMul) -> Calls:
@@ -454,14 +452,8 @@ class Meanings:
         else:
             from nnac.kernels.elementwise import accumulate_squares, root
 
-        acc = self._room("sums", i.shape, np.int64)
-        for n, zero in enumerate(i.zeros):
-            x, widen = self._operand(self._nested(i, n), "operand", wide)
-            yield from widen
-            yield _call(accumulate_squares, acc, x, zero, int(n > 0), 0 if n else i.offset)
-        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield _call(root, acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
-        yield from narrow
+        laws = [(zero, int(n > 0), 0 if n else i.offset) for n, zero in enumerate(i.zeros)]
+        return self._one_by_one(i, wide, accumulate_squares, laws, (root, (i.multiplier, *self._ending(i))))
 
     def _host(self, i: isa.Host) -> Calls:
         from nnac.segment import execute
@@ -494,7 +486,7 @@ class Meanings:
         half = 1 << i.out_bits - 1
         y, narrow = self._result(target, True)
         kernel = interpolate_octaves if i.octaves else interpolate
-        yield _call(kernel, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
+        yield _call(kernel, x, tables, y, (i.shift, i.out_zero, -half, half - 1, self.mode))
         yield from narrow
 
     def _softmax(self, i: isa.Softmax) -> Calls:
@@ -509,7 +501,7 @@ class Meanings:
         y, narrow = self._result(self._tile(i.target, i.rows, i.length, bits=i.out_bits), wide)
         scale = (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from widen
-        yield _call(softmax, x, self._words(i.table, i.entries), y, *scale)
+        yield _call(softmax, x, self._words(i.table, i.entries), y, scale)
         yield from narrow
 
     def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
@@ -550,10 +542,10 @@ class Meanings:
             yield _call(gru_cell, *operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
         yield from narrow
 
-    def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
+    def _cell_law(self, i: isa.Cell) -> tuple[int, tuple[int, ...]]:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
         half = 1 << (i.out_bits - 1)
-        return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
+        return i.clip, (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
 
 
 def _along_a_row(i: isa.Conv) -> isa.Conv:
