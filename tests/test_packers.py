@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from examples.weights import codec_table
 from nnac.errors import ProgramError
-from nnac.weights import packers
+from nnac.weights import states
 from nnac.weights.packers import (
     PACKERS,
     STRIPE,
@@ -184,11 +184,13 @@ def test_codec_table(row: codec_table.Row) -> None:
 @settings(COMMON, max_examples=100)
 def test_entropy_leaves_no_better_choice_out(seed: int, length: int) -> None:
     """What is known to be no better before it is tried is no better."""
-    counts = np.bincount(weights(seed, length).astype(np.int64) + 128, minlength=256)
-    choices, known = list(packers._choices(int((counts > 0).sum()))), packers._present(counts).astype(np.int64)
-    tried = [packers._Division.of(counts[known + 128], *choice) for choice in choices]
-    assert (packers._least(counts, choices) <= [each.weigh() for each in tried]).all()
-    best = min(tried, key=packers._Division.weigh)
+    known, counts = np.unique(weights(seed, length).astype(np.int64), return_counts=True)
+    if not known.size:
+        known, counts = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    choices = list(states.choices_for(int((counts > 0).sum())))
+    tried = [states.Division.of(counts, *choice) for choice in choices]
+    assert (states.least(counts, choices, STRIPE) <= [each.weigh(STRIPE) for each in tried]).all()
+    best = min(tried, key=lambda each: each.weigh(STRIPE))
     codec = fit(weights(seed, length), Packer.ENTROPY)
     assert codec is not None and read_shares(codec.table) == best.shares(known)
 

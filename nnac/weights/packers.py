@@ -25,17 +25,17 @@ follow. What is unused of the last byte is zero. A stripe thus never takes more 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnac.errors import ProgramError
 from nnac.kernels import codec as kernels
-from nnac.weights.shares import MAX_BITS, Shares, gaps, golomb_order, log2_floor, read_shares, write_shares
+from nnac.weights.shares import log2_floor, read_shares, write_shares
+from nnac.weights.states import share_out
 
 Int8 = NDArray[np.int8]
 Int16 = NDArray[np.int16]
@@ -48,7 +48,6 @@ STRIPE = 16384
 
 _STORED, _PACKED = b"\0", b"\1"
 _MAX_PALETTE = 128
-_ONE = 1 << 20  # fixed point of logarithms
 
 
 class Packer(IntEnum):
@@ -482,95 +481,8 @@ def _encoding(palette: Sequence[int], rare: Sequence[int], plain: int) -> tuple[
 
 
 def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
-    """Try numbers of states and of plain bits: fewest bits for weights, states of stripes and table together.
-
-    The most promising choice comes first; those that cannot take fewer bits than the best one are left out.
-    """
-    choices, known = list(_choices(int((counts > 0).sum()))), _present(counts).astype(np.int64)
-    table = golomb_order(gaps(known))[1]
-    least = _least(counts, choices) + table
-    best, found = (inf, 0), _Division.of(counts[known + 128], *choices[0])
-    for index in np.argsort(least, kind="stable").tolist():
-        if least[index] > best[0]:
-            break
-        division = _Division.of(counts[known + 128], *choices[index])
-        bits = division.weigh() + table, index
-        if bits < best:
-            best, found = bits, division
-    return Codec(Packer.ENTROPY, write_shares(found.shares(known)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Division:
-    """How `1 << bits` states are shared out over values, with the 2**plain rarest behind a common symbol.
-
-    Attributes:
-        kept: indices of the values with states of their own, ascending.
-        counts: how often these occur, then the common symbol, if there is one; found: their states.
-    """
-
-    bits: int
-    plain: int
-    kept: Int64
-    counts: Int64
-    found: Int64
-
-    @classmethod
-    def of(cls, counts: Int64, bits: int, plain: int) -> _Division:
-        """Return the best one for values, at least one, that occur `counts` times."""
-        by_count, rare = np.argsort(counts, kind="stable"), 1 << plain if plain else 0
-        kept = np.sort(by_count[rare:])
-        tally = np.append(counts[kept], counts[by_count[:rare]].sum() if plain else counts[:0])
-        found = np.zeros(tally.size, np.int64)
-        kernels.share_states(np.maximum(tally, 1), _logs(), 1 << bits, found)
-        return cls(bits, plain, kept, tally, found)
-
-    def weigh(self) -> float:
-        """Return about how many bits a tensor takes, and the states in its table."""
-        weights, rare = int(self.counts.sum()), int(self.counts[-1]) if self.plain else 0
-        coded = weights * self.bits - int((self.counts * _logs()[self.found]).sum()) / _ONE + rare * self.plain
-        return coded + _overhead(weights, self.bits) + golomb_order(self.found - 1)[1]
-
-    def shares(self, values: Int64) -> Shares:
-        """Return what a table says about these values."""
-        shares = np.zeros(values.size, np.int64)
-        shares[self.kept] = self.found[: self.kept.size]
-        common = int(self.found[-1]) if self.plain else 0
-        return Shares(self.bits, self.plain, tuple(values.tolist()), tuple(shares.tolist()), common)
-
-
-def _least(counts: Int64, choices: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-    """Return bits that each choice weighs at least: as if shares were any fractions, and took a bit each."""
-    ascending = np.sort(counts[counts > 0]).astype(np.float64)
-    weights = ascending.sum()
-    alone = ascending * np.log2(weights / ascending) + 1
-    least = np.empty(len(choices))
-    for i, (bits, plain) in enumerate(choices):
-        rare = ascending[: 1 << plain if plain else 0].sum()
-        together = rare * (np.log2(weights / rare) + plain) if plain else 0.0
-        least[i] = alone[1 << plain if plain else 0 :].sum() + together + _overhead(int(weights), bits)
-    return np.asarray(least - weights * 1e-6)  # its logarithms have 20 bits
-
-
-def _overhead(weights: int, bits: int) -> float:
-    """Return bits for the states of stripes, and what placing the shares was seen to lose at most."""
-    return -(-weights // STRIPE) * kernels.LANES * bits + (weights * 4.0 ** (6 - bits) if bits else 0.0)
-
-
-def _choices(known: int) -> Iterator[tuple[int, int]]:
-    """Yield (bits of a state, plain bits) that can represent this many values."""
-    for bits in (0, 8, 10, 11, 12):
-        for plain in range(9):
-            rare = 1 << plain if plain else 0
-            if rare <= max(known, 1) and max(known, 1) - rare + bool(rare) <= 1 << bits:
-                yield bits, plain
-
-
-@functools.cache
-def _logs() -> Int64:
-    """Return fixed-point log2 of 1..4096, at their place; integers, so that no machine rounds another way."""
-    logs = np.log2(np.maximum(np.arange((1 << MAX_BITS) + 1), 1))
-    return np.asarray(np.rint(logs * _ONE), np.int64)
+    present = _present(counts).astype(np.int64)
+    return Codec(Packer.ENTROPY, write_shares(share_out(present, counts[present + 128], STRIPE)))
 
 
 def _pack_entropy(table: bytes, values: Int8, counts: Int64) -> bytes | None:
