@@ -124,11 +124,6 @@ ROWS: Final[Mapping[str, Row]] = {
     "deep-qat8": Row("4 x 512, 8-bit QAT", "deep", rules=on_all(int8)),
     "deep-emu8": Row("4 x 512, 8-bit, accelerator emulated", "deep", DEVICE),
     "deep-gq5": Row("4 x 512, GQ 5-bit", "deep", rules=gq(5)),
-    "deep-csp75-gq5": Row(
-        "4 x 512, CSP 75 % + GQ 5-bit",
-        "deep",
-        rules=on_all(lambda w: [CSP(w, 0.75, strength=0.003), GQ(w, 5, zero=True)]),
-    ),
 }
 
 if __name__ == "__main__":

@@ -168,15 +168,15 @@ FIGURES: Final = (
         for size, prefix in SIZES.items()
         for other, row in (("PTQ", "ptq8"), ("QAT", "qat8"))
     ),
-    *(
-        Figure(f"4 x 512 on nna8, {title} below 8-bit QAT", paper, f"deep-{row}", "deep-qat8", path)
-        for row, kind in (("gq5", "GQ 5-bit"), ("csp75-gq5", "CSP 75 % + GQ 5-bit"))
-        for title, paper, path in (
-            (f"{kind}: footprint", "30.73 %" if row == "gq5" else "further", (FAST, "footprint_bytes")),
-            (f"{kind}: P90 latency", "31.30 or 31.75 %" if row == "gq5" else "further", (FAST, "latency_ms", "90")),
-            (f"{kind}: WER", "about 0", WER),
-        )
+    Figure("4 x 512, GQ 5-bit: footprint below 8-bit QAT", "30.73 %", "deep-gq5", "deep-qat8", (FAST, *FOOTPRINT[1:])),
+    Figure(
+        "4 x 512, GQ 5-bit: P90 latency below 8-bit QAT, nna8",
+        "31.30 or 31.75 %",
+        "deep-gq5",
+        "deep-qat8",
+        (FAST, *LATENCY[1:]),
     ),
+    Figure("4 x 512, GQ 5-bit: WER below 8-bit QAT", "about 0", "deep-gq5", "deep-qat8", WER),
     Figure(
         "4 x 512, emulated: engine latency below the same with fragile operators on the host, nna8",
         "5 to 7 %",
