@@ -7,6 +7,7 @@ of rows, contiguous in memory.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -297,6 +298,7 @@ class Op(ABC):
         """Return a random legal use, extremes included."""
 
 
+@functools.lru_cache(maxsize=1024)
 def clamp_limits(clamp: tuple[float, float], quant: Quant) -> tuple[int, int]:
     """Return the integer limits that a real-valued clamp means under `quant`."""
     low, high = clamp
