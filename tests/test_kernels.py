@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from llvmlite import binding, ir  # type: ignore[import-untyped, unused-ignore]
 
 from nnac import kernels, numerics
-from nnac.kernels import conv, machine
+from nnac.kernels import conv, machine, products
 from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
 from nnac.kernels.panels import room
 from nnac.kernels.pool import average_pool, max_pool
@@ -71,12 +71,12 @@ def conv2d(x: Int8, w: Int8, bias: Any, multiplier: Any, shift: Any, y: Any, *re
     read[...] = x
     filters, weights = conv.empty_filters(len(w), layer), np.ascontiguousarray(w).reshape(len(w), -1)
     conv.packing(weights, bias, multiplier, shift, filters, layer).run()
-    workspace = room(conv.workspace_bytes(layer, y.shape))
-    conv.product(read, filters, y, workspace, layer).run()
+    workspace = room(products.workspace_bytes(layer, y.shape))
+    products.product(read, filters, y, workspace, layer).run()
     alone = layer.group_out >= layer.channel_offset + len(w) and not layer.is_depthwise
     if alone and conv.is_narrow(weights):
         again = y.copy()
-        conv.product(read, conv.narrowed(weights, bias, filters, layer), again, workspace, layer).run()
+        products.product(read, conv.narrowed(weights, bias, filters, layer), again, workspace, layer).run()
         np.testing.assert_array_equal(again, y)
 
 

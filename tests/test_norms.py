@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import norms
-from nnac.kernels import conv, elementwise, matmul, pairs, wide
+from nnac.kernels import conv, elementwise, matmul, pairs, products, wide
 from nnac.kernels.norm import normalize, wide_normalize
 from nnac.kernels.panels import room
 from nnac.numerics import Rounding
@@ -44,7 +44,7 @@ def multiplied(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int
     left[:, 0] = x
     conv.packing(np.ascontiguousarray(w.T), zeros, zeros, zeros.astype(np.int8), filters, layer).run()
     made, again = np.empty(sums, np.int32)[:, :, :n], np.empty(y.shape, np.int16)
-    conv.product(left, filters, made, room(conv.workspace_bytes(layer, made.shape)), layer).run()
+    products.product(left, filters, made, room(products.workspace_bytes(layer, made.shape)), layer).run()
     matmul.end(x, x_zero, w_zero, made[:, 0], y, *law)
     matmul.end_wide(x, x_zero, w_zero, made[:, 0], again, *law)
     np.testing.assert_array_equal(again, y)

@@ -194,7 +194,7 @@ def layers(rng: np.random.Generator) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("weights", [None, "4"])
 def test_threads_change_no_bit(weights: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnac.kernels.conv.WORTH", 1)
+    monkeypatch.setattr("nnac.kernels.products.WORTH", 1)
     model = nnac.compile(layers(np.random.default_rng(4)), "nna8", "random", weights=weights)
     inputs = seeded({name: model.program.tensor(name).type for name in model.program.inputs}, 1)
     alone = Emulator(model.program).trace(inputs)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import numerics
-from nnac.kernels import conv, machine, wide
+from nnac.kernels import conv, machine, products, wide
 from nnac.kernels.panels import room
 from nnac.numerics import Rounding
 from tests.test_kernels import DENSE, DEPTHWISE, GROUPED, MODE, SEED, SHAPE4, STEP, convolutions, inside, windows
@@ -42,10 +42,10 @@ def conv2d(x: Int16, w: Any, bias: Any, multiplier: Any, shift: Any, y: Int16, *
     for call in wide.packing(weights, bias, multiplier, shift, filters, layer):
         call.run()
     wide.split(np.ascontiguousarray(x).reshape(-1), *planes)
-    workspace, sums = room(conv.workspace_bytes(layer, y.shape)), []
+    workspace, sums = room(products.workspace_bytes(layer, y.shape)), []
     for plane, part in zip(planes, wide.planed(layer), strict=True):
         sums.append(np.empty(wide.sums_room(y.shape), np.int32)[:, :, : len(w)])
-        conv.product(plane.reshape(x.shape), filters, sums[-1], workspace, part).run()
+        products.product(plane.reshape(x.shape), filters, sums[-1], workspace, part).run()
     wide.join(*sums, filters.offsets, filters.multipliers, filters.shifts, y, layer[-6:])
 
 

@@ -218,7 +218,7 @@ class Meanings:
 
     def _product(self, x: Array, y: Array, filters: Filters, layer: Layer) -> Call | Together:
         from nnac.kernels.calls import Together
-        from nnac.kernels.conv import product, split, workspace_bytes
+        from nnac.kernels.products import product, split, workspace_bytes
 
         calls = []
         for n, part in enumerate(split(filters, y, layer, self.threads)):
