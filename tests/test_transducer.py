@@ -464,3 +464,10 @@ def test_the_picture_of_results() -> None:
     assert dots[0][0] == dots[1][0] < dots[2][0] and float(dots[0][1]) < float(dots[1][1])
     assert float(names[1][1]) - float(names[0][1]) >= picture.LINE
     assert "<circle" not in picture.picture({"kB": {}})
+
+
+def test_no_errors_at_all_lie_at_the_bottom() -> None:
+    """A logarithmic axis has no zero."""
+    drawn = picture.picture({"kB": {"gq5": (100, [0, 0]), "qat8": (200, [5, 6])}})
+    heights = [float(y) for y in re.findall(r'<circle cx=".*?" cy="(.*?)"', drawn)]
+    assert max(heights) == picture.SIDE - picture.EDGE > min(heights)
