@@ -2,8 +2,8 @@
 
 A call is a kernel with its arguments. `Prepared` keeps, per call, the address of the kernel's machine code and the
 words of its arguments: an array is what numba hands over for it (two empty pointers, elements, bytes of an element,
-address, shape, strides), an integer is itself. One compiled loop goes through them; where calls may run at once
-(`Together`), it shares them among numba's threads.
+address, shape, strides), an integer is itself, a tuple its integers. One compiled loop goes through them; where calls
+may run at once (`Together`), it shares them among numba's threads.
 """
 
 import functools
@@ -26,7 +26,8 @@ from nnac.kernels.vectors import LONG, WORD, address, call_address, load
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A kernel and what it gets: arrays, which the call keeps alive, and integers; or a function of Python's."""
+    """A kernel and what it gets: arrays, which the call keeps alive, integers and tuples of them; or a function of
+    Python's."""
 
     kernel: Any
     arguments: tuple[Any, ...]
@@ -127,6 +128,8 @@ def _is_compiled(call: Call | Together) -> bool:
 
 def _words(value: Any) -> tuple[int, ...]:
     """Return an argument as numba's compiled functions take it, in words of 64 bits."""
+    if isinstance(value, tuple):
+        return tuple(map(int, value))
     if not isinstance(value, np.ndarray):
         return (int(value),)
     return (0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides)

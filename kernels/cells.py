@@ -3,14 +3,14 @@
 No intermediate leaves int64: with |values| up to 2**15, a peephole's sum stays under 2**(17 + 30), a new cell's under
 2**(31 + 15) + 2**30, and what is rescaled is at most 2**30 times a multiplier under 2**31. A state may be updated in
 place: each unit reads its old value before it writes the new one. Hidden values are written as int16 whatever their
-width; `low` and `high` bound them.
+width; the scale's limits bound them.
 """
 
 import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int16, Int32, Integer, inner, kernel, sink, source
-from nnac.kernels.requantize import HALF_EVEN, HALF_UP, ONNX, round_shift, saturate
+from nnac.kernels.requantize import HALF_EVEN, HALF_UP, ONNX, SCALE, Scale, rescale, round_shift, saturate
 from nnac.kernels.vectors import address, fetch_words
 
 _SOURCE, _SINK = source(types.int16, 2), sink(types.int16, 2, "C")
@@ -25,14 +25,6 @@ def _gate(
     """`nnac.cells.gate`."""
     total = ((np.int64(x) + r) << shift) + np.int64(weight) * cell
     return saturate(round_shift(total, shift, rounding), -limit, limit)
-
-
-@inner
-def _rescale(
-    value: Integer, multiplier: Integer, shift: Integer, zero: Integer, low: Integer, high: Integer, rounding: Integer
-) -> Integer:
-    """`numerics.rescale`."""
-    return saturate(round_shift(value * multiplier, shift, rounding) + zero, low, high)
 
 
 @inner
@@ -70,7 +62,7 @@ def _through(values: Int32, table: Int16, rounding: int, knots: Int32) -> None:
         values[n] = np.int32(blend + 64 - falls) >> 7
 
 
-@kernel(*[_SOURCE] * 5, *[_SINK] * 2, sink(types.int32, 2, "C"), *[INT] * 10)
+@kernel(*[_SOURCE] * 5, *[_SINK] * 2, sink(types.int32, 2, "C"), *[INT] * 4, SCALE)
 def lstm_cell(
     x: Int16,
     r: Int16,
@@ -84,12 +76,7 @@ def lstm_cell(
     coupled: int,
     peephole_shift: int,
     limit: int,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    scale: Scale,
 ) -> None:
     """One step of an LSTM, `nnac.cells.lstm_cell` and `numerics.rescale` for each unit.
 
@@ -106,14 +93,9 @@ def lstm_cell(
         coupled: 1 where the forget gate is one minus the input gate.
         peephole_shift: 0..30.
         limit: of the gates' pre-activations, 1..32767.
-        multiplier: with `shift`, 2**-30 over the scale of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        scale: as `requantize.Scale`, of 2**-30 over y.
     """
-    lift, hidden, k = max(0, 12 - cell_bits), cell.shape[1], peephole_shift
+    lift, hidden, k, rounding = max(0, 12 - cell_bits), cell.shape[1], peephole_shift, scale[5]
     entry, kept, candidate, knots = work[0], work[1], work[2], work[3]
     for b in range(cell.shape[0]):
         old, new, h = cell[b], cell_out[b], hidden
@@ -139,10 +121,10 @@ def lstm_cell(
         _through(shown, functions[2], rounding, knots)
         for n in range(hidden):
             value = np.int64(leave[n]) * shown[n]
-            y[b, n] = _rescale(value, multiplier, shift, y_zero, low, high, rounding)
+            y[b, n] = rescale(value, scale)
 
 
-@kernel(*[_SOURCE] * 4, _SINK, *[INT] * 7)
+@kernel(*[_SOURCE] * 4, _SINK, INT, SCALE)
 def gru_reset(
     x: Int16,
     r: Int16,
@@ -150,12 +132,7 @@ def gru_reset(
     functions: Int16,
     y: Int16,
     limit: int,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    scale: Scale,
 ) -> None:
     """The state behind the reset gate, `nnac.cells.gru_reset` and `numerics.rescale` for each unit.
 
@@ -166,24 +143,19 @@ def gru_reset(
         functions: (2, 513), tables f, g.
         y: (batch, hidden).
         limit: of the gates' pre-activations, 1..32767.
-        multiplier: with `shift`, 2**-30 over the scale of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        scale: as `requantize.Scale`, of 2**-30 over y.
     """
-    hidden = state.shape[1]
+    hidden, rounding = state.shape[1], scale[5]
     reset, knots = np.empty(hidden, np.int32), np.empty(hidden, np.int32)
     for b in range(state.shape[0]):
         _sums(x[b, hidden : 2 * hidden], r[b, hidden : 2 * hidden], limit, reset)
         _through(reset, functions[0], rounding, knots)
         for n in range(hidden):
             value = np.int64(reset[n]) * state[b, n]
-            y[b, n] = _rescale(value, multiplier, shift, y_zero, low, high, rounding)
+            y[b, n] = rescale(value, scale)
 
 
-@kernel(*[_SOURCE] * 4, *[_SINK] * 2, *[INT] * 8)
+@kernel(*[_SOURCE] * 4, *[_SINK] * 2, INT, INT, SCALE)
 def gru_cell(
     x: Int16,
     r: Int16,
@@ -193,12 +165,7 @@ def gru_cell(
     y: Int16,
     after: int,
     limit: int,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    scale: Scale,
 ) -> None:
     """One step of a GRU, `nnac.cells.gru_cell` and `numerics.rescale` for each unit.
 
@@ -211,14 +178,9 @@ def gru_cell(
         y: (batch, hidden), the hidden values.
         after: 1 where the reset gate acts on r, 0 where r has seen it.
         limit: of the gates' pre-activations, 1..32767.
-        multiplier: with `shift`, 2**-30 over the scale of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        scale: as `requantize.Scale`, of 2**-30 over y.
     """
-    hidden = state.shape[1]
+    hidden, rounding = state.shape[1], scale[5]
     work = np.empty((3, hidden), np.int32)
     update, candidate, knots = work[0], work[1], work[2]
     for b in range(state.shape[0]):
@@ -240,4 +202,4 @@ def gru_cell(
             update[n] = saturate(round_shift(mixed, 15, rounding), _LOW, _HIGH)
         for n in range(hidden):  # apart, as in `lstm_cell`
             state_out[b, n] = update[n]
-            y[b, n] = _rescale(np.int64(update[n]) << 15, multiplier, shift, y_zero, low, high, rounding)
+            y[b, n] = rescale(np.int64(update[n]) << 15, scale)

@@ -1,11 +1,13 @@
 """Sums, products and magnitudes of int8 tensors of four axes; a broadcast operand is a view with strides of zero."""
 
+from typing import Any
+
 import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
 from nnac.kernels.lines import dense, is_dense
-from nnac.kernels.requantize import TFLITE, Scale, lift, round_shift, saturate, scale_once, scale_twice
+from nnac.kernels.requantize import ENDING, SCALE, Ending, Scale, end, lifted, requantize
 
 
 @inner
@@ -37,34 +39,29 @@ def accumulate(acc: Int64, x: Int8, zero: int, multiplier: int, more: int) -> No
 
 
 @inner
-def _shifted(acc: Int64, y: Int8, scale: Scale) -> None:
-    """`requantize_wide` of a row."""
-    _, shift, y_zero, low, high, rounding = scale
+def ended(acc: Any, y: Any, ending: Ending) -> None:
+    """`requantize_wide` of a row, or of as much of it as y has."""
     for n in range(y.size):
-        y[n] = saturate(round_shift(acc[n], shift, rounding) + y_zero, low, high)
+        y[n] = end(acc[n], ending)
 
 
-@kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 5)
-def requantize_wide(acc: Int64, y: Int8, shift: int, y_zero: int, low: int, high: int, rounding: int) -> None:
+@kernel(source(types.int64, 4), sink(types.int8, 4), ENDING)
+def requantize_wide(acc: Int64, y: Int8, ending: Ending) -> None:
     """``y = saturate(round_shift(acc, shift) + y_zero)``: ends a wide sum.
 
     Args:
         acc: any shape of four axes, |acc| within 2**62.
         y: the same shape, any strides.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        ending: as `requantize.Ending`.
     """
-    fast, scale = is_dense(y), (1, shift, y_zero, low, high, rounding)
+    fast = is_dense(y)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
                 if fast:
-                    _shifted(acc[i, j, k], dense(y[i, j, k]), scale)
+                    ended(acc[i, j, k], dense(y[i, j, k]), ending)
                 else:
-                    _shifted(acc[i, j, k], y[i, j, k], scale)
+                    ended(acc[i, j, k], y[i, j, k], ending)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT)
@@ -86,21 +83,16 @@ def accumulate_squares(acc: Int64, x: Int8, zero: int, more: int, offset: int) -
                     acc[i, j, k, n] = acc[i, j, k, n] * more + value * value + offset
 
 
-@kernel(source(types.int64, 4), sink(types.int8, 4), *[INT] * 6)
-def root(acc: Int64, y: Int8, multiplier: int, shift: int, y_zero: int, low: int, high: int, rounding: int) -> None:
+@kernel(source(types.int64, 4), sink(types.int8, 4), SCALE)
+def root(acc: Int64, y: Int8, scale: Scale) -> None:
     """Ends a magnitude: `numerics.magnitude` of sums of squares.
 
     Args:
         acc: any shape of four axes, 0 <= acc < 2**35.
         y: the same shape, any strides.
-        multiplier: with `shift`, scale of the operands over scale of y and 2**13.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`.
+        scale: as `requantize.Scale`, of the operands over y and 2**13.
     """
-    multiplier, shift = lift(multiplier, shift, rounding)
+    scale = lifted(scale)
     for i in range(acc.shape[0]):
         for j in range(acc.shape[1]):
             for k in range(acc.shape[2]):
@@ -109,14 +101,10 @@ def root(acc: Int64, y: Int8, multiplier: int, shift: int, y_zero: int, low: int
                     found = np.int64(np.sqrt(np.float64(total)))
                     found -= np.int64(found * found > total)
                     found += np.int64((found + 1) * (found + 1) <= total)
-                    if rounding == TFLITE:
-                        scaled = scale_twice(found, multiplier, shift)
-                    else:
-                        scaled = scale_once(found, multiplier, shift, rounding)
-                    y[i, j, k, n] = saturate(scaled + y_zero, low, high)
+                    y[i, j, k, n] = requantize(found, scale)
 
 
-@kernel(source(types.int8, 4, "A"), INT, INT, source(types.int8, 4, "A"), INT, INT, sink(types.int8, 4), *[INT] * 5)
+@kernel(source(types.int8, 4, "A"), INT, INT, source(types.int8, 4, "A"), INT, INT, sink(types.int8, 4), ENDING)
 def add2(
     a: Int8,
     a_zero: int,
@@ -125,11 +113,7 @@ def add2(
     b_zero: int,
     b_multiplier: int,
     y: Int8,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    ending: Ending,
 ) -> None:
     """Two operands in one go: `accumulate` twice, then `requantize_wide`. A negative multiplier subtracts.
 
@@ -141,11 +125,7 @@ def add2(
         b_zero: zero point of b.
         b_multiplier: of b, on the common shift.
         y: any shape of four axes, any strides.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        ending: as `requantize.Ending`.
     """
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
@@ -153,36 +133,18 @@ def add2(
                 p, q, out = a[i, j, k], b[i, j, k], y[i, j, k]
                 for n in range(out.size):
                     total = (p[n] - a_zero) * a_multiplier + (q[n] - b_zero) * b_multiplier
-                    out[n] = saturate(round_shift(total, shift, rounding) + y_zero, low, high)
+                    out[n] = end(total, ending)
 
 
 @inner
 def _products(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, scale: Scale) -> None:
     """`multiply` of a row."""
-    multiplier, shift, y_zero, low, high, rounding = scale
     for n in range(y.size):
-        product = (p[n] - p_zero) * (q[n] - q_zero)
-        if rounding == TFLITE:
-            scaled = scale_twice(product, multiplier, shift)
-        else:
-            scaled = scale_once(product, multiplier, shift, rounding)
-        y[n] = saturate(scaled + y_zero, low, high)
+        y[n] = requantize((p[n] - p_zero) * (q[n] - q_zero), scale)
 
 
-@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
-def multiply(
-    a: Int8,
-    a_zero: int,
-    b: Int8,
-    b_zero: int,
-    y: Int8,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
-) -> None:
+@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), SCALE)
+def multiply(a: Int8, a_zero: int, b: Int8, b_zero: int, y: Int8, scale: Scale) -> None:
     """``y = requantize((a - a_zero) * (b - b_zero))``, in two steps for TFLITE.
 
     Args:
@@ -191,15 +153,9 @@ def multiply(
         b: the shape of y, any strides.
         b_zero: zero point of b.
         y: any shape of four axes, any strides.
-        multiplier: with `shift`, scale of a times scale of b over scale of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`.
+        scale: as `requantize.Scale`, of a times b over y.
     """
-    multiplier, shift = lift(multiplier, shift, rounding)
-    fast, scale = is_dense(a) and is_dense(b) and is_dense(y), (multiplier, shift, y_zero, low, high, rounding)
+    fast, scale = is_dense(a) and is_dense(b) and is_dense(y), lifted(scale)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):

@@ -6,6 +6,7 @@ The vectors are LLVM's portable ones: one form serves all processors. The formul
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from nnac.kernels.requantize import FLOAT32, HALF_EVEN, HALF_UP, ONNX, TFLITE
 from nnac.kernels.vectors import (
@@ -50,28 +51,10 @@ Scale = Callable[[Builder, Value], Value]
 """Code that scales a vector of wide sums."""
 
 
-def finish(
-    builder: Builder,
-    sums: Value,
-    rows: Value,
-    pitch: Value,
-    channels: Value,
-    multiplier: Value,
-    shift: Value,
-    y: Value,
-    y_pitch: Value,
-    y_bytes: Value,
-    zero: Value,
-    low: Value,
-    high: Value,
-    rounding: Value,
-    bits: Value,
-    wraps: Value,
-) -> None:
-    """Rows of sums to rows of int8 or int16.
+class Rows(NamedTuple):
+    """Rows of sums and what becomes of them, 64-bit integers in the code that is made.
 
-    Args:
-        builder: where the code goes; all others are 64-bit integers.
+    Attributes:
         sums: address of int32 rows.
         rows: of sums and y.
         pitch: bytes from one row of sums to the next.
@@ -88,36 +71,53 @@ def finish(
         bits: of the accumulator.
         wraps: whether a narrower accumulator wraps.
     """
-    rounding = builder.select(builder.icmp_signed("==", rounding, LONG(ONNX)), LONG(HALF_EVEN), rounding)
+
+    sums: Value
+    rows: Value
+    pitch: Value
+    channels: Value
+    multiplier: Value
+    shift: Value
+    y: Value
+    y_pitch: Value
+    y_bytes: Value
+    zero: Value
+    low: Value
+    high: Value
+    rounding: Value
+    bits: Value
+    wraps: Value
+
+
+def finish(builder: Builder, *given: Value) -> None:
+    """Rows of sums to rows of int8 or int16, given as `Rows`."""
+    rows = Rows(*given)
+    rounding = builder.select(builder.icmp_signed("==", rows.rounding, LONG(ONNX)), LONG(HALF_EVEN), rows.rounding)
     form = builder.zext(builder.icmp_signed("==", rounding, LONG(TFLITE)), LONG)
     form = builder.select(builder.icmp_signed("==", rounding, LONG(FLOAT32)), LONG(2), form)
-    limits = (y_bytes, zero, builder.sub(low, zero), builder.sub(high, zero), rounding, bits, wraps)
-    blocks = builder.udiv(builder.add(channels, LONG(LANES - 1)), LONG(LANES))
+    low, high = (builder.sub(limit, rows.zero) for limit in (rows.low, rows.high))
+    blocks = builder.udiv(builder.add(rows.channels, LONG(LANES - 1)), LONG(LANES))
     with loop(builder, blocks) as block:
         first = builder.mul(block, LONG(LANES))
-        left = builder.sub(channels, first)
-        scale = (advance(builder, multiplier, first, 4), advance(builder, shift, first, 8))
-        here, there = advance(builder, sums, first, 4), advance(builder, y, first, y_bytes)
-        rest = (here, rows, pitch, left, *scale, there, y_pitch, *limits)
-        choose(builder, _fastest(builder, form, scale[1], bits), range(5), partial(_call, builder, rest))
+        part = rows._replace(
+            sums=advance(builder, rows.sums, first, 4),
+            channels=builder.sub(rows.channels, first),
+            multiplier=advance(builder, rows.multiplier, first, 4),
+            shift=advance(builder, rows.shift, first, 8),
+            y=advance(builder, rows.y, first, rows.y_bytes),
+            low=low,
+            high=high,
+            rounding=rounding,
+        )
+        choose(builder, _fastest(builder, form, part.shift, part.bits), range(5), partial(_call, builder, part))
 
 
-def keep(
-    builder: Builder,
-    sums: Value,
-    rows: Value,
-    pitch: Value,
-    channels: Value,
-    multiplier: Value,
-    shift: Value,
-    y: Value,
-    y_pitch: Value,
-    *rest: Value,
-) -> None:
+def keep(builder: Builder, *given: Value) -> None:
     """As `finish`, for sums that stay as they are; behind each row of y up to RUN bytes more are written."""
-    with loop(builder, rows) as row:
-        here, there = advance(builder, sums, row, pitch), advance(builder, y, row, y_pitch)
-        move(builder, there, here, builder.mul(channels, LONG(4)), LONG(0))
+    rows = Rows(*given)
+    with loop(builder, rows.rows) as row:
+        here, there = advance(builder, rows.sums, row, rows.pitch), advance(builder, rows.y, row, rows.y_pitch)
+        move(builder, there, here, builder.mul(rows.channels, LONG(4)), LONG(0))
 
 
 def _fastest(builder: Builder, form: Value, shift: Value, bits: Value) -> Value:
@@ -131,47 +131,28 @@ def _fastest(builder: Builder, form: Value, shift: Value, bits: Value) -> Value:
     return form
 
 
-def _call(builder: Builder, rest: tuple[Value, ...], form: int) -> None:
-    routine(builder, f"finish_{form}", partial(_block, form), *rest)
+def _call(builder: Builder, part: Rows, form: int) -> None:
+    routine(builder, f"finish_{form}", partial(_block, form), *part)
 
 
-def _block(
-    form: int,
-    builder: Builder,
-    sums: Value,
-    rows: Value,
-    pitch: Value,
-    left: Value,
-    multiplier: Value,
-    shift: Value,
-    y: Value,
-    y_pitch: Value,
-    y_bytes: Value,
-    zero: Value,
-    low: Value,
-    high: Value,
-    rounding: Value,
-    bits: Value,
-    wraps: Value,
-) -> None:
-    """All rows of sixteen channels; `low` and `high` are less the zero point."""
-    shifts = builder.and_(load(builder, shift, _WIDE), splat(_WIDE, TIELESS - 1))
-    limits = [spread(builder, builder.trunc(limit, WORD), LANES) for limit in (low, high, zero)]
+def _block(form: int, builder: Builder, *given: Value) -> None:
+    """All rows of sixteen channels, given as `Rows`; `low` and `high` are less the zero point."""
+    part = Rows(*given)
+    shifts = builder.and_(load(builder, part.shift, _WIDE), splat(_WIDE, TIELESS - 1))
+    limits = [spread(builder, builder.trunc(limit, WORD), LANES) for limit in (part.low, part.high, part.zero)]
     if form == 4:
-        scale = _tieless(builder, multiplier, shifts, zero)
+        scale = _tieless(builder, part.multiplier, shifts, part.zero)
     elif form == 3:
-        scale = _ending(_halves(builder, multiplier, shifts, rounding), limits)
+        scale = _ending(_halves(builder, part.multiplier, shifts, part.rounding), limits)
     else:
-        law = (rounding, bits, wraps)
-        scale = _ending(_whole(builder, form, multiplier, shifts, law, (low, high)), limits)
-    whole = builder.zext(builder.icmp_signed(">=", left, LONG(LANES)), LONG)
-    ending = builder.add(builder.add(whole, whole), builder.sub(y_bytes, LONG(1)))
+        scale = _ending(_whole(builder, form, part, shifts), limits)
+    whole = builder.zext(builder.icmp_signed(">=", part.channels, LONG(LANES)), LONG)
+    ending = builder.add(builder.add(whole, whole), builder.sub(part.y_bytes, LONG(1)))
     bounds = [builder.add(limit, limits[2]) for limit in limits[:2]]
-    with loop(builder, rows) as row:
-        result = scale(builder, load(builder, advance(builder, sums, row, pitch), _SUMS))
-        choose(
-            builder, ending, range(4), partial(_store, builder, result, bounds, advance(builder, y, row, y_pitch), left)
-        )
+    with loop(builder, part.rows) as row:
+        result = scale(builder, load(builder, advance(builder, part.sums, row, part.pitch), _SUMS))
+        target = advance(builder, part.y, row, part.y_pitch)
+        choose(builder, ending, range(4), partial(_store, builder, result, bounds, target, part.channels))
 
 
 def _ending(scale: Scale, limits: list[Value]) -> Scale:
@@ -191,24 +172,16 @@ def _store(builder: Builder, result: Value, bounds: list[Value], target: Value, 
         store(builder, inside, target)
 
 
-def _whole(
-    builder: Builder,
-    form: int,
-    multiplier: Value,
-    shifts: Value,
-    law: tuple[Value, Value, Value],
-    limits: tuple[Value, Value],
-) -> Scale:
+def _whole(builder: Builder, form: int, part: Rows, shifts: Value) -> Scale:
     """Narrowed sums scaled in 64 bits, and clamped there, so that they fit 32."""
-    rounding, bits, wraps = law
-    patterns = load(builder, multiplier, _SUMS)
+    patterns = load(builder, part.multiplier, _SUMS)
     factors = builder.sext(patterns, _WIDE)
     if form == 2:
         scale = _single(builder, builder.bitcast(patterns, _FLOATS))
     else:
-        scale = _twice(builder, factors, shifts) if form else _once(builder, factors, shifts, rounding)
-    narrow = _narrowing(builder, bits, wraps)
-    low, high = (spread(builder, limit, LANES) for limit in limits)
+        scale = _twice(builder, factors, shifts) if form else _once(builder, factors, shifts, part.rounding)
+    narrow = _narrowing(builder, part.bits, part.wraps)
+    low, high = (spread(builder, limit, LANES) for limit in (part.low, part.high))
 
     def scaled(builder: Builder, acc: Value) -> Value:
         wide = scale(builder, builder.sext(narrow(builder, acc), _WIDE))
@@ -350,4 +323,4 @@ def _single(builder: Builder, ratios: Value) -> Scale:
     return scale
 
 
-finish_rows, keep_rows = microkernel(finish, 15), microkernel(keep, 15)
+finish_rows, keep_rows = (microkernel(emit, len(Rows._fields)) for emit in (finish, keep))

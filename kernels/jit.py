@@ -36,6 +36,11 @@ def sink(dtype: Any, ndim: int, layout: str = "A") -> Any:
     return _numba.types.Array(dtype, ndim, layout)
 
 
+def integers(count: int) -> Any:
+    """The type of a tuple of so many integers."""
+    return _numba.types.UniTuple(INT, count)
+
+
 class Kernel:
     """A function that is compiled for exactly these argument types, or loaded from the cache folder, at its first use.
 

@@ -7,7 +7,7 @@ from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int16, Int64, inner, kernel, sink, source
 from nnac.kernels.lines import is_dense, piece
-from nnac.kernels.requantize import HALF_EVEN, HALF_UP, ONNX, Scale, guess, round_shift, saturate, surely
+from nnac.kernels.requantize import ENDING, HALF_EVEN, HALF_UP, ONNX, SCALE, Ending, Scale, end, guess, surely
 
 FAR = 2.0**20
 """A step of a numerator over zero: beyond all limits."""
@@ -16,13 +16,13 @@ PART = 512
 
 
 @inner
-def _quotients(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, law: Scale) -> None:
+def _quotients(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, scale: Scale) -> None:
     """`divide` of a row.
 
     Numerators, which are products, have 47 bits at most: of what is no tie nothing is nearer to one than 2**-48 of
     itself, so that a float64 and its sum with a half lie on the same side.
     """
-    multiplier, shift, y_zero, low, high, rounding = law
+    multiplier, shift, y_zero, low, high, rounding = scale
     ratio, least, most = np.float64(multiplier) * 2.0**-shift, np.float64(low - y_zero), np.float64(high - y_zero)
     for n in range(y.size):
         above, below = np.float64(p[n] - p_zero), np.float64(q[n] - q_zero)
@@ -37,9 +37,9 @@ def _quotients(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, law: Scale)
 
 
 @inner
-def _guesses(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, law: Scale) -> Any:
+def _guesses(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, scale: Scale) -> Any:
     """The same in float32, and the largest of what quotients are off (`guess`): three values on the way are rounded."""
-    multiplier, shift, y_zero, low, high, _ = law
+    multiplier, shift, y_zero, low, high, _ = scale
     ratio, worst = np.float32(np.float64(multiplier) * 2.0**-shift), np.int32(0)
     least, most = np.float32(low - y_zero), np.float32(high - y_zero)
     for n in range(y.size):
@@ -49,20 +49,8 @@ def _guesses(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, law: Scale) -
     return worst
 
 
-@kernel(source(types.int8, 4, "A"), INT, source(types.int16, 4, "A"), INT, sink(types.int8, 4), *[INT] * 6)
-def divide(
-    a: Int8,
-    a_zero: int,
-    b: Int16,
-    b_zero: int,
-    y: Int8,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
-) -> None:
+@kernel(source(types.int8, 4, "A"), INT, source(types.int16, 4, "A"), INT, sink(types.int8, 4), SCALE)
+def divide(a: Int8, a_zero: int, b: Int16, b_zero: int, y: Int8, scale: Scale) -> None:
     """``y = quotient(a - a_zero, b - b_zero)`` as `norms.quotient` defines it.
 
     Args:
@@ -71,26 +59,21 @@ def divide(
         b: the shape of y, any strides; may hold b_zero.
         b_zero: zero point of b.
         y: any shape of four axes, any strides.
-        multiplier: with `shift`, scale of a over scale of b and of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        scale: as `requantize.Scale`, of a over b and y.
     """
-    fast, law = is_dense(a) and is_dense(b) and is_dense(y), (multiplier, shift, y_zero, low, high, rounding)
-    sure, length = surely(2.0**-22, 0, y_zero, low, high), y.shape[3]
+    fast, length = is_dense(a) and is_dense(b) and is_dense(y), y.shape[3]
+    sure = surely(2.0**-22, 0, scale[2], scale[3], scale[4])
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
                 if not fast:
-                    _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], law)
+                    _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], scale)
                     continue
                 for first in range(0, length, PART):
                     place, last = (i, j, k), min(first + PART, length)
                     p, q, out = piece(a, place, first, last), piece(b, place, first, last), piece(y, place, first, last)
-                    if sure == 0 or _guesses(p, a_zero, q, b_zero, out, law) >= sure:
-                        _quotients(p, a_zero, q, b_zero, out, law)
+                    if sure == 0 or _guesses(p, a_zero, q, b_zero, out, scale) >= sure:
+                        _quotients(p, a_zero, q, b_zero, out, scale)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT, INT)
@@ -116,10 +99,9 @@ def extreme(found: Int64, x: Int8, zero: int, multiplier: int, least: int, more:
 
 @inner
 def _choices(
-    a: Int8, b: Int8, yes: Int8, no: Int8, zeros: Int64, multipliers: Int64, y: Int8, law: tuple[int, ...]
+    a: Int8, b: Int8, yes: Int8, no: Int8, zeros: Int64, multipliers: Int64, y: Int8, relation: int, ending: Ending
 ) -> None:
     """`choose` of a row."""
-    shift, y_zero, low, high, rounding, relation = law
     less, equal = relation != 2, relation != 0
     zero_a, zero_b, zero_yes, zero_no = zeros[0], zeros[1], zeros[2], zeros[3]
     scale_a, scale_b, scale_yes, scale_no = multipliers[0], multipliers[1], multipliers[2], multipliers[3]
@@ -127,7 +109,7 @@ def _choices(
         first, second = (a[n] - zero_a) * scale_a, (b[n] - zero_b) * scale_b
         one, other = (yes[n] - zero_yes) * scale_yes, (no[n] - zero_no) * scale_no
         holds = (first < second) & less | (first == second) & equal
-        y[n] = saturate(round_shift(one if holds else other, shift, rounding) + y_zero, low, high)
+        y[n] = end(one if holds else other, ending)
 
 
 @kernel(
@@ -138,7 +120,8 @@ def _choices(
     source(types.int64, 1),
     source(types.int64, 1),
     sink(types.int8, 4),
-    *[INT] * 6,
+    INT,
+    ENDING,
 )
 def choose(
     a: Int8,
@@ -149,11 +132,7 @@ def choose(
     multipliers: Int64,
     y: Int8,
     relation: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
+    ending: Ending,
 ) -> None:
     """``y = yes if a relation b else no``, as `norms.choose` defines it.
 
@@ -163,17 +142,13 @@ def choose(
         yes: taken where the relation holds.
         no: taken elsewhere.
         zeros: (4,), zero points.
-        multipliers: (4,), of a and b on one common shift, of `yes` and `no` on `shift`.
+        multipliers: (4,), of a and b on one common shift, of `yes` and `no` on that of the ending.
         y: any shape of four axes, any strides.
         relation: as `nnac.norms.LESS` and its neighbours.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        ending: as `requantize.Ending`.
     """
-    law = (shift, y_zero, low, high, rounding, relation)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                _choices(a[i, j, k], b[i, j, k], yes[i, j, k], no[i, j, k], zeros, multipliers, y[i, j, k], law)
+                four = a[i, j, k], b[i, j, k], yes[i, j, k], no[i, j, k]
+                _choices(*four, zeros, multipliers, y[i, j, k], relation, ending)

@@ -5,19 +5,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int32, Int64, also, inner, kernel, sink, source
+from nnac.kernels.jit import INT, Int8, Int32, Int64, also, inner, integers, kernel, sink, source
 from nnac.kernels.lines import piece
-from nnac.kernels.requantize import (
-    FLOAT32,
-    Scale,
-    float_of,
-    guess,
-    nearest,
-    round_divide,
-    round_shift,
-    saturate,
-    surely,
-)
+from nnac.kernels.requantize import FLOAT32, SCALE, Scale, float_of, guess, nearest, rescale, share, surely
 from nnac.kernels.single import Float32
 from nnac.kernels.vectors import add_window
 
@@ -35,39 +25,37 @@ def _maximum(x: Int8, best: Int8) -> None:
 
 
 @inner
-def _means(total: Integers, y: Int8, count: int, law: Scale) -> None:
+def _means(total: Integers, y: Int8, count: int, scale: Scale) -> None:
     """Each channel's mean as the law has it; to divide by a power of two is to shift."""
-    multiplier, shift, y_zero, low, high, rounding = law
+    multiplier, shift, y_zero, low, high, rounding = scale
     bits = 0
     while count >> bits > 1:
         bits += 1
     if count == 1 << bits and shift + bits <= SHIFT_MAX:
         for n in range(y.size):
-            mean = round_shift(np.int64(total[n]) * multiplier, shift + bits, rounding)
-            y[n] = saturate(mean + y_zero, low, high)
+            y[n] = rescale(np.int64(total[n]), (multiplier, shift + bits, y_zero, low, high, rounding))
     else:
         for n in range(y.size):
-            mean = round_divide(np.int64(total[n]) * multiplier, count, shift, rounding)
-            y[n] = saturate(mean + y_zero, low, high)
+            y[n] = share(np.int64(total[n]), count, scale)
 
 
 @inner
-def _guesses(total: Integers, y: Int8, share: Any, law: Scale) -> Any:
-    """The same in float32, and the largest of what means are off (`guess`): total, share and product are rounded."""
-    _, _, y_zero, low, high, _ = law
+def _guesses(total: Integers, y: Int8, factor: Any, scale: Scale) -> Any:
+    """The same in float32, and the largest of what means are off (`guess`): total, factor and product are rounded."""
+    _, _, y_zero, low, high, _ = scale
     least, most, worst = np.float32(low - y_zero), np.float32(high - y_zero), np.int32(0)
     for n in range(y.size):
-        y[n], off = guess(np.float32(np.float32(total[n]) * share), y_zero, least, most)
+        y[n], off = guess(np.float32(np.float32(total[n]) * factor), y_zero, least, most)
         worst = max(worst, off)
     return worst
 
 
 @inner
-def _means_float32(total: Integers, y: Int8, share: Any, law: Scale) -> None:
+def _means_float32(total: Integers, y: Int8, factor: Any, scale: Scale) -> None:
     """Each channel's mean as `float32.average` has it."""
-    _, _, y_zero, low, high, _ = law
+    _, _, y_zero, low, high, _ = scale
     for n in range(y.size):
-        y[n] = nearest(np.float32(np.float32(total[n]) * share), y_zero, low, high)
+        y[n] = nearest(np.float32(np.float32(total[n]) * factor), y_zero, low, high)
 
 
 @inner
@@ -122,91 +110,61 @@ def max_pool(
                 y[row, column, n] = min(best[n], high)
 
 
-@kernel(source(types.int8, 3), sink(types.int8, 3), sink(types.int32, 1, "C"), *[INT] * 16)
-def average_pool(
-    x: Int8,
-    y: Int8,
-    total: Integers,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_top: int,
-    pad_left: int,
-    padded_h: int,
-    padded_w: int,
-    count_include_pad: int,
-    x_zero: int,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
-) -> None:
+Window = tuple[int, int, int, int, int, int, int, int, int]
+"""Windows of averages: rows and columns of one, rows and columns of x from one output to the next, where y[0] starts
+(so many rows above x[0] and columns left of it; negative where the stripe holds rows before its first), rows and
+columns from there to the end of the padded input (windows of ceil mode may reach beyond it; what lies there never
+counts), and whether padding counts in the divisor, as the zeros that it is; else only values of x count."""
+
+
+@inner
+def _span(at: int, kernel: int, stride: int, pad: int, padded: int, extent: int) -> tuple[int, int, int]:
+    """First value of x in a window along one axis, the one behind its last, and how many places count with padding."""
+    start = at * stride - pad
+    return max(start, 0), min(start + kernel, extent), min(kernel, padded - pad - start)
+
+
+@kernel(source(types.int8, 3), sink(types.int8, 3), sink(types.int32, 1, "C"), integers(9), INT, SCALE)
+def average_pool(x: Int8, y: Int8, total: Integers, window: Window, x_zero: int, scale: Scale) -> None:
     """The mean of each window as `numerics.average` defines it: one division, one rounding.
 
     Args:
         x: (H, W, C), the input or a stripe of its rows, with SLACK bytes behind it that can be read.
         y: (OH, OW, C), C side by side; every window holds at least one value of x.
         total: (C,) and WINDOW more, working memory, of bits enough for the sum of a window.
-        kernel_h: rows of a window.
-        kernel_w: columns of a window.
-        stride_h: rows of x from one output row to the next.
-        stride_w: the same for columns.
-        pad_top: y[0] starts this many rows above x[0]; negative where the stripe holds rows before its first.
-        pad_left: the same for columns.
-        padded_h: rows from where y[0] starts to the end of the padded input: pad_top + H + padding below. Windows of
-            ceil mode may reach beyond it; what lies there never counts.
-        padded_w: the same for columns.
-        count_include_pad: whether padding counts in the divisor, as the zeros that it is; else only values of x count.
+        window: as `Window`.
         x_zero: zero point of x.
-        multiplier: with `shift`, the ratio of scales.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`, or FLOAT32 for `float32.average`.
+        scale: as `requantize.Scale`, of x over y; of rounding FLOAT32 for `float32.average`.
     """
-    law, ratio = (multiplier, shift, y_zero, low, high, rounding), np.float64(multiplier) * 2.0**-shift
+    kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, padded_h, padded_w, count_pads = window
+    (multiplier, _, y_zero, low, high, rounding), ratio = scale, np.float64(scale[0]) * 2.0 ** -scale[1]
     sure = surely(2.0**-22, 0, y_zero, low, high)
     for row in range(y.shape[0]):
-        top = row * stride_h - pad_top
-        first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
+        first_h, last_h, tall = _span(row, kernel_h, stride_h, pad_top, padded_h, x.shape[0])
         for column in range(y.shape[1]):
-            left = column * stride_w - pad_left
-            first_w, last_w = max(left, 0), min(left + kernel_w, x.shape[1])
+            first_w, last_w, wide = _span(column, kernel_w, stride_w, pad_left, padded_w, x.shape[1])
             size, out = (last_h - first_h, last_w - first_w), piece(y, (row, column), 0, y.shape[2])
             add_window(x, (first_h, first_w), size, total)
             for n in range(x.shape[2]):
                 total[n] -= x_zero * size[0] * size[1]
-            padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
-            count = padded if count_include_pad else size[0] * size[1]
+            count = tall * wide if count_pads else size[0] * size[1]
             if rounding == FLOAT32:
-                _means_float32(total, out, np.float32(float_of(multiplier) / np.float32(count)), law)
-            elif _guesses(total, out, np.float32(ratio / count), law) >= sure:
-                _means(total, out, count, law)
+                _means_float32(total, out, np.float32(float_of(multiplier) / np.float32(count)), scale)
+            elif _guesses(total, out, np.float32(ratio / count), scale) >= sure:
+                _means(total, out, count, scale)
 
 
 long_average_pool = also(
-    average_pool, source(types.int8, 3), sink(types.int8, 3), sink(types.int64, 1, "C"), *[INT] * 16
+    average_pool, source(types.int8, 3), sink(types.int8, 3), sink(types.int64, 1, "C"), integers(9), INT, SCALE
 )
 """For windows of more than LONG values."""
 
 
-@kernel(source(types.int8, 3), sink(types.int8, 3), *[INT] * 16)
+@kernel(source(types.int8, 3), sink(types.int8, 3), integers(9), *[INT] * 7)
 def average_reals(
     x: Int8,
     y: Int8,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_top: int,
-    pad_left: int,
-    padded_h: int,
-    padded_w: int,
-    count_include_pad: int,
+    window: Window,
     x_zero: int,
     multiplier: int,
     over: int,
@@ -218,8 +176,7 @@ def average_reals(
     """The mean of each window as `float32.window` defines it.
 
     Args:
-        x, y, kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left: as for `average_pool`.
-        padded_h, padded_w, count_include_pad, x_zero: as for `average_pool`.
+        x, y, window, x_zero: as for `average_pool`.
         multiplier: the bits of the float32 scale of x.
         over: of y.
         lift: 128 for uint8, else 0.
@@ -227,20 +184,17 @@ def average_reals(
         low: smallest output.
         high: largest output.
     """
+    kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, padded_h, padded_w, count_pads = window
     total = np.empty(x.shape[2], np.float32)
     for row in range(y.shape[0]):
-        top = row * stride_h - pad_top
-        first_h, last_h = max(top, 0), min(top + kernel_h, x.shape[0])
+        first_h, last_h, tall = _span(row, kernel_h, stride_h, pad_top, padded_h, x.shape[0])
         for column in range(y.shape[1]):
-            left = column * stride_w - pad_left
-            first_w, last_w = max(left, 0), min(left + kernel_w, x.shape[1])
+            first_w, last_w, wide = _span(column, kernel_w, stride_w, pad_left, padded_w, x.shape[1])
             total[:] = 0
             for h in range(first_h, last_h):
                 for v in range(first_w, last_w):
                     _add_reals(x[h, v], x_zero, float_of(multiplier), total)
-            values = (last_h - first_h) * (last_w - first_w)
-            padded = min(kernel_h, padded_h - pad_top - top) * min(kernel_w, padded_w - pad_left - left)
-            count = np.float32(padded if count_include_pad else values)
+            count = np.float32(tall * wide if count_pads else (last_h - first_h) * (last_w - first_w))
             for n in range(total.size):
                 mean = np.float32(np.float32(total[n] / count) / float_of(over))
                 real = np.float32(mean + np.float32(y_zero + lift))

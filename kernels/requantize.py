@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnac.kernels.jit import Integer, inner
+from nnac.kernels.jit import Integer, inner, integers
 
 HALF_EVEN, HALF_UP, TFLITE, ONNX = 0, 1, 3, 4
 """As `nnac.numerics.Rounding`; in wide expressions ONNX rounds half to even, what is neither that nor HALF_UP away."""
@@ -21,8 +21,13 @@ WHOLE = 1.5 * 2**23
 GUESS_REACH = 511
 """Largest distance of a limit from the zero point where a `guess` is worth it."""
 
+Ending = tuple[int, int, int, int, int]
+"""How wide expressions become results: shift (0..62), zero point, smallest and largest result, and rounding as
+`nnac.numerics.Rounding`, of which TFLITE counts as HALF_AWAY where there is no two-step form."""
 Scale = tuple[int, int, int, int, int, int]
-"""Multiplier, shift, zero point, limits and rounding of a result."""
+"""A multiplier, which with the shift stands for a ratio of scales, and an `Ending`."""
+ENDING, SCALE = integers(5), integers(6)
+"""The same as types of a kernel's argument."""
 
 
 @inner
@@ -54,6 +59,45 @@ def round_divide(numerator: Integer, denominator: Integer, shift: Integer, round
     if rounding % ONNX == HALF_EVEN:
         tie = floor & 1
     return floor + (np.int64(compared > 0) | (np.int64(compared == 0) & tie))
+
+
+@inner
+def end(value: Integer, ending: Ending) -> Integer:
+    """Rounds a wide expression to a result."""
+    shift, y_zero, low, high, rounding = ending
+    return saturate(round_shift(value, shift, rounding) + y_zero, low, high)
+
+
+@inner
+def rescale(value: Integer, scale: Scale) -> Integer:
+    """`numerics.rescale`."""
+    return end(value * scale[0], scale[1:])
+
+
+@inner
+def requantize(acc: Integer, scale: Scale) -> Integer:
+    """`numerics.requantize` of a scale that is `lifted`."""
+    multiplier, shift, y_zero, low, high, rounding = scale
+    if rounding == TFLITE:
+        scaled = scale_twice(acc, multiplier, shift)
+    else:
+        scaled = scale_once(acc, multiplier, shift, rounding)
+    return saturate(scaled + y_zero, low, high)
+
+
+@inner
+def share(numerator: Integer, denominator: Integer, scale: Scale) -> Integer:
+    """A quotient on the scale of the result, in one rounding."""
+    multiplier, shift, y_zero, low, high, rounding = scale
+    return saturate(round_divide(numerator * multiplier, denominator, shift, rounding) + y_zero, low, high)
+
+
+@inner
+def lifted(scale: Scale) -> Scale:
+    """The scale as `requantize` wants it."""
+    multiplier, shift, y_zero, low, high, rounding = scale
+    multiplier, shift = lift(multiplier, shift, rounding)
+    return multiplier, shift, y_zero, low, high, rounding
 
 
 @inner

@@ -3,9 +3,9 @@
 import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, inner, kernel, sink, source
+from nnac.kernels.jit import Int8, Int32, Int64, Integer, inner, kernel, sink, source
 from nnac.kernels.lines import dense, is_dense
-from nnac.kernels.requantize import Scale, round_divide, saturate
+from nnac.kernels.requantize import SCALE, Scale, share
 
 
 @inner
@@ -21,40 +21,24 @@ def _exponentials(table: Int32, peak: Integer, values: Int8, parts: Int64) -> No
 
 
 @inner
-def _shares(parts: Int64, y: Int8, law: Scale) -> None:
+def _shares(parts: Int64, y: Int8, scale: Scale) -> None:
     """What each part is of their sum."""
-    multiplier, shift, y_zero, low, high, rounding = law
     total = parts.sum()
     for n in range(y.size):
-        y[n] = saturate(round_divide(parts[n] * multiplier, total, shift, rounding) + y_zero, low, high)
+        y[n] = share(parts[n], total, scale)
 
 
-@kernel(source(types.int8, 2), source(types.int32, 1), sink(types.int8, 2), *[INT] * 6)
-def softmax(
-    x: Int8,
-    exp_table: Int32,
-    y: Int8,
-    multiplier: int,
-    shift: int,
-    y_zero: int,
-    low: int,
-    high: int,
-    rounding: int,
-) -> None:
+@kernel(source(types.int8, 2), source(types.int32, 1), sink(types.int8, 2), SCALE)
+def softmax(x: Int8, exp_table: Int32, y: Int8, scale: Scale) -> None:
     """Softmax along each row as `numerics.softmax` defines it.
 
     Args:
         x: (rows, n), n at least 1.
         exp_table: of `numerics.softmax_table`: (256,) where distances under the maximum have 8 bits, (512,) for 16.
         y: (rows, n), any strides.
-        multiplier: with `shift`, 1 / scale of y.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`.
+        scale: as `requantize.Scale`, of 1 over y.
     """
-    parts, law, fast = np.empty(x.shape[1], np.int64), (multiplier, shift, y_zero, low, high, rounding), is_dense(y)
+    parts, fast = np.empty(x.shape[1], np.int64), is_dense(y)
     for row in range(x.shape[0]):
         values = x[row]
         peak = np.int64(values[0])
@@ -62,6 +46,6 @@ def softmax(
             peak = max(peak, np.int64(values[n]))
         _exponentials(exp_table, peak, values, parts)
         if fast:
-            _shares(parts, dense(y[row]), law)
+            _shares(parts, dense(y[row]), scale)
         else:
-            _shares(parts, y[row], law)
+            _shares(parts, y[row], scale)

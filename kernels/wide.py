@@ -11,14 +11,16 @@ from nnac.kernels import conv, elementwise, move, pairs, pool
 from nnac.kernels import softmax as rows
 from nnac.kernels.calls import Call
 from nnac.kernels.conv import Filters, Layer
+from nnac.kernels.elementwise import ended
 from nnac.kernels.finish import TIELESS
-from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, also, inner, kernel, sink, source
+from nnac.kernels.jit import INT, Int8, Int16, Int32, Int64, also, inner, integers, kernel, sink, source
 from nnac.kernels.lines import dense, is_dense
-from nnac.kernels.requantize import Scale, narrow, round_shift, saturate
+from nnac.kernels.requantize import ENDING, SCALE, Ending, narrow, rescale
 from nnac.kernels.vectors import RUN, address, fetch_words
 
 Law = tuple[int, int, int, int, int, int]
-"""How sums end: zero point, limits, rounding, accumulator's bits, wraps."""
+"""How sums end: zero point, smallest and largest result, rounding in one step as `nnac.numerics.Rounding`, bits of the
+accumulator, and whether it wraps (else it saturates)."""
 LOWEST = 128
 """The smallest low byte stands for 0: bytes have signs where they are multiplied."""
 
@@ -37,18 +39,18 @@ copies = {
 """Copies by the bytes of an element there and here."""
 look_up = also(move.look_up, source(types.int8, 2), source(types.int16, 2), sink(types.int16, 2))
 accumulate = also(elementwise.accumulate, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)
-requantize_wide = also(elementwise.requantize_wide, source(types.int64, 4), _RESULT, *[INT] * 5)
+requantize_wide = also(elementwise.requantize_wide, source(types.int64, 4), _RESULT, ENDING)
 accumulate_squares = also(elementwise.accumulate_squares, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT)
-root = also(elementwise.root, source(types.int64, 4), _RESULT, *[INT] * 6)
-multiply = also(elementwise.multiply, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
-divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, *[INT] * 6)
+root = also(elementwise.root, source(types.int64, 4), _RESULT, SCALE)
+multiply = also(elementwise.multiply, _OPERAND, INT, _OPERAND, INT, _RESULT, SCALE)
+divide = also(pairs.divide, _OPERAND, INT, _OPERAND, INT, _RESULT, SCALE)
 extreme = also(pairs.extreme, sink(types.int64, 4, "C"), _OPERAND, INT, INT, INT, INT)
-choose = also(pairs.choose, *[_OPERAND] * 4, *[source(types.int64, 1)] * 2, _RESULT, *[INT] * 6)
+choose = also(pairs.choose, *[_OPERAND] * 4, *[source(types.int64, 1)] * 2, _RESULT, INT, ENDING)
 max_pool = also(pool.max_pool, source(types.int16, 3), sink(types.int16, 3), *[INT] * 10)
 average_pool = also(
-    pool.average_pool, source(types.int16, 3), sink(types.int16, 3), sink(types.int64, 1, "C"), *[INT] * 16
+    pool.average_pool, source(types.int16, 3), sink(types.int16, 3), sink(types.int64, 1, "C"), integers(9), INT, SCALE
 )
-softmax = also(rows.softmax, source(types.int16, 2), source(types.int32, 1), sink(types.int16, 2), *[INT] * 6)
+softmax = also(rows.softmax, source(types.int16, 2), source(types.int32, 1), sink(types.int16, 2), SCALE)
 
 
 @inner
@@ -86,15 +88,7 @@ def _between_octaves(x: Int16, at: int, tables: Int16, knots: Int32, blends: Int
 
 
 @inner
-def _settle(blends: Int32, y: Int16, law: Scale) -> None:
-    """Rounds and saturates."""
-    _, shift, y_zero, low, high, rounding = law
-    for n in range(y.size):
-        y[n] = saturate(round_shift(np.int64(blends[n]), shift, rounding) + y_zero, low, high)
-
-
-@inner
-def _through(x: Int16, tables: Int16, y: Int16, octaves: bool, law: Scale) -> None:
+def _through(x: Int16, tables: Int16, y: Int16, octaves: bool, ending: Ending) -> None:
     """Each value of a row through the table of its column, or all through the same."""
     knots, blends, fast = np.empty(PART, np.int32), np.empty(PART, np.int32), is_dense(y)
     for first in range(0, x.size, PART):
@@ -104,43 +98,37 @@ def _through(x: Int16, tables: Int16, y: Int16, octaves: bool, law: Scale) -> No
         else:
             _between(part, first, tables, knots, blends)
         if fast:
-            _settle(blends, dense(made), law)
+            ended(blends, dense(made), ending)
         else:
-            _settle(blends, made, law)
+            ended(blends, made, ending)
 
 
 @inner
-def _rows_through(x: Int16, tables: Int16, y: Int16, octaves: bool, law: Scale) -> None:
+def _rows_through(x: Int16, tables: Int16, y: Int16, octaves: bool, ending: Ending) -> None:
     if tables.shape[0] == 1:
-        _through(x.reshape(-1), tables, y[:, 0], octaves, law)
+        _through(x.reshape(-1), tables, y[:, 0], octaves, ending)
         return
     for row in range(x.shape[0]):
-        _through(x[row], tables, y[row], octaves, law)
+        _through(x[row], tables, y[row], octaves, ending)
 
 
-@kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), *[INT] * 5)
-def interpolate(x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low: int, high: int, rounding: int) -> None:
+@kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), ENDING)
+def interpolate(x: Int16, tables: Int16, y: Int16, ending: Ending) -> None:
     """Each column through its table of knots, as `numerics.interpolate` defines it.
 
     Args:
         x: (rows, tables).
         tables: (tables, 513).
         y: (rows, tables), any strides.
-        shift: 0..62.
-        y_zero: zero point of y.
-        low: smallest output.
-        high: largest output.
-        rounding: as `nnac.numerics.Rounding`; TFLITE counts as HALF_AWAY.
+        ending: as `requantize.Ending`.
     """
-    _rows_through(x, tables, y, False, (1, shift, y_zero, low, high, rounding))
+    _rows_through(x, tables, y, False, ending)
 
 
-@kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), *[INT] * 5)
-def interpolate_octaves(
-    x: Int16, tables: Int16, y: Int16, shift: int, y_zero: int, low: int, high: int, rounding: int
-) -> None:
+@kernel(source(types.int16, 2), source(types.int16, 2), sink(types.int16, 2), ENDING)
+def interpolate_octaves(x: Int16, tables: Int16, y: Int16, ending: Ending) -> None:
     """As `interpolate` with tables (tables, 385), as `numerics.interpolate_octaves` defines it."""
-    _rows_through(x, tables, y, True, (1, shift, y_zero, low, high, rounding))
+    _rows_through(x, tables, y, True, ending)
 
 
 @kernel(source(types.int16, 1), sink(types.int8, 1, "C"), sink(types.int8, 1, "C"))
@@ -166,8 +154,7 @@ def _joined(high: Int32, low: Int32, offsets: Int64, multiplier: Int32, shift: I
     y_zero, least, most, rounding, acc_bits, acc_wraps = law
     for n in range(y.size):
         total = narrow(256 * np.int64(high[n]) + low[n] + offsets[n], acc_bits, acc_wraps)
-        scaled = round_shift(total * multiplier[n], shift[n] & (TIELESS - 1), rounding)
-        y[n] = saturate(scaled + y_zero, least, most)
+        y[n] = rescale(total, (multiplier[n], shift[n] & (TIELESS - 1), y_zero, least, most, rounding))
 
 
 @kernel(
@@ -177,22 +164,9 @@ def _joined(high: Int32, low: Int32, offsets: Int64, multiplier: Int32, shift: I
     source(types.int32, 1),
     source(types.int64, 1),
     sink(types.int16, 3),
-    *[INT] * 6,
+    integers(6),
 )
-def join(
-    high: Int32,
-    low: Int32,
-    offsets: Int64,
-    multiplier: Int32,
-    shift: Int64,
-    y: Int16,
-    y_zero: int,
-    least: int,
-    most: int,
-    rounding: int,
-    acc_bits: int,
-    acc_wraps: int,
-) -> None:
+def join(high: Int32, low: Int32, offsets: Int64, multiplier: Int32, shift: Int64, y: Int16, law: Law) -> None:
     """``y = requantize(narrow(256 * high + low + offsets))``, as `numerics.requantize_wide` defines it.
 
     Args:
@@ -202,14 +176,8 @@ def join(
         multiplier: (N,) or more, 0 .. 2**23 - 1.
         shift: (N,) or more, 0..62, and TIELESS or not.
         y: (OH, OW, N), N side by side.
-        y_zero: zero point of y.
-        least: smallest output.
-        most: largest output.
-        rounding: as `nnac.numerics.Rounding`, in one step.
-        acc_bits: of the accumulator, at most 40.
-        acc_wraps: whether it wraps (else it saturates).
+        law: as `Law`; an accumulator has at most 40 bits.
     """
-    law = (y_zero, least, most, rounding, acc_bits, acc_wraps)
     for row in range(y.shape[0]):
         for column in range(y.shape[1]):
             sums, more, made = dense(high[row, column]), dense(low[row, column]), dense(y[row, column])

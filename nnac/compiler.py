@@ -53,8 +53,6 @@ from nnac.weights.moments import second_moments
 if TYPE_CHECKING:
     import onnx
 
-Model = "str | os.PathLike[str] | bytes | onnx.ModelProto"
-Calibration = "str | os.PathLike[str] | Iterable[Mapping[str, Array]]"
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how far it is, and the total if it is known."""
 

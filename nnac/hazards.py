@@ -69,12 +69,12 @@ def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
     Raises:
         ProgramError: the ranges cut memory into so many pieces that the search would take too long.
     """
-    memories = {space: _Memory() for space in Space}
+    memories = [_Memory() for _ in Space]
     issued, result, visits = [0] * len(Engine), [], 0
     for index, instruction in enumerate(instructions):
         issued[instruction.engine] += 1
         result.append(tuple(_needs(memories, instruction, (instruction.engine, issued[instruction.engine]))))
-        visits += sum(len(memory.segments) for memory in memories.values()) >> 4
+        visits += sum([len(memory.starts) for memory in memories]) >> 4
         if visits > MAX_VISITS:
             raise ProgramError(
                 f"instruction {index}: the instructions cut memory into too many pieces to check their order"
@@ -82,19 +82,19 @@ def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
     return result
 
 
-def _needs(memories: dict[Space, _Memory], instruction: AnyInstruction, me: tuple[int, int]) -> list[int]:
+def _needs(memories: Sequence[_Memory], instruction: AnyInstruction, me: tuple[int, int]) -> list[int]:
     """Return the counts that one instruction needs, and enter it into the history."""
     needs = [0] * len(Engine)
     reads, writes = _filled(instruction.reads()), _filled(instruction.writes())
-    for r in (*reads, *writes):
-        for segment in memories[r.space].touched(r.start, r.end):
+    for space, start, end in (*reads, *writes):
+        for segment in memories[space].touched(start, end):
             if segment.writer is not None and segment.writer[1] > needs[segment.writer[0]]:
                 needs[segment.writer[0]] = segment.writer[1]
-    for r in writes:
-        for engine, count in memories[r.space].overwrite(r.start, r.end, me):
+    for space, start, end in writes:
+        for engine, count in memories[space].overwrite(start, end, me):
             needs[engine] = max(needs[engine], count)
-    for r in reads:
-        for segment in memories[r.space].span(r.start, r.end):
+    for space, start, end in reads:
+        for segment in memories[space].span(start, end):
             segment.readers[me[0]] = me[1]
     return needs
 

@@ -193,9 +193,10 @@ def _order(program: Program) -> tuple[list[Engine], list[Counts]]:
 
 def duration(engines: Sequence[Engine], tokens: Sequence[Counts], costs: Sequence[Cost], target: Target) -> int:
     """Return the cycles of instructions of which engine, wait tokens and cost are given."""
-    moved = Counter[Space]()
+    moved = dict.fromkeys(Space, 0)
     for each in costs:
-        moved.update(each.moved)
+        for space, nbytes in each.moved.items():
+            moved[space] += nbytes
     spans = longest_path(engines, tokens, [each.cycles for each in costs])
     return max(1, _fullest({(space.label, ""): n for space, n in moved.items()}, target)[0], *(s.end for s in spans))
 
@@ -241,22 +242,32 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
 
 def cost(i: AnyInstruction, target: Target) -> Cost:
     """Return the cost of one instruction on `target`, alone."""
-    issue = {
-        Engine.MAC: target.mac.issue_cycles,
-        Engine.DECODER: target.decoder.issue_cycles,
-        Engine.HOST: target.host.call_cycles if target.host else 0,
-    }
     runs: dict[Space, list[tuple[int, int]]] = {}
     for space, nbytes, run in ports_of(i):
         runs.setdefault(space, []).append((nbytes, run))
-    transfer = max((transfer_cycles(target.memory[space.label], parts) for space, parts in runs.items()), default=0)
-    moved = {space: sum(nbytes for nbytes, _ in parts) for space, parts in runs.items()}
-    return Cost(issue.get(i.engine, target.vector.issue_cycles), work_cycles(i, target), transfer, moved)
+    transfer, moved = 0, dict[Space, int]()
+    for space, parts in runs.items():
+        transfer = max(transfer, transfer_cycles(target.memory[space.label], parts))
+        moved[space] = sum([nbytes for nbytes, _ in parts])
+    return Cost(_issue_cycles(i.engine, target), work_cycles(i, target), transfer, moved)
+
+
+def _issue_cycles(engine: Engine, target: Target) -> int:
+    match engine:
+        case Engine.MAC:
+            return target.mac.issue_cycles
+        case Engine.DECODER:
+            return target.decoder.issue_cycles
+        case Engine.HOST:
+            return target.host.call_cycles if target.host else 0
+        case _:
+            return target.vector.issue_cycles
 
 
 def transfer_cycles(memory: Memory, runs: Iterable[tuple[int, int]]) -> int:
     """Return latency + bursts over bandwidth for (bytes, bytes of one contiguous run) through one port."""
-    moved = sum(nbytes // run * over(run, memory.burst) * memory.burst for nbytes, run in runs)
+    burst = memory.burst
+    moved = sum([nbytes // run * -(-run // burst) * burst for nbytes, run in runs])
     rate = memory.bytes_per_cycle
     if memory.outstanding and memory.latency:
         rate = min(rate, memory.outstanding * memory.burst / memory.latency)

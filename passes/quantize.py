@@ -505,7 +505,7 @@ def _layer(draft: Draft, node: Node, quant: Quant | None, law: Arithmetic) -> No
         integer = int8_weights(weight, scale)
     units = scale.astype(np.float64) * quant.scale
     steps = np.rint(bias / units if bias.dtype != np.int32 else bias).astype(np.int64)
-    _prove(node, integer, steps, quant, law)
+    _prove(node, integer, steps, quant)
     names = (
         draft.add_constant(f"{layer[0]}.int8", integer),
         draft.add_constant(f"{layer[1]}.int32", steps.astype(np.int32)),
@@ -531,7 +531,7 @@ def weight_scales(weight: Array, bias: Array, input_scale: float, law: Arithmeti
     return np.array([_scale(float(s), law.power_of_two_scales) for s in scale], dtype=np.float32)
 
 
-def _prove(node: Node, weight: Array, bias: Array, quant: Quant, law: Arithmetic) -> None:
+def _prove(node: Node, weight: Array, bias: Array, quant: Quant) -> None:
     """Prove that the sum of every output channel fits 32 bits (40 over int16), whatever the input."""
     reach = max(quant.low - quant.zero_point, quant.high - quant.zero_point, key=abs)
     bits = 32 + WIDE_BITS if quant.bits == 16 else 32

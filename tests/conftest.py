@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.commands import assets_of_cli as assets_of_cli
+from tests.commands import here as here
+from tests.commands import run as run
+
 settings.register_profile("repeatable", derandomize=True)  # `make test`: the same samples every time
 
 

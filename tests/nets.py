@@ -1,13 +1,36 @@
-"""Random float ONNX models for tests."""
+"""Float ONNX models for tests: of lines of text, and random ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from nnac.types import Array
+
+
+def net(lines: str, inputs: Mapping[str, Sequence[int]], outputs: str = "y", **constants: Any) -> onnx.ModelProto:
+    """Return a model of nodes in ONNX's text syntax; a constant given as a shape is random."""
+    rng = np.random.default_rng(len(lines))
+    arrays = {name: _weights(rng, value) if isinstance(value, tuple) else value for name, value in constants.items()}
+    graph = helper.make_graph(
+        [onnx.parser.parse_node(line) for line in lines.strip().splitlines()],
+        "net",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs.split()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    spread = max(1, prod(shape[1:])) ** -0.5
+    return rng.normal(0.0, spread, shape).astype(np.float32)
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from nnac.floatmodel import FloatModel
 from nnac.frontend import prepare
 from nnac.ops import MatMul, Norm, Softmax
 from nnac.types import Array, First
-from tests.test_compiler import net
+from tests.nets import net
 
 CHUNK, LEFT, HEADS, WIDTH, KERNEL = 2, 4, 2, 8, 3
 SEEN = LEFT + CHUNK

@@ -30,8 +30,9 @@ from nnac.timing import simulate, work_cycles
 from nnac.types import Array, Quant, TensorType
 from nnac.validate import validate
 from tests.graphs import scheduled
+from tests.test_guarded import SMALL, mutated, run_guarded
 from tests.test_numerics import nearest
-from tests.test_validate import SMALL, altered, mutated, refuse, run_guarded, with_code
+from tests.test_validate import altered, refuse, with_code
 
 Int16 = npt.NDArray[np.int16]
 Rng = np.random.Generator
@@ -113,7 +114,7 @@ def test_lstm(
     for out in (np.empty_like(cell), cell):
         y = np.empty((batch, hidden), np.int16)
         looks = peepholes if look is not None else np.zeros((3, 0), np.int16)
-        law_of = (bits, int(coupled), shift, limit, *pair, zero, low, high, int(mode))
+        law_of = (bits, int(coupled), shift, limit, (*pair, zero, low, high, mode))
         lstm_cell(x, r, cell, tables, looks, out, y, np.empty((4, hidden), np.int32), *law_of)
         np.testing.assert_array_equal(out, new)
         np.testing.assert_array_equal(y, shown)
@@ -148,7 +149,7 @@ def test_gru(
             assert (law, product) == (new[b, n], wide[b, n])
             assert numerics.rescale(product, *pair, zero, mode, low, high) == kept[b, n]
             assert numerics.rescale(law << 15, *pair, zero, mode, low, high) == shown[b, n]
-    law_of = (limit, *pair, zero, low, high, int(mode))
+    law_of = (limit, (*pair, zero, low, high, mode))
     y = np.empty((batch, hidden), np.int16)
     gru_reset(x, r, state, tables, y, *law_of)
     np.testing.assert_array_equal(y, kept)

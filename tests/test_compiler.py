@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 import nnac
 from nnac import reference, stages
@@ -39,29 +38,10 @@ from nnac.targets import Target, load_target
 from nnac.types import Array
 from nnac.weights.choice import WeightPlan
 from tests.graphs import with_memory
-from tests.nets import RandomNet
+from tests.nets import RandomNet, net
 
 Samples = list[dict[str, Array]]
 KIB = 1024
-
-
-def net(lines: str, inputs: Mapping[str, Sequence[int]], outputs: str = "y", **constants: Any) -> onnx.ModelProto:
-    """Return a model of nodes in ONNX's text syntax; a constant given as a shape is random."""
-    rng = np.random.default_rng(len(lines))
-    arrays = {name: _weights(rng, value) if isinstance(value, tuple) else value for name, value in constants.items()}
-    graph = helper.make_graph(
-        [onnx.parser.parse_node(line) for line in lines.strip().splitlines()],
-        "net",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs.split()],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def _weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    spread = max(1, prod(shape[1:])) ** -0.5
-    return rng.normal(0.0, spread, shape).astype(np.float32)
 
 
 NETS = {

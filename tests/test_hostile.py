@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from tests.test_compiler import net
+from tests.nets import net
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, KIBIBYTES, ENDLESS = 5, 1 << 20, 60

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from llvmlite import binding, ir  # type: ignore[import-untyped, unused-ignore]
 
 from nnac import kernels, numerics
-from nnac.kernels import conv, machine, vectors
+from nnac.kernels import conv, machine, products, vectors
 from nnac.kernels.elementwise import accumulate, add2, multiply, requantize_wide
 from nnac.kernels.panels import room
 from nnac.kernels.pool import average_pool, long_average_pool, max_pool
@@ -71,12 +71,12 @@ def conv2d(x: Int8, w: Int8, bias: Any, multiplier: Any, shift: Any, y: Any, *re
     read[...] = x
     filters, weights = conv.empty_filters(len(w), layer), np.ascontiguousarray(w).reshape(len(w), -1)
     conv.packing(weights, bias, multiplier, shift, filters, layer).run()
-    workspace = room(conv.workspace_bytes(layer, y.shape))
-    conv.product(read, filters, y, workspace, layer).run()
+    workspace = room(products.workspace_bytes(layer, y.shape))
+    products.product(read, filters, y, workspace, layer).run()
     alone = layer.group_out >= layer.channel_offset + len(w) and not layer.is_depthwise
     if alone and conv.is_narrow(weights):
         again = y.copy()
-        conv.product(read, conv.narrowed(weights, bias, filters, layer), again, workspace, layer).run()
+        products.product(read, conv.narrowed(weights, bias, filters, layer), again, workspace, layer).run()
         np.testing.assert_array_equal(again, y)
 
 
@@ -257,10 +257,10 @@ def test_parameters_may_lie_unaligned_behind_each_other() -> None:
 def test_kernels_read_what_must_not_be_written_and_refuse_other_types() -> None:
     x, table, y = np.zeros((1, 4), np.int8), np.array(numerics.softmax_table(0.1), np.int32), np.zeros((1, 4), np.int8)
     x.flags.writeable = table.flags.writeable = False
-    softmax(x, table, y, 256, 0, -128, -128, 127, Rounding.HALF_EVEN)
+    softmax(x, table, y, (256, 0, -128, -128, 127, Rounding.HALF_EVEN))
     assert y.tolist() == [[-64] * 4]
     with pytest.raises(TypeError):
-        softmax(x.astype(np.int16), table, y, 256, 0, -128, -128, 127, 0)
+        softmax(x.astype(np.int16), table, y, (256, 0, -128, -128, 127, 0))
 
 
 @st.composite
@@ -310,9 +310,8 @@ def test_average_pool(rows: Any, columns: Any, after: Any, pads: bool, pair: Any
     padded = (rows[4] + rows[0] + after[0], columns[4] + columns[0] + after[1])
     arguments = [item for axis in zip((*rows[1:3], rows[4]), (*columns[1:3], columns[4]), strict=True) for item in axis]
     x_zero, y_zero, limits, mode = rest
-    law = [*arguments, *padded, pads, x_zero, *pair, y_zero, *limits, mode]
+    law, again = ((*arguments, *padded, pads), x_zero, (*pair, y_zero, *limits, mode)), np.empty_like(y)
     average_pool(x, y, np.empty(channels + vectors.WINDOW, np.int32), *law)
-    again = np.empty_like(y)
     long_average_pool(x, again, np.empty(channels + vectors.WINDOW, np.int64), *law)
     np.testing.assert_array_equal(again, y)
     expected = []
@@ -358,12 +357,12 @@ def test_sums(shape: Any, count: int, shift: int, zero: int, limits: Any, mode: 
     assert acc.ravel().tolist() == totals
     expected = [numerics.saturate(numerics.round_shift(t, shift, mode) + zero, *limits) for t in totals]
     whole, y = channel_slice(*shape)
-    requantize_wide(acc, y, shift, zero, *[*limits, mode])
+    requantize_wide(acc, y, (shift, zero, *limits, mode))
     assert_same(whole, y, expected)
     if count == 2:
         (a, b), (a_zero, b_zero), (a_multiplier, b_multiplier) = operands, zeros, multipliers
         whole, y = channel_slice(*shape)
-        add2(a, a_zero, a_multiplier, b, b_zero, b_multiplier, y, shift, zero, *[*limits, mode])
+        add2(a, a_zero, a_multiplier, b, b_zero, b_multiplier, y, (shift, zero, *limits, mode))
         assert_same(whole, y, expected)
 
 
@@ -375,7 +374,7 @@ def test_products(
     rng = np.random.default_rng(seed)
     a, b = operand(rng, shape), operand(rng, shape)
     whole, y = channel_slice(*shape)
-    multiply(a, a_zero, b, b_zero, y, *[*pair, zero, *limits, mode])
+    multiply(a, a_zero, b, b_zero, y, (*pair, zero, *limits, mode))
     factors = zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)
     expected = [numerics.requantize((p - a_zero) * (q - b_zero), *[*pair, zero, mode, *limits]) for p, q in factors]
     assert_same(whole, y, expected)
@@ -388,7 +387,7 @@ def test_softmax(rows: int, n: int, scale: float, pair: Any, zero: int, mode: Ro
     table = numerics.softmax_table(scale)
     for multiplier, shift in (pair, (256, 0)):
         whole, y = channel_slice(rows, n)
-        softmax(x, np.array(table, np.int32), y, multiplier, shift, zero, -128, 127, mode)
+        softmax(x, np.array(table, np.int32), y, (multiplier, shift, zero, -128, 127, mode))
         assert_same(whole, y, [numerics.softmax(row.tolist(), table, multiplier, shift, zero, mode) for row in x])
 
 

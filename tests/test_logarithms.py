@@ -19,7 +19,7 @@ from nnac.ops.base import Bound
 from nnac.passes.logarithms import behind
 from nnac.targets import load_target
 from nnac.types import Array, Quant, TensorType
-from tests.test_compiler import net
+from tests.nets import net
 
 LOUD, QUIET = 1.0, 3e-4
 """Of frames: 70 dB apart."""

@@ -17,7 +17,7 @@ from nnac.frontend import prepare
 from nnac.kernels import elementwise, wide
 from nnac.numerics import ROOT_FRACTION, SQUARES_LIMIT, Rounding
 from nnac.ops import Magnitude, exact
-from tests.test_compiler import net
+from tests.nets import net
 
 SQUARES = st.one_of(
     st.integers(0, SQUARES_LIMIT - 1),
@@ -39,7 +39,7 @@ def test_all_executions_follow_the_law(squares: list[int], pair: tuple[int, int]
     acc = np.array(squares, np.int64)
     assert exact.magnitude(acc, *pair, zero, mode, *limits).tolist() == law
     found = np.empty((1, 1, 1, len(squares)), np.int8 if narrow else np.int16)
-    (elementwise if narrow else wide).root(acc.reshape(found.shape), found, *pair, zero, *limits, int(mode))
+    (elementwise if narrow else wide).root(acc.reshape(found.shape), found, (*pair, zero, *limits, int(mode)))
     assert found.ravel().tolist() == law
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import norms
-from nnac.kernels import conv, elementwise, matmul, pairs, wide
+from nnac.kernels import conv, elementwise, matmul, pairs, products, wide
 from nnac.kernels.machine import forced, runnable
 from nnac.kernels.norm import columns, normalize, wide_normalize
 from nnac.kernels.panels import room
@@ -45,7 +45,7 @@ def multiplied(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law: int
     for right, turned, made in ((w, 0, y), (np.ascontiguousarray(w.T), 1, again)):
         filters, sums = conv.empty_filters(n, layer), np.empty(wide.sums_room((m, 1, n)), np.int32)[:, :, :n]
         matmul.packing(right, turned, filters, layer).run()
-        conv.product(left, filters, sums, room(conv.workspace_bytes(layer, sums.shape)), layer).run()
+        products.product(left, filters, sums, room(products.workspace_bytes(layer, sums.shape)), layer).run()
         matmul.ending(x, x_zero, w_zero, sums[:, 0], made, filters, *law).run()
     np.testing.assert_array_equal(again, y)
 
@@ -65,7 +65,7 @@ def multiplied_wide(x: Array, x_zero: int, w: Array, w_zero: int, y: Array, *law
     for plane in planes:
         left = plane.reshape(-1, 1, k)
         sums = np.empty(wide.sums_room((len(left), 1, n)), np.int32)[:, :, :n]
-        conv.product(left, filters, sums, room(conv.workspace_bytes(layer, sums.shape)), layer).run()
+        products.product(left, filters, sums, room(products.workspace_bytes(layer, sums.shape)), layer).run()
         made.append(sums[:, 0])
     matmul.end_planes(x, w_zero, *made, again, *law)
     np.testing.assert_array_equal(again, y)
@@ -132,9 +132,9 @@ def test_quotient(seed: int, bits: int, ratio: tuple[int, int], limits: tuple[in
     b = np.where(rng.random(shape) < 0.5, zb + rng.integers(-40, 41, shape), b).astype(np.int16)
     y, run = np.empty(a.shape, a.dtype), pairs.divide if bits == 8 else wide.divide
     given = (*ratio, zy, low, high, mode)
-    run(a, za, b, zb, y, *given)
+    run(a, za, b, zb, y, given)
     again = np.empty((*shape[:-1], 2 * shape[-1]), a.dtype)[..., ::2]
-    run(a, za, b, zb, again, *given)
+    run(a, za, b, zb, again, given)
     np.testing.assert_array_equal(again, y)
     above, below = a.astype(np.int64) - za, b.astype(np.int64) - zb
     law = [
@@ -163,7 +163,7 @@ def test_extreme(seed: int, bits: int, count: int, least: bool, shift: int, mode
         take, finish = wide.extreme, wide.requantize_wide
     for n, (x, z, m) in enumerate(zip(operands, zeros, multipliers, strict=True)):
         take(found, x, z, m, int(least), int(n > 0))
-    finish(found, y, shift, 0, *LIMITS[bits], mode)
+    finish(found, y, (shift, 0, *LIMITS[bits], mode))
     columns = np.stack([x.astype(np.int64).ravel() - z for x, z in zip(operands, zeros, strict=True)], axis=1)
     law = [norms.extreme(row, multipliers, least, shift, 0, mode, *LIMITS[bits]) for row in columns.tolist()]
     assert y.ravel().tolist() == law
@@ -180,7 +180,7 @@ def test_choice(seed: int, bits: int, relation: int, shift: int, mode: Rounding)
     zeros, multipliers = [zero(rng, bits) for _ in operands], [int(m) for m in rng.integers(0, 2**31, 4)]
     zeros[1], multipliers[1] = zeros[0], multipliers[0]
     y, run = np.empty(operands[0].shape, operands[0].dtype), pairs.choose if bits == 8 else wide.choose
-    run(a, b, yes, no, np.array(zeros), np.array(multipliers), y, relation, shift, 0, *LIMITS[bits], mode)
+    run(a, b, yes, no, np.array(zeros), np.array(multipliers), y, relation, (shift, 0, *LIMITS[bits], mode))
     columns = np.stack([x.astype(np.int64).ravel() - z for x, z in zip(operands, zeros, strict=True)], axis=1)
     law = [norms.choose(row, multipliers, relation, shift, 0, mode, *LIMITS[bits]) for row in columns.tolist()]
     assert y.ravel().tolist() == law

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from examples.weights import codec_table
 from nnac.errors import ProgramError
+from nnac.weights import states
 from nnac.weights.packers import (
     PACKERS,
     STRIPE,
@@ -28,6 +29,7 @@ from nnac.weights.packers import (
     smallest,
     unpack,
 )
+from nnac.weights.shares import read_shares
 
 Int8 = NDArray[np.int8]
 
@@ -176,6 +178,21 @@ def test_codec_table(row: codec_table.Row) -> None:
         assert one.nbytes <= count + len(one.codec.table) + len(one.stripes)
         parts = [one.codec.unpack(data, STRIPE) for data in one.stripes]
         np.testing.assert_array_equal(np.concatenate(parts), values)
+
+
+@given(SEED, LENGTH)
+@settings(COMMON, max_examples=100)
+def test_entropy_leaves_no_better_choice_out(seed: int, length: int) -> None:
+    """What is known to be no better before it is tried is no better."""
+    known, counts = np.unique(weights(seed, length).astype(np.int64), return_counts=True)
+    if not known.size:
+        known, counts = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    choices = list(states.choices_for(int((counts > 0).sum())))
+    tried = [states.Division.of(counts, *choice) for choice in choices]
+    assert (states.least(counts, choices, STRIPE) <= [each.weigh(STRIPE) for each in tried]).all()
+    best = min(tried, key=lambda each: each.weigh(STRIPE))
+    codec = fit(weights(seed, length), Packer.ENTROPY)
+    assert codec is not None and read_shares(codec.table) == best.shares(known)
 
 
 def test_entropy_of_nothing() -> None:

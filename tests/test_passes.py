@@ -29,7 +29,7 @@ from nnac.program import KnownAnswer
 from nnac.targets import load_target
 from nnac.types import Quant, TensorType
 from tests.graphs import graph_of, random_inputs, with_memory
-from tests.test_compiler import net
+from tests.nets import net
 
 NNA8 = load_target("nna8")
 

@@ -25,7 +25,8 @@ from nnac.ops.functions import EXAMPLES, FUNCTIONS
 from nnac.ops.take import Run, runs
 from nnac.targets import load_target
 from nnac.types import Array, Quant, TensorType
-from tests.test_compiler import MACHINES, Case, FullNet, net
+from tests.nets import net
+from tests.test_compiler import MACHINES, Case, FullNet
 
 X = {"x": (1, 6, 9, 7)}
 

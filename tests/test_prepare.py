@@ -18,20 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nnac.errors import ModelError
 from nnac.frontend import Limits, import_graph, prepare
-from tests.test_frontend import (
-    CASES,
-    FLOAT,
-    X2,
-    X3,
-    X4,
-    agree,
-    feeds_of,
-    interpret,
-    ints,
-    model,
-    ort,
-    random,
-)
+from tests.reading import FLOAT, agree, feeds_of, interpret, ints, model, ort, random
+from tests.test_frontend import CASES, X2, X3, X4
 
 
 def refusal(source: Any, shapes: Mapping[str, tuple[int, ...]] | None = None, **limits: int) -> str:

@@ -15,11 +15,14 @@ from nnac import isa
 from nnac.emulator import Emulator
 from nnac.emulator.meanings import _along_a_row
 from nnac.emulator.replay import Replay
+from nnac.errors import ProgramError
 from nnac.kernels.calls import Together
 from nnac.program import Program
 from nnac.reference import seeded
 from nnac.targets import load_target, with_settings
 from nnac.types import Array
+from nnac.validate import validate
+from tests.nets import net
 from tests.test_streaming import recurrent
 
 
@@ -112,6 +115,24 @@ def test_beyond_its_room_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_convolutions_that_share_constants_need_not_pack_them_alike() -> None:
+    """Taps side by side and taps apart, out of the same bytes of the weight buffer: a program by another hand."""
+    lines = """
+        a = Conv <pads = [0, 1, 0, 1]> (x, w)
+        b = Conv <pads = [0, 2, 0, 2], dilations = [1, 2]> (x, w)
+        y = Concat <axis = 1> (a, b)
+        """
+    program = nnac.compile(net(lines, {"x": (1, 3, 5, 9)}, w=(6, 3, 1, 3)), "nna8", "random").program
+    code = list(program.instructions)
+    first, second = (n for n, i in enumerate(code) if isinstance(i, isa.Conv))
+    one, other = code[first], code[second]
+    assert isinstance(one, isa.Conv) and isinstance(other, isa.Conv) and other.dilation_w == 2
+    code[second] = replace(other, weights=one.weights, params=one.params)
+    shared = validate(replace(program, instructions=tuple(code)))
+    found, expected = both_ways(shared)
+    np.testing.assert_array_equal(found[program.outputs[0]], expected[program.outputs[0]])
+
+
 def test_a_load_of_other_bytes_shows_in_both_ways() -> None:
     """A wrong address in a Load changes the outputs of a prepared run as it does those of an exact one."""
     program, inputs = reloaded()
@@ -127,6 +148,20 @@ def test_a_load_of_other_bytes_shows_in_both_ways() -> None:
     for name in program.outputs:
         np.testing.assert_array_equal(found[name], expected[name])
     assert any((before[name] != Emulator(wrong).run(inputs)[name]).any() for name in program.outputs)
+
+
+def test_a_second_load_may_not_have_another_table() -> None:
+    """The fence decodes the bytes of a table's new length, though it has decoded the same stream before."""
+    program, _ = reloaded()
+    code, known = list(program.instructions), set[int]()
+    for n, load in enumerate(code):
+        if isinstance(load, isa.Load) and load.packer:
+            if load.source in known:
+                code[n] = replace(load, table_bytes=load.table_bytes - 1)
+                break
+            known.add(load.source)
+    with pytest.raises(ProgramError, match="table of packed weights"):
+        validate(replace(program, instructions=tuple(code), loops=()))
 
 
 def test_a_load_that_does_not_wait_shows() -> None:
@@ -159,7 +194,7 @@ def layers(rng: np.random.Generator) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("weights", [None, "4"])
 def test_threads_change_no_bit(weights: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnac.kernels.conv.WORTH", 1)
+    monkeypatch.setattr("nnac.kernels.products.WORTH", 1)
     model = nnac.compile(layers(np.random.default_rng(4)), "nna8", "random", weights=weights)
     inputs = seeded({name: model.program.tensor(name).type for name in model.program.inputs}, 1)
     alone = Emulator(model.program).trace(inputs)

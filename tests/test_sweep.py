@@ -17,7 +17,7 @@ from nnac.isa import Space
 from nnac.sweep import MAX_POINTS, Point, sweep, to_csv
 from nnac.targets import load_target, with_settings
 from nnac.timing import OUTSIDE, simulate
-from tests.test_cli import small_model
+from tests.commands import small_model
 
 VARY = {"mac.rows": [4, 16], "memory.sram.bytes": [64, 2048, 65536]}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from nnac import isa
+from nnac import isa, search
 from nnac.compiler import lower, measured_graph
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
 from nnac.isa import Engine, Space
+from nnac.passes.constants import Cuts
+from nnac.plan import STRATEGIES
 from nnac.program import KnownAnswer, Program
 from nnac.search import best_program
 from nnac.targets import Memory, Target, load_target, with_settings
@@ -431,6 +434,20 @@ def test_a_larger_scratchpad_is_never_slower(index: int, name: str) -> None:
     machine = with_settings(load_target(name), {"memory.weights.bytes": int(2 ** rng.uniform(12, 16))})
     found = latencies(index, machine, rng)
     assert all(a[1] >= b[1] for a, b in pairwise(found)), found
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS)
+def test_what_the_search_leaves_out_is_no_faster(seed: int) -> None:
+    """A strategy or a rung left out for its transfers has no program that takes fewer cycles than they were said to."""
+    rng = np.random.default_rng(seed)
+    machine, graph = random_machine(rng), network(rng)
+    searching = search._Search(machine, Cuts(machine))
+    for size, work in islice(search._rungs(graph, machine), 6):
+        for strategy in (*STRATEGIES, replace(STRATEGIES[-1], share=0.6, stripes=4, blocks=4)):
+            cycles = searching.time(size, work, strategy, inf)
+            assert cycles >= searching.least(size, work, strategy)
+            assert cycles >= searching.bound(size, work)
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,23 @@ def test_a_row_from_training_to_its_result(tmp_path: Path, monkeypatch: pytest.M
     """A few steps of a row leave a baseline, the parts, and a result that the same command finds again."""
     for split in ("train", "validation", "test"):
         made_up(8).save(tmp_path / f"{split}.npz")
-    result = train.run("small-gq5", 0, tmp_path, base_steps=4, steps=3)
+    course = train.Course(4, row_steps=3)
+    result = train.run("small-gq5", 0, tmp_path, course)
     assert result["nna8-tiny"]["weight_bits"] < 5.2 and result["nna8-tiny"]["host_ops"] == 0
     assert (tmp_path / "small-gq5-0" / measure.RESULT).exists()
     before = (tmp_path / "baseline-small-0" / "checkpoint.pt").read_bytes()
-    assert train.run("small-ptq8", 0, tmp_path, base_steps=4, steps=3)["wer"] >= 0
+    assert train.run("small-ptq8", 0, tmp_path, course)["wer"] >= 0
     assert (tmp_path / "baseline-small-0" / "checkpoint.pt").read_bytes() == before
+
+
+def test_many_layers_begin_with_orthogonal_weights() -> None:
+    """Each gate's recurrent weights turn the state without changing its length, and the forget gates stand open."""
+    encoder = Encoder(Size(24, 8, 8, layers=4))
+    for layer in range(4):
+        for part in getattr(encoder.lstm, f"weight_hh_l{layer}").chunk(4):
+            torch.testing.assert_close(part @ part.T, torch.eye(24), rtol=0, atol=1e-5)
+        biases = getattr(encoder.lstm, f"bias_ih_l{layer}") + getattr(encoder.lstm, f"bias_hh_l{layer}")
+        assert [float(part.unique()) for part in biases.chunk(4)] == [0, 1, 0, 0]
 
 
 def test_a_baseline_learns_framewise_first() -> None:

@@ -429,7 +429,8 @@ def test_the_table_of_results(tmp_path: Path) -> None:
         hosted = {"hosted": {"engine_ms_per_frame": 1.25}}
         machines = {target: {**costs, **waits, **hosted} for target in (table.TINY, table.FAST)}
         errors = {"wer": wer, "float_wer": wer - 0.01, "validation_wer": wer}
-        entry = {"row": row, "title": row, "seed": seed, **errors, **machines}
+        size = "deep" if row.startswith("deep-") else "base"
+        entry = {"row": row, "title": row, "size": size, "seed": seed, **errors, **machines}
         (tmp_path / f"{row}-{seed}").mkdir()
         (tmp_path / f"{row}-{seed}" / table.RESULT).write_text(json.dumps(entry), "utf-8")
 
@@ -438,9 +439,11 @@ def test_the_table_of_results(tmp_path: Path) -> None:
     result("ptq8", 0, 0.06, 1000)
     result("gq5", 0, 0.04, 600)
     result("emu8", 0, 0.05, 1000)
-    found = table.load(tmp_path, ["gq5", "float", "qat8", "ptq8", "emu8"])
-    assert list(found) == ["gq5", "qat8", "ptq8", "emu8"]
-    lines = table.table(found).splitlines()
+    result("deep-gq5", 0, 0.05, 1000)
+    every = table.load(tmp_path, ["gq5", "float", "qat8", "ptq8", "emu8"])
+    found, deep = (table.of_size(every, deep) for deep in (False, True))
+    assert list(found) == ["gq5", "qat8", "ptq8", "emu8"] and list(deep) == ["deep-gq5"]
+    lines = table.table(found, table.TINY, table.FAST).splitlines()
     assert "6.00 ± 1.41" in lines[3] and lines[3].count("|") == lines[0].count("|")
     figures = list(table.figures(found))
     assert "| GQ 5-bit: footprint below 8-bit QAT | 30.73 % | 40.0% | 1 |" in figures
@@ -461,3 +464,10 @@ def test_the_picture_of_results() -> None:
     assert dots[0][0] == dots[1][0] < dots[2][0] and float(dots[0][1]) < float(dots[1][1])
     assert float(names[1][1]) - float(names[0][1]) >= picture.LINE
     assert "<circle" not in picture.picture({"kB": {}})
+
+
+def test_no_errors_at_all_lie_at_the_bottom() -> None:
+    """A logarithmic axis has no zero."""
+    drawn = picture.picture({"kB": {"gq5": (100, [0, 0]), "qat8": (200, [5, 6])}})
+    heights = [float(y) for y in re.findall(r'<circle cx=".*?" cy="(.*?)"', drawn)]
+    assert max(heights) == picture.SIDE - picture.EDGE > min(heights)

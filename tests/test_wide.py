@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnac import numerics
-from nnac.kernels import conv, machine, move, wide
+from nnac.kernels import conv, machine, move, products, wide
 from nnac.kernels.panels import room
 from nnac.kernels.vectors import WINDOW
 from nnac.numerics import Rounding
@@ -55,11 +55,11 @@ def conv2d(x: Int16, w: Any, bias: Any, multiplier: Any, shift: Any, y: Int16, *
     for call in wide.packing(weights, bias, multiplier, shift, filters, layer):
         call.run()
     wide.split(np.ascontiguousarray(x).reshape(-1), *planes)
-    workspace, sums = room(conv.workspace_bytes(layer, y.shape)), []
+    workspace, sums = room(products.workspace_bytes(layer, y.shape)), []
     for plane, part in zip(planes, wide.planed(layer), strict=True):
         sums.append(np.empty(wide.sums_room(y.shape), np.int32)[:, :, : len(w)])
-        conv.product(plane.reshape(x.shape), filters, sums[-1], workspace, part).run()
-    wide.join(*sums, filters.offsets, filters.multipliers, filters.shifts, y, *layer[-6:])
+        products.product(plane.reshape(x.shape), filters, sums[-1], workspace, part).run()
+    wide.join(*sums, filters.offsets, filters.multipliers, filters.shifts, y, layer[-6:])
 
 
 def law_of_convolution(x: Int16, w: Any, bias: Any, pairs: Any, out: Any, geometry: Any, rest: Any) -> list[int]:
@@ -149,9 +149,8 @@ def test_average_pool(
     x[...] = values(np.random.default_rng(seed), *x.shape)
     y = np.empty((rows[5], columns[5], 3), np.int16)
     geometry = [item for axis in zip((*rows[1:3], rows[4]), (*columns[1:3], columns[4]), strict=True) for item in axis]
-    wide.average_pool(
-        x, y, np.empty(3 + WINDOW, np.int64), *geometry, 99, 99, 0, 0, multiplier, shift, 0, *limits, mode
-    )
+    sums = np.empty(3 + WINDOW, np.int64)
+    wide.average_pool(x, y, sums, (*geometry, 99, 99, 0), 0, (multiplier, shift, 0, *limits, mode))
     for i, j, n in product(range(rows[5]), range(columns[5]), range(3)):
         in_h = inside(i * rows[2] - rows[4], rows[1], 1, rows[0])
         in_w = inside(j * columns[2] - columns[4], columns[1], 1, columns[0])
@@ -169,7 +168,7 @@ def test_sums(shape: Any, count: int, shift: int, limits: Any, mode: Rounding, s
     for x, multiplier in zip(operands, multipliers, strict=True):
         wide.accumulate(acc, x, 0, multiplier, 1)
     y = np.empty(shape, np.int16)
-    wide.requantize_wide(acc, y, shift, 0, *limits, mode)
+    wide.requantize_wide(acc, y, (shift, 0, *limits, mode))
     terms = [x.ravel().astype(object) * m for x, m in zip(operands, multipliers, strict=True)]
     totals = np.sum(terms, axis=0).tolist()
     assert y.ravel().tolist() == [numerics.saturate(numerics.round_shift(t, shift, mode), *limits) for t in totals]
@@ -181,7 +180,7 @@ def test_products(shape: Any, multiplier: int, shift: int, limits: Any, mode: Ro
     """The product of two int16 is an int32: the law of requantization holds with all its multipliers."""
     rng = np.random.default_rng(seed)
     a, b, y = values(rng, *shape), values(rng, *shape), np.empty(shape, np.int16)
-    wide.multiply(a, 0, b, 0, y, multiplier, shift, 0, *limits, mode)
+    wide.multiply(a, 0, b, 0, y, (multiplier, shift, 0, *limits, mode))
     pairs = zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)
     assert y.ravel().tolist() == [numerics.requantize(p * q, multiplier, shift, 0, mode, *limits) for p, q in pairs]
 
@@ -197,7 +196,7 @@ def test_interpolation(rows: int, tables: int, shift: int, zero: int, limits: An
         (wide.interpolate_octaves, numerics.interpolate_octaves, 385),
     ):
         knots = values(rng, tables, entries)
-        kernel(x, knots, y, *[shift, zero, *limits, mode])
+        kernel(x, knots, y, (shift, zero, *limits, mode))
         for row, n in product(range(rows), range(tables)):
             assert y[row, n] == law(int(x[row, n]), knots[n].tolist(), mode, *[*limits, shift, zero])
 
@@ -209,6 +208,6 @@ def test_softmax(rows: int, n: int, scale: float, pair: Any, mode: Rounding, see
     x, table = values(np.random.default_rng(seed), rows, n), numerics.softmax_table(scale, 16)
     for multiplier, shift in (pair, (1 << 15, 0), (2**31 - 1, 16)):
         y = np.empty(x.shape, np.int16)
-        wide.softmax(x, np.array(table, np.int32), y, multiplier, shift, 0, LOW, HIGH, mode)
+        wide.softmax(x, np.array(table, np.int32), y, (multiplier, shift, 0, LOW, HIGH, mode))
         for i in range(rows):
             assert y[i].tolist() == numerics.softmax(x[i].tolist(), table, multiplier, shift, 0, mode, LOW, HIGH)

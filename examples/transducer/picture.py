@@ -27,7 +27,7 @@ Points = Mapping[str, tuple[float, Sequence[float]]]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values on a logarithmic scale; `start` and `end` are pixels."""
+    """Values on a logarithmic scale, zero at its lower end; `start` and `end` are pixels."""
 
     low: float
     high: float
@@ -37,11 +37,12 @@ class Axis:
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, room: float) -> Axis:
         """Return an axis that leaves some room behind the largest value."""
-        return cls(0.85 * min(values), room * max(values), start, end)
+        least = min((value for value in values if value > 0), default=1.0)
+        return cls(0.85 * least, room * max(least, *values), start, end)
 
     def at(self, value: float) -> float:
         """Return the pixel of a value."""
-        return self.start + (self.end - self.start) * log(value / self.low) / log(self.high / self.low)
+        return self.start + (self.end - self.start) * log(max(value, self.low) / self.low) / log(self.high / self.low)
 
     def ticks(self) -> list[float]:
         """Return round values."""

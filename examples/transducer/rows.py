@@ -119,6 +119,11 @@ ROWS: Final[Mapping[str, Row]] = {
     "micro-ptq8": Row("micro, 8-bit PTQ", "micro", origin="micro-float"),
     "micro-qat8": Row("micro, 8-bit QAT", "micro", rules=on_all(int8)),
     "micro-emu8": Row("micro, 8-bit, accelerator emulated", "micro", DEVICE),
+    "deep-float": Row("4 x 512, float", "deep", FLOAT),
+    "deep-ptq8": Row("4 x 512, 8-bit PTQ", "deep", origin="deep-float"),
+    "deep-qat8": Row("4 x 512, 8-bit QAT", "deep", rules=on_all(int8)),
+    "deep-emu8": Row("4 x 512, 8-bit, accelerator emulated", "deep", DEVICE),
+    "deep-gq5": Row("4 x 512, GQ 5-bit", "deep", rules=gq(5)),
 }
 
 if __name__ == "__main__":

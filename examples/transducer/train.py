@@ -2,9 +2,9 @@
 
     python -m examples.transducer.train --row gq5 --seed 0 --folder FOLDER
 
-Every row of a size starts from that size's float baseline of the same seed (`BASE_STEPS`, made by the first row that
-needs it) and trains `STEPS` more, the float row too. Broken off, the same command goes on from the last checkpoint;
-a row that is finished is not done again. FOLDER/ROW-SEED/ then holds the three parts as ONNX with their scales, the
+Every row of a size starts from that size's float baseline of the same seed, made by the first row that needs it, and
+trains some steps more (`COURSES`), the float row too. Broken off, the same command goes on from the last checkpoint; a
+row that is finished is not done again. FOLDER/ROW-SEED/ then holds the three parts as ONNX with their scales, the
 curves of the training, and `result.json`.
 """
 
@@ -31,14 +31,36 @@ from nnac.train.emulate import DEVICE, FLOAT
 from nnac.transducer import PARTS, word_error_rate
 
 PLACE: Final = "cuda" if torch.cuda.is_available() else "cpu"
-BASE_STEPS: Final = {"micro": 2500, "small": 2500, "base": 2000, "large": 2000}
-BASE_RATE = 3e-3
-STEPS, RATE = 300, 1e-3
-BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a size is trained.
+
+    Attributes:
+        steps: of the float baseline; rate: its highest learning rate.
+        framewise: share of these steps in which only the encoder learns, step by step.
+        row_steps: of a row behind it.
+        batch: utterances of a step.
+    """
+
+    steps: int
+    rate: float = 3e-3
+    framewise: float = 0.3
+    row_steps: int = 300
+    batch: int = 32
+
+
+COURSES: Final = {
+    "micro": Course(2500),
+    "small": Course(2500),
+    "base": Course(2000),
+    "large": Course(2000),
+    "deep": Course(1500, 2e-3, 0.4, 200, 16),
+}
+RATE = 1e-3
 WINDOW = 256
 """Utterances of similar length among which a batch is drawn."""
-FRAMEWISE = 0.3
-"""Share of the baseline's steps in which only the encoder learns, step by step."""
 SIDE_BY_SIDE = 200
 """Utterances that are decoded at once."""
 TAIL = 6
@@ -79,11 +101,11 @@ class Batch:
         return cls(*(part.to(PLACE) for part in (x, times, tokens, lengths, said)))
 
     @classmethod
-    def drawn(cls, pool: Pool, rng: np.random.Generator) -> Batch:
-        """Return a random batch of utterances of similar length."""
+    def drawn(cls, pool: Pool, rng: np.random.Generator, size: int) -> Batch:
+        """Return a random batch of `size` utterances of similar length."""
         window = min(WINDOW, len(pool))
         first = int(rng.integers(0, len(pool) - window + 1))
-        return cls.of(pool, first + rng.choice(window, min(BATCH, window), replace=False))
+        return cls.of(pool, first + rng.choice(window, min(size, window), replace=False))
 
     def loss(self, network: Network) -> Tensor:
         """Return the mean loss."""
@@ -129,43 +151,43 @@ def schedule(optimizer: torch.optim.Optimizer, rate: float, steps: int) -> Any:
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
 
 
-def baseline(size: str, seed: int, folder: Path, steps: int, data: Any) -> Network:
+def baseline(size: str, seed: int, folder: Path, course: Course, data: Any) -> Network:
     """Return the float baseline, trained where it is not yet."""
     torch.manual_seed(seed)
     network = Network.of(size).to(PLACE)
-    optimizer = torch.optim.Adam(network.parameters(), BASE_RATE)
+    optimizer = torch.optim.Adam(network.parameters(), course.rate)
 
     def loss(step: int, rng: np.random.Generator) -> Tensor:
-        batch = Batch.drawn(data["train"], rng)
-        return batch.framewise_loss(network) if step < FRAMEWISE * steps else batch.loss(network)
+        batch, framewise = Batch.drawn(data["train"], rng, course.batch), step < course.framewise * course.steps
+        return batch.framewise_loss(network) if framewise else batch.loss(network)
 
     train(
         network,
         loss,
         optimizer,
-        Schedule(steps, seed, folder / f"baseline-{size}-{seed}", save_every=max(1, steps // 5)),
-        scheduler=schedule(optimizer, BASE_RATE, steps),
+        Schedule(course.steps, seed, folder / f"baseline-{size}-{seed}", save_every=max(1, course.steps // 5)),
+        scheduler=schedule(optimizer, course.rate, course.steps),
     )
     return network
 
 
-def calibrated(network: Network, seed: int, data: Any) -> Twins:
+def calibrated(network: Network, seed: int, course: Course, data: Any) -> Twins:
     """Return a network's twins, in evaluation mode, whose ranges are those of some training utterances."""
     twins, rng = Twins(network, measure.TARGETS[0]), np.random.default_rng(seed)
     for _ in range(CALIBRATION):
-        batch = Batch.drawn(data["train"], rng)
+        batch = Batch.drawn(data["train"], rng, course.batch)
         twins.observe(batch.x, batch.tokens)
     return twins.eval()
 
 
-def fine_tuned(row: Row, network: Network, seed: int, folder: Path, steps: int, data: Any) -> Twins:
+def fine_tuned(row: Row, network: Network, seed: int, folder: Path, course: Course, data: Any) -> Twins:
     """Return the twins of a network after a row's training, which changes the network, too."""
     compression = compress(network, row.rules) if row.rules else None
-    twins = calibrated(network, seed, data).train()
+    twins = calibrated(network, seed, course, data).train()
     optimizer = torch.optim.Adam(twins.parameters(), RATE)
 
     def loss(step: int, rng: np.random.Generator) -> Tensor:
-        batch = Batch.drawn(data["train"], rng)
+        batch = Batch.drawn(data["train"], rng, course.batch)
         if step % OBSERVE == 0:
             twins.observe(batch.x, batch.tokens)
         with twins.computing(row.mode):
@@ -175,9 +197,9 @@ def fine_tuned(row: Row, network: Network, seed: int, folder: Path, steps: int, 
         twins,
         loss,
         optimizer,
-        Schedule(steps, seed, folder, save_every=max(1, steps // 2)),
+        Schedule(course.row_steps, seed, folder, save_every=max(1, course.row_steps // 2)),
         compression=compression,
-        scheduler=schedule(optimizer, RATE, steps),
+        scheduler=schedule(optimizer, RATE, course.row_steps),
     )
     return twins.eval()
 
@@ -194,15 +216,16 @@ def write_parts(twins: Twins, folder: Path) -> None:
     np.save(folder / measure.EMBEDDING, embedding, allow_pickle=False)
 
 
-def run(name: str, seed: int, folder: Path, base_steps: int = 0, steps: int = STEPS) -> dict[str, Any]:
-    """Return the result of a row; `base_steps` 0 are those of its size."""
+def run(name: str, seed: int, folder: Path, course: Course | None = None) -> dict[str, Any]:
+    """Return the result of a row; its course, if not given, is that of its size."""
     row, data, begin = ROWS[name], pools(folder), time.monotonic()
     own = folder / f"{name}-{seed}"
-    network = baseline(row.size, seed, folder, base_steps or BASE_STEPS[row.size], data)
+    course = course or COURSES[row.size]
+    network = baseline(row.size, seed, folder, course, data)
     trained = row.origin or name
-    twins = fine_tuned(ROWS[trained], network, seed, folder / f"{trained}-{seed}", steps, data)
+    twins = fine_tuned(ROWS[trained], network, seed, folder / f"{trained}-{seed}", course, data)
     if row.origin:
-        twins = calibrated(network, seed, data)
+        twins = calibrated(network, seed, course, data)
     found: dict[str, Any] = {"row": name, "title": row.title, "size": row.size, "seed": seed}
     found["seconds"] = time.monotonic() - begin
     with twins.computing(FLOAT):

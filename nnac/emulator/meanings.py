@@ -5,7 +5,7 @@ Kernels have no bounds checks; only validated programs may come here (`nnac.vali
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -41,7 +41,7 @@ class Meanings(Memories):
         self.mode, self.wide_mode = int(mode), int(Rounding.HALF_AWAY if mode == Rounding.TFLITE else mode)
         self.single_mode = FLOAT32 if mode == Rounding.ONNX else int(mode)
         """Of convolutions and averages of int8."""
-        self.decoded: dict[tuple[int, ...], Array] = {}
+        self.decoded: dict[tuple[object, ...], Array] = {}
         self._right: dict[tuple[int, int], Filters] = {}
         """Room of packed right matrices by columns and depth."""
 
@@ -91,10 +91,9 @@ class Meanings(Memories):
         if not i.packer:
             source = self.signed[Space(i.space)][i.source : i.source + i.source_bytes]
         else:
-            key = (i.packer, i.table, i.source, i.target_bytes)
-            if key not in self.decoded:
-                self.decoded[key] = self.expand(i)
-            source = self.decoded[key]
+            if i.content not in self.decoded:
+                self.decoded[i.content] = self.expand(i)
+            source = self.decoded[i.content]
         yield moved(source, self.signed[Space.WEIGHTS][i.target : i.target + i.target_bytes])
 
     def expand(self, i: isa.Load) -> Array:
@@ -176,7 +175,7 @@ class Meanings(Memories):
 
     def _product(self, x: Array, y: Array, filters: Filters, layer: Layer) -> Call | Together:
         from nnac.kernels.calls import Together
-        from nnac.kernels.conv import product, split, workspace_bytes
+        from nnac.kernels.products import product, split, workspace_bytes
 
         calls = []
         for n, part in enumerate(split(filters, y, layer, self.threads)):
@@ -198,7 +197,7 @@ class Meanings(Memories):
             calls.append(self._product(plane.reshape(shape), made, filters, part))
         y, narrow = self._result(self._pixels(i, channels), True)
         scale = (filters.offsets, filters.multipliers, filters.shifts)
-        return [*calls, call_of(join, *sums, *scale, y, *layer[-6:]), *narrow]
+        return [*calls, call_of(join, *sums, *scale, y, layer[-6:]), *narrow]
 
     def _pixels(self, i: isa.Conv, channels: int) -> Array:
         """Return the outputs of a convolution, a view."""
@@ -221,16 +220,16 @@ class Meanings(Memories):
             yield call_of(max_pool, x, y, i.kernel_h, i.kernel_w, *_window(i), i.low, i.high)
         else:
             stride_h, stride_w, _, _, *pads = _window(i)
-            place = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
-            limits = (i.out_zero, i.low, i.high)
+            window = (i.kernel_h, i.kernel_w, stride_h, stride_w, *pads, i.padded_h, i.padded_w, i.count_pads)
             if i.over and not wide:
-                lift = float32.lift_of(i.shift)
-                yield call_of(average_reals, x, y, *place, i.in_zero, i.multiplier, i.over, lift, *limits)
+                law = (i.multiplier, i.over, float32.lift_of(i.shift), i.out_zero, i.low, i.high)
+                yield call_of(average_reals, x, y, window, i.in_zero, *law)
             else:
                 mode = self.mode if wide else self.single_mode
+                scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high, mode)
                 kernel = long_average_pool if long and not wide else average_pool
                 total = self._room("sums", (i.channels + WINDOW,), np.int64 if long or wide else np.int32)
-                yield call_of(kernel, x, y, total, *place, i.in_zero, i.multiplier, i.shift, *limits, mode)
+                yield call_of(kernel, x, y, total, window, i.in_zero, scale)
         yield from narrow
 
     def _nested(self, i: isa.Elementwise, index: int) -> Array:
@@ -242,6 +241,10 @@ class Meanings(Memories):
         """Return all operands of a loop nest as the kernels of one width take them, and the calls that make them so."""
         found = [self._operand(self._nested(i, n), f"operand{n}", wide) for n in range(len(i.sources))]
         return [x for x, _ in found], [call for _, calls in found for call in calls]
+
+    def _ending(self, i: isa.Elementwise) -> tuple[int, ...]:
+        """Return how results of a loop nest end (`nnac.kernels.requantize.Ending`)."""
+        return i.shift, i.out_zero, i.low, i.high, self.mode
 
     def _sum(self, i: isa.Sum) -> Calls:
         wide = max(*i.bits, i.out_bits) == 16
@@ -255,14 +258,24 @@ class Meanings(Memories):
         else:
             from nnac.kernels.elementwise import accumulate, requantize_wide
 
-        acc = self._room("sums", i.shape, np.int64)
-        for n, zero in enumerate(i.zeros):
+        laws = [(zero, i.multipliers[n], int(n > 0)) for n, zero in enumerate(i.zeros)]
+        return self._one_by_one(i, wide, accumulate, laws, (requantize_wide, self._ending(i)))
+
+    def _one_by_one(
+        self,
+        i: isa.Elementwise,
+        wide: bool,
+        take: Any,
+        laws: Sequence[tuple[int, ...]],
+        end: tuple[Any, tuple[int, ...]],
+    ) -> Calls:
+        """Yield the calls that take one operand after the other into wide values, each by its law, and end those."""
+        values, (kernel, ending) = self._room("sums", i.shape, np.int64), end
+        for n, law in enumerate(laws):
             x, widen = self._operand(self._nested(i, n), "operand", wide)
-            yield from widen
-            yield call_of(accumulate, acc, x, zero, i.multipliers[n], int(n > 0))
+            yield from (*widen, call_of(take, values, x, *law))
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield call_of(requantize_wide, acc, y, i.shift, i.out_zero, i.low, i.high, self.mode)
-        yield from narrow
+        yield from (call_of(kernel, values, y, ending), *narrow)
 
     def _add_float32(self, i: isa.Sum) -> Calls:
         from nnac.kernels.single import fuse_product, round_sum, start
@@ -279,24 +292,16 @@ class Meanings(Memories):
 
         (a, b), y = (self._nested(i, n) for n in range(2)), self._tile(i.target, *i.shape)
         first, second = zip(i.zeros, i.multipliers, strict=True)
-        yield call_of(add2, a, *first, b, *second, y, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(add2, a, *first, b, *second, y, self._ending(i))
 
     def _mul(self, i: isa.Mul) -> Calls:
-        wide = max(*i.bits, i.out_bits) == 16
-        if self.law.mode == Rounding.ONNX and not wide:
-            yield self._multiply_float32(i)
-            return
-        if wide:
-            from nnac.kernels.wide import multiply
-        else:
-            from nnac.kernels.elementwise import multiply
+        from nnac.kernels import elementwise, wide
 
-        (a, b), widen = self._operands(i, wide)
-        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield from widen
-        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield call_of(multiply, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
-        yield from narrow
+        if max(*i.bits, i.out_bits) == 16:
+            return self._pair(i, wide.multiply, True, True)
+        if self.law.mode == Rounding.ONNX:
+            return iter([self._multiply_float32(i)])
+        return self._pair(i, elementwise.multiply, False, False)
 
     def _multiply_float32(self, i: isa.Mul) -> Call:
         from nnac.kernels.single import multiply
@@ -306,18 +311,18 @@ class Meanings(Memories):
         return call_of(multiply, a, i.zeros[0], b, i.zeros[1], self._tile(i.target, *i.shape), *scale)
 
     def _div(self, i: isa.Div) -> Calls:
-        wide = max(i.bits[0], i.out_bits) == 16
-        if wide:
-            from nnac.kernels.wide import divide
-        else:
-            from nnac.kernels.pairs import divide
+        from nnac.kernels import pairs, wide
 
+        is_wide = max(i.bits[0], i.out_bits) == 16
+        return self._pair(i, wide.divide if is_wide else pairs.divide, is_wide, True)
+
+    def _pair(self, i: isa.Mul | isa.Div, kernel: Any, wide: bool, wide_right: bool) -> Calls:
+        """Yield the calls of a kernel whose left operand and result have one width, and the right one its own."""
         a, widen_a = self._operand(self._nested(i, 0), "operand0", wide)
-        b, widen_b = self._operand(self._nested(i, 1), "operand1", True)
+        b, widen_b = self._operand(self._nested(i, 1), "operand1", wide_right)
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from (*widen_a, *widen_b)
-        scale = (i.multiplier, i.shift, i.out_zero, i.low, i.high)
-        yield call_of(divide, a, i.zeros[0], b, i.zeros[1], y, *scale, self.mode)
+        yield call_of(kernel, a, i.zeros[0], b, i.zeros[1], y, (i.multiplier, *self._ending(i)))
         yield from narrow
 
     def _extreme(self, i: isa.Extreme) -> Calls:
@@ -328,14 +333,8 @@ class Meanings(Memories):
             from nnac.kernels.elementwise import requantize_wide
             from nnac.kernels.pairs import extreme
 
-        found = self._room("sums", i.shape, np.int64)
-        for n, zero in enumerate(i.zeros):
-            x, widen = self._operand(self._nested(i, n), "operand", wide)
-            yield from widen
-            yield call_of(extreme, found, x, zero, i.multipliers[n], i.least, int(n > 0))
-        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield call_of(requantize_wide, found, y, i.shift, i.out_zero, i.low, i.high, self.mode)
-        yield from narrow
+        laws = [(zero, i.multipliers[n], i.least, int(n > 0)) for n, zero in enumerate(i.zeros)]
+        return self._one_by_one(i, wide, extreme, laws, (requantize_wide, self._ending(i)))
 
     def _select(self, i: isa.Select) -> Calls:
         wide = max(*i.bits, i.out_bits) == 16
@@ -348,7 +347,7 @@ class Meanings(Memories):
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
         yield from widen
         scales = (np.array(i.zeros, np.int64), np.array(i.multipliers, np.int64))
-        yield call_of(choose, *operands, *scales, y, i.relation, i.shift, i.out_zero, i.low, i.high, self.mode)
+        yield call_of(choose, *operands, *scales, y, i.relation, self._ending(i))
         yield from narrow
 
     def _matmul(self, i: isa.MatMul) -> Calls:
@@ -444,14 +443,8 @@ class Meanings(Memories):
         else:
             from nnac.kernels.elementwise import accumulate_squares, root
 
-        acc = self._room("sums", i.shape, np.int64)
-        for n, zero in enumerate(i.zeros):
-            x, widen = self._operand(self._nested(i, n), "operand", wide)
-            yield from widen
-            yield call_of(accumulate_squares, acc, x, zero, int(n > 0), 0 if n else i.offset)
-        y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield call_of(root, acc, y, i.multiplier, i.shift, i.out_zero, i.low, i.high, self.mode)
-        yield from narrow
+        laws = [(zero, int(n > 0), 0 if n else i.offset) for n, zero in enumerate(i.zeros)]
+        return self._one_by_one(i, wide, accumulate_squares, laws, (root, (i.multiplier, *self._ending(i))))
 
     def _host(self, i: isa.Host) -> Calls:
         from nnac.segment import execute
@@ -484,7 +477,7 @@ class Meanings(Memories):
         half = 1 << i.out_bits - 1
         y, narrow = self._result(target, True)
         kernel = interpolate_octaves if i.octaves else interpolate
-        yield call_of(kernel, x, tables, y, i.shift, i.out_zero, -half, half - 1, self.mode)
+        yield call_of(kernel, x, tables, y, (i.shift, i.out_zero, -half, half - 1, self.mode))
         yield from narrow
 
     def _softmax(self, i: isa.Softmax) -> Calls:
@@ -499,7 +492,7 @@ class Meanings(Memories):
         y, narrow = self._result(self._tile(i.target, i.rows, i.length, bits=i.out_bits), wide)
         scale = (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
         yield from widen
-        yield call_of(softmax, x, self._words(i.table, i.entries), y, *scale)
+        yield call_of(softmax, x, self._words(i.table, i.entries), y, scale)
         yield from narrow
 
     def _shorts(self, space: Space, address: int, rows: int, columns: int) -> Array:
@@ -540,10 +533,10 @@ class Meanings(Memories):
             yield call_of(gru_cell, *operands, new, hidden, int(i.phase == isa.WHOLE), *self._cell_law(i))
         yield from narrow
 
-    def _cell_law(self, i: isa.Cell) -> tuple[int, ...]:
+    def _cell_law(self, i: isa.Cell) -> tuple[int, tuple[int, ...]]:
         """Return how gates are clipped and hidden values made: the last arguments of every cell kernel."""
         half = 1 << (i.out_bits - 1)
-        return i.clip, i.multiplier, i.shift, i.out_zero, -half, half - 1, int(self.law.mode)
+        return i.clip, (i.multiplier, i.shift, i.out_zero, -half, half - 1, self.mode)
 
 
 def _along_a_row(i: isa.Conv) -> isa.Conv:

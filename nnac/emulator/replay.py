@@ -79,13 +79,9 @@ def constants(instruction: AnyInstruction) -> Iterator[Range]:
 
 def same_bytes(instructions: Sequence[AnyInstruction]) -> dict[int, int]:
     """Return, for the index of each Load, the first one that brings the same bytes."""
-    first: dict[tuple[int, ...], int] = {}
-    found = {}
-    for index, load in enumerate(instructions):
-        if isinstance(load, Load):
-            place = (load.space, load.source, load.source_bytes, load.target_bytes, load.packer, load.table)
-            found[index] = first.setdefault((*place, load.table_bytes), index)
-    return found
+    first: dict[tuple[object, ...], int] = {}
+    loads = ((index, load) for index, load in enumerate(instructions) if isinstance(load, Load))
+    return {index: first.setdefault(load.content, index) for index, load in loads}
 
 
 class Machine(Protocol):
@@ -173,7 +169,7 @@ class Replay:
         first, channels = joined.convs[0], sum(conv.out_c for conv in joined.convs)
         layer, few = self.machine.layer(first), first.out_h * first.out_w <= FEW
         bytes_of = tuple((self.same[n], *rest) for pieces in joined.sources for piece in pieces for n, *rest in piece)
-        key = (bytes_of, channels, layer.taps, layer.group_out, layer.channel_offset, layer.x_zero, first.in_bits, few)
+        key = (bytes_of, channels, layer.form, first.in_bits, few)
         if key not in self.filters:
             self.filters[key] = self._packed(joined, layer, few)
         return tuple(self.machine.product(first, channels, self.filters[key]))

@@ -56,7 +56,7 @@ def _check_counts(model: onnx.ModelProto, limits: Limits) -> None:
         raise ModelError("the model has no nodes")
     if model.graph.sparse_initializer or any(graph.sparse_initializer for graph in graphs(model)):
         raise ModelError("sparse initializers are not supported; store the weights as dense tensors")
-    count = inlined_nodes(model, limits)
+    count = inlined_nodes(model)
     if count > limits.nodes:
         raise ModelError(f"the model has {count:,} nodes, functions inlined; at most {limits.nodes:,} are allowed")
     tensors = sum(1 for _ in stored_tensors(model))
@@ -64,7 +64,7 @@ def _check_counts(model: onnx.ModelProto, limits: Limits) -> None:
         raise ModelError(f"the model stores {tensors:,} tensors; at most {limits.tensors:,} are allowed")
 
 
-def inlined_nodes(model: onnx.ModelProto, limits: Limits) -> int:
+def inlined_nodes(model: onnx.ModelProto) -> int:
     """Return how many nodes the model has once its functions are inlined.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from math import prod
 
 import onnx
 
@@ -13,6 +14,8 @@ from nnac.frontend.limits import Limits
 from nnac.frontend.weights import misfits
 
 Shape = tuple[int, ...]
+SAYS_NO_SHAPE = 1024
+"""Elements of a tensor of floats above which no operator's shape depends on its values."""
 
 
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
@@ -161,12 +164,23 @@ def _missed(node: onnx.NodeProto, known: Mapping[str, list[int] | None]) -> list
     return None
 
 
+def _take_weights(graph: onnx.GraphProto) -> dict[int, bytes]:
+    """Empty large tensors of floats, which say nothing on shapes, and return their bytes by index."""
+    taken = {}
+    for index, tensor in enumerate(graph.initializer):
+        if tensor.data_type == onnx.TensorProto.FLOAT and prod(tensor.dims) > SAYS_NO_SHAPE and tensor.raw_data:
+            taken[index] = tensor.raw_data
+            tensor.raw_data = b""
+    return taken
+
+
 def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
-    """Return the model with the shape of every value that ONNX's inference knows.
+    """Return the model, which is lost, with the shape of every value that ONNX's inference knows.
 
     Raises:
         ModelError: the inference finds a contradiction, or a shape beyond the limits.
     """
+    weights = _take_weights(model.graph)  # the inference would copy them twice
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         while _fill(model.graph):
@@ -174,6 +188,8 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     except Exception as error:
         found = _inference_problems(str(error))
         raise ModelError("\n  - ".join(["the shapes do not fit together:", *found])) from error
+    for index, data in weights.items():
+        model.graph.initializer[index].raw_data = data
     problems = []
     for info in (*model.graph.value_info, *model.graph.output):
         dims = tuple(d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value"))

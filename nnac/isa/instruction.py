@@ -33,7 +33,10 @@ class Space(IntEnum):
 
     @property
     def label(self) -> str:
-        return self.name.lower()
+        return _LABELS[self]
+
+
+_LABELS = tuple(space.name.lower() for space in Space)
 
 
 class Range(NamedTuple):

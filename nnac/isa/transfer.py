@@ -34,6 +34,11 @@ class Load(Instruction):
     def engine(self) -> Engine:
         return Engine.DECODER
 
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What decides which bytes it brings: Loads that are alike in this bring the same."""
+        return (*self.reads(), self.packer, self.target_bytes)
+
     def reads(self) -> tuple[Range, ...]:
         space = Space(self.space)
         return (

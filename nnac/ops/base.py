@@ -7,6 +7,7 @@ of rows, contiguous in memory.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -297,17 +298,13 @@ class Op(ABC):
         """Return a random legal use, extremes included."""
 
 
+@functools.lru_cache(maxsize=1024)
 def clamp_limits(clamp: tuple[float, float], quant: Quant) -> tuple[int, int]:
     """Return the integer limits that a real-valued clamp means under `quant`."""
     low, high = clamp
     lowest = quant.low if low == -inf else int(quant.quantize(np.array([low]))[0])
     highest = quant.high if high == inf else int(quant.quantize(np.array([high]))[0])
     return lowest, max(lowest, highest)
-
-
-def row_bytes(tensor: TensorType, rows: int) -> int:
-    """Return the bytes of one of `rows` equal rows of a tensor."""
-    return tensor.nbytes // rows if rows else 0
 
 
 def collapse(shape: Shape, keep: int) -> Shape:

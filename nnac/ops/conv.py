@@ -145,7 +145,7 @@ class Conv(Op):
         return (min(in_h, window_reach(rows, kernel, self.strides[0], self.dilations[0])),)
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
-        return channel_blocks(bound, limit, granule, self.groups)
+        return channel_blocks(bound, limit, granule)
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         assert step.block is not None
@@ -236,7 +236,7 @@ class Dense(Op):
         return count, count
 
     def blocks(self, bound: Bound, limit: int, granule: int) -> list[Block]:
-        return channel_blocks(bound, limit, granule, 1)
+        return channel_blocks(bound, limit, granule)
 
     def lower(self, bound: Bound, step: Step) -> Iterator[isa.AnyInstruction]:
         assert step.block is not None
@@ -333,7 +333,7 @@ def finish(bound: Bound, acc: Array, clamp: tuple[float, float]) -> Array:
     return bound.result(scaled(acc, multiplier, shift, bound.quant.zero_point, law.mode, *limits))
 
 
-def channel_blocks(bound: Bound, limit: int, granule: int, groups: int) -> list[Block]:
+def channel_blocks(bound: Bound, limit: int, granule: int) -> list[Block]:
     """Cut output channels into blocks of at most `limit` bytes, at multiples of `granule` channels where they fit."""
     weights, bias = bound.constants[WEIGHT], bound.constants[BIAS]
     multiplier, shift = multipliers(bound)

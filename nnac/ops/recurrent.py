@@ -174,7 +174,7 @@ class Recurrent(Op):
         """Return the constants of the update, and then, per matrix, its channels in blocks."""
         found = [Block(0, 1, self.table(bound), np.zeros(0, np.int8))]
         for matrix in self.matrices(bound):
-            found += channel_blocks(matrix.bound, limit, granule, 1)
+            found += channel_blocks(matrix.bound, limit, granule)
         return found
 
     def kept(self, bound: Bound) -> int:

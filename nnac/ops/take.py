@@ -119,14 +119,11 @@ def separable(places: Array, shape: Shape) -> Picks | None:
     """Return indices per axis that pick `places` of a flat tensor of `shape`, or None if there are none."""
     if places.ndim != len(shape) or not shape:
         return None
-    coordinates = np.unravel_index(places, shape)
-    picks = []
-    for axis, along in enumerate(coordinates):
-        line = np.moveaxis(along, axis, -1).reshape(-1, along.shape[axis])[0]
-        if not (along == line.reshape([-1 if i == axis else 1 for i in range(places.ndim)])).all():
-            return None
-        picks.append(tuple(line.tolist()))
-    return tuple(picks)
+    lines = [np.moveaxis(places, axis, -1).reshape(-1, side)[0] for axis, side in enumerate(places.shape)]
+    picks = [np.unravel_index(line, shape)[axis] for axis, line in enumerate(lines)]
+    if not (places == np.ravel_multi_index(np.ix_(*picks), shape)).all():
+        return None
+    return tuple(tuple(line.tolist()) for line in picks)
 
 
 def _placed(parts: Sequence[Run]) -> list[tuple[int, Run]]:

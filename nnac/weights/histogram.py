@@ -149,7 +149,7 @@ def lloyd_max_levels(values: Array, k: int, weights: Array | None = None, zero: 
 
 def optimal_levels(hist: Histogram, k: int, zero: bool = False) -> Float64:
     """Return at most k levels of least squared error, ascending; one of them is 0 if `zero`."""
-    return _around_zero(hist, k) if zero else _means(hist, *_clusters(hist, k), k, hist.x.size)
+    return _around_zero(hist, k) if zero else _means(hist, _clusters(hist, k)[1], k, hist.x.size)
 
 
 def _clusters(hist: Histogram, k: int) -> tuple[Float64, NDArray[np.int32]]:
@@ -161,7 +161,7 @@ def _clusters(hist: Histogram, k: int) -> tuple[Float64, NDArray[np.int32]]:
     return errors, starts
 
 
-def _means(hist: Histogram, errors: Float64, starts: NDArray[np.int32], k: int, end: int) -> Float64:
+def _means(hist: Histogram, starts: NDArray[np.int32], k: int, end: int) -> Float64:
     """Return the means of the k clusters over the first `end` bins; the empty ones are dropped."""
     levels: list[float] = []
     for m in range(k, 0, -1):
@@ -181,7 +181,7 @@ def _around_zero(hist: Histogram, k: int) -> Float64:
     best = [tail.min(axis=1) for tail in tails]
     left = int(np.argmin(best[0] + best[1][::-1]))
     parts = [
-        _means(side, *found, m, int(tail[m].argmin()))
+        _means(side, found[1], m, int(tail[m].argmin()))
         for side, found, tail, m in zip(sides, solved, tails, (left, k - 1 - left), strict=True)
     ]
     return np.unique(np.concatenate([parts[0], [0.0], parts[1]]))

@@ -25,7 +25,7 @@ follow. What is unused of the last byte is zero. A stripe thus never takes more 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 
 from nnac.errors import ProgramError
 from nnac.kernels import codec as kernels
-from nnac.weights.shares import MAX_BITS, Shares, golomb_order, log2_floor, numbers, read_shares, write_shares
+from nnac.weights.shares import log2_floor, read_shares, write_shares
+from nnac.weights.states import share_out
 
 Int8 = NDArray[np.int8]
 Int16 = NDArray[np.int16]
@@ -47,7 +48,6 @@ STRIPE = 16384
 
 _STORED, _PACKED = b"\0", b"\1"
 _MAX_PALETTE = 128
-_ONE = 1 << 20  # fixed point of logarithms
 
 
 class Packer(IntEnum):
@@ -481,57 +481,8 @@ def _encoding(palette: Sequence[int], rare: Sequence[int], plain: int) -> tuple[
 
 
 def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
-    """Try numbers of states and of plain bits: fewest bits for weights, states of stripes and table together.
-
-    Beside the rounding of the shares there is the loss of placing them, which was seen to stay under 4**(6 - R) bits
-    per weight.
-    """
-    shares = [_share(counts, *choice) for choice in _choices(int((counts > 0).sum()))]
-    return Codec(Packer.ENTROPY, write_shares(min(shares, key=lambda choice: _weigh(counts, choice))))
-
-
-def _weigh(counts: Int64, model: Shares) -> float:
-    """Return about how many bits a tensor with these counts takes."""
-    weights = int(counts.sum())
-    values = np.array(model.values) + 128
-    shares = np.array(model.shares)
-    rare, kept = counts[values[shares == 0]].sum(), counts[values[shares > 0]]
-    logs = int((kept * _logs()[shares[shares > 0]]).sum() + rare * _logs()[model.common])
-    coded = weights * model.bits - logs / _ONE + int(rare) * model.plain
-    spread = weights * 4.0 ** (6 - model.bits) if model.bits else 0.0
-    headers = -(-weights // STRIPE) * kernels.LANES * model.bits
-    return coded + spread + headers + sum(golomb_order(part)[1] for part in numbers(model))
-
-
-def _choices(known: int) -> Iterator[tuple[int, int]]:
-    """Yield (bits of a state, plain bits) that can represent this many values."""
-    for bits in (0, 8, 10, 11, 12):
-        for plain in range(9):
-            rare = 1 << plain if plain else 0
-            if rare <= max(known, 1) and max(known, 1) - rare + bool(rare) <= 1 << bits:
-                yield bits, plain
-
-
-@functools.cache
-def _logs() -> Int64:
-    """Return fixed-point log2 of 1..4096, at their place; integers, so that no machine rounds another way."""
-    logs = np.log2(np.maximum(np.arange((1 << MAX_BITS) + 1), 1))
-    return np.asarray(np.rint(logs * _ONE), np.int64)
-
-
-def _share(counts: Int64, bits: int, plain: int) -> Shares:
-    """Return the best shares with the 2**plain rarest values behind a common symbol."""
-    values = _present(counts).astype(np.int64)
-    count = np.maximum(counts[values + 128], 1)
-    by_count = np.argsort(count, kind="stable")
-    rare, kept = by_count[: 1 << plain if plain else 0], np.sort(by_count[1 << plain if plain else 0 :])
-    tally = np.append(count[kept], count[rare].sum() if plain else count[:0])
-    found = np.zeros(tally.size, np.int64)
-    kernels.share_states(tally, _logs(), 1 << bits, found)
-    shares = np.zeros(values.size, np.int64)
-    shares[kept] = found[: kept.size]
-    common = int(found[-1]) if plain else 0
-    return Shares(bits, plain, tuple(values.tolist()), tuple(shares.tolist()), common)
+    present = _present(counts).astype(np.int64)
+    return Codec(Packer.ENTROPY, write_shares(share_out(present, counts[present + 128], STRIPE)))
 
 
 def _pack_entropy(table: bytes, values: Int8, counts: Int64) -> bytes | None:

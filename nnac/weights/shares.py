@@ -7,11 +7,10 @@ plain > 0 a bit, 1 for rare; the share less one, unless rare. Bits go least sign
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nnac.errors import ProgramError
 
@@ -47,9 +46,13 @@ class Shares:
         return full and sum(self.shares) + self.common == 1 << self.bits and self.values[-1] < 128
 
 
+_FLOORS = np.searchsorted(1 << np.arange(14), np.arange(1 << 13), side="right") - 1
+_ORDERS = np.arange(MAX_BITS)[:, None]
+
+
 def log2_floor(values: Int64) -> Int64:
     """Return floor(log2) of integers 1..8191."""
-    return np.asarray(np.searchsorted(1 << np.arange(14), values, side="right") - 1, np.int64)
+    return _FLOORS[values]
 
 
 class BitWriter:
@@ -95,30 +98,30 @@ class BitReader:
         return (self.count + 7) // 8 == self.size and self.bits >> self.count == 0
 
 
-def golomb_order(numbers: Sequence[int]) -> tuple[int, int]:
+def golomb_order(numbers: ArrayLike) -> tuple[int, int]:
     """Return the order that makes the exponential Golomb codes of these numbers shortest, and their bits."""
-    orders = np.arange(MAX_BITS)
-    lengths = 2 * log2_floor((np.array(numbers, np.int64) >> orders[:, None]) + 1) + 1 + orders[:, None]
+    lengths = 2 * log2_floor((np.asarray(numbers, np.int64) >> _ORDERS) + 1) + 1 + _ORDERS
     bits = lengths.sum(axis=1)
     return int(bits.argmin()), int(bits.min())
 
 
-def numbers(model: Shares) -> tuple[list[int], list[int]]:
-    """Return gaps between the values and shares, each less one, as they are written."""
-    gaps = [b - a - 1 for a, b in zip((-129, *model.values), model.values, strict=False)]
-    return gaps, [share - 1 for share in (model.common, *model.shares) if share]
+def gaps(values: ArrayLike) -> Int64:
+    """Return gaps between ascending int8 values, each less one, as they are written."""
+    ends = np.append(np.int64(-129), values)
+    return np.asarray(ends[1:] - ends[:-1] - 1, np.int64)
 
 
 def write_shares(model: Shares) -> bytes:
     """Return the table that `read_shares` reads."""
-    gaps, shares = numbers(model)
-    gap_order, share_order = golomb_order(gaps)[0], golomb_order(shares)[0]
+    between = gaps(model.values).tolist()
+    owned = [share - 1 for share in (model.common, *model.shares) if share]
+    gap_order, share_order = golomb_order(between)[0], golomb_order(owned)[0]
     writer = BitWriter()
-    for value, width in (model.bits, 4), (model.plain, 4), (len(gaps) - 1, 8), (gap_order, 4), (share_order, 4):
+    for value, width in (model.bits, 4), (model.plain, 4), (len(between) - 1, 8), (gap_order, 4), (share_order, 4):
         writer.put(value, width)
     if model.plain:
         writer.golomb(model.common - 1, share_order)
-    for gap, share in zip(gaps, model.shares, strict=True):
+    for gap, share in zip(between, model.shares, strict=True):
         writer.golomb(gap, gap_order)
         writer.put(not share, bool(model.plain))
         if share:

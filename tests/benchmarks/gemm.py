@@ -25,7 +25,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from nnac.kernels import conv, machine
+from nnac.kernels import conv, machine, products
 from nnac.kernels.calls import Prepared
 from nnac.kernels.panels import room
 from nnac.kernels.vectors import address, call_address
@@ -78,8 +78,8 @@ class Ours:
         self.filters = conv.empty_filters(units, self.layer)
         scale = np.full(units, MULTIPLIER, np.int32), np.full(units, SHIFT, np.int8)
         conv.packing(weights, np.zeros(units, np.int32), *scale, self.filters, self.layer).run()
-        workspace = room(conv.workspace_bytes(self.layer, self.y.shape))
-        self.run = Prepared([conv.product(self.x, self.filters, self.y, workspace, self.layer)]).run
+        workspace = room(products.workspace_bytes(self.layer, self.y.shape))
+        self.run = Prepared([products.product(self.x, self.filters, self.y, workspace, self.layer)]).run
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -154,7 +154,7 @@ def clock() -> float:
 def tiles_alone(rows: int, units: int, depth: int, repeats: int = 1) -> Callable[[], None]:
     """Return what runs a layer's tiles on rows that are lifted already."""
     width, steps = machine.width(), -(-depth // 4)
-    packed, x, sums = room(units * 4 * (steps + 1)), room(rows * depth), room(4 * conv.SUMS).view(np.int32)
+    packed, x, sums = room(units * 4 * (steps + 1)), room(rows * depth), room(4 * products.SUMS).view(np.int32)
     packed[:] = 1
     places, runs = x.ctypes.data + depth * np.arange(rows, dtype=np.int64), np.zeros(1, np.int64)
     return lambda: _tiles(machine.tile(), places, runs, packed, steps, width, units, sums, repeats)
