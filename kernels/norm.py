@@ -94,9 +94,9 @@ def _row(x: Int8, gains: Int32, offsets: Int32, y: Int8, totals: Int64, roots: I
     """Values of one position, with what is known of each one's group."""
     count, offset_shift, x_zero, y_zero, low, high, rounding = law
     for n in range(y.size):
-        doubled = _scaled(gains[n] * (count * (x[n] - x_zero) - totals[n]), roots[n], shifts[n])
-        result = round_shift(doubled + 2 * np.int64(offsets[n]), offset_shift + 1, rounding) + y_zero
-        y[n] = saturate(result, low, high)
+        doubled = 2 * gains[n] * (count * (x[n] - x_zero) - totals[n])  # so that what is cut off is less than a half
+        total = _scaled(doubled, roots[n], shifts[n]) + 4 * np.int64(offsets[n])
+        y[n] = saturate(round_shift(total, offset_shift + 2, rounding) + y_zero, low, high)
 
 
 @inner

@@ -410,21 +410,22 @@ def normalize(
 ) -> Int64:
     """Groups along the last axis normalised; gains and offsets broadcast to x; see `norms.normalize`.
 
-    The product of three is formed in two parts of 31 bits; a last bit stands for all that was cut off.
+    The product of three is formed in two parts of 31 bits and doubled, so that a last bit, which stands for all that
+    was cut off, is less than a half.
     """
     values = _int64(x) - zero
     count = values.shape[-1]
     total = values.sum(axis=-1, keepdims=True) * centered
     root, lift = inverse_root(count * (values * values).sum(axis=-1, keepdims=True) - total * total + epsilon)
-    product = _int64(gains) * (count * values - total)
+    product = 2 * _int64(gains) * (count * values - total)
     part = (np.int64(1) << MULTIPLIER_BITS) - 1
     under = (product & part) * root
     above = (product >> MULTIPLIER_BITS) * root + (under >> MULTIPLIER_BITS)
     shift = ROOT_BITS - MULTIPLIER_BITS + gain_shift - lift - offset_shift
     floor = above >> shift
     cut = ((under & part) != 0) | (floor << shift != above)
-    doubled = 2 * (floor + _int64(offsets)) + cut
-    return saturate(round_shift(doubled, offset_shift + 1, rounding) + zero_point, low, high)
+    result = round_shift(2 * (floor + 2 * _int64(offsets)) + cut, offset_shift + 2, rounding)
+    return saturate(result + zero_point, low, high)
 
 
 def _int64(value: npt.ArrayLike) -> Int64:

@@ -185,13 +185,13 @@ def normalized(
     """
     count, total = x.shape[-1], x.sum(-1, keepdim=True)
     root, lift = inverse_root(count * (x * x).sum(-1, keepdim=True) - total * total + epsilon)
-    product, part = gains * (count * x - total), (1 << MULTIPLIER_BITS) - 1
+    product, part = 2 * gains * (count * x - total), (1 << MULTIPLIER_BITS) - 1
     under = (product & part) * root
     above = (product >> MULTIPLIER_BITS) * root + (under >> MULTIPLIER_BITS)
     shift = ROOT_BITS - MULTIPLIER_BITS + gain_shift - lift - offset_shift
     floor = above >> shift
     cut = ((under & part) != 0) | (floor << shift != above)
-    return round_shift(2 * (floor + offsets) + cut, lift.new_tensor(offset_shift + 1), rounding)
+    return round_shift(2 * (floor + 2 * offsets) + cut, lift.new_tensor(offset_shift + 2), rounding)
 
 
 def inverse_root(value: Tensor) -> tuple[Tensor, Tensor]:
