@@ -1,13 +1,11 @@
 """Normalisation of groups of values."""
 
-from typing import Any
-
 import numpy as np
 from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int32, Int64, Integer, also, inner, kernel, sink, source
 from nnac.kernels.lines import piece
-from nnac.kernels.requantize import guess, round_shift, saturate, surely
+from nnac.kernels.requantize import round_shift, saturate
 
 PART = 31
 """Bits of the low part of a product that is formed in two parts, and of an inverse root."""
@@ -26,7 +24,7 @@ COLUMNS = 2048
 
 @inner
 def _inverse_root(value: Integer) -> tuple[Integer, Integer]:
-    """`norms.inverse_root`: a float64 finds the square root to within one, then one division."""
+    """`norms.inverse_root`: integers correct a square root that a float64 gets to within one, then one division."""
     lift = 0
     while value < np.int64(1) << 60:
         value <<= 2
@@ -99,62 +97,21 @@ def _row(x: Int8, gains: Int32, offsets: Int32, y: Int8, totals: Int64, roots: I
         y[n] = saturate(round_shift(total, offset_shift + 2, rounding) + y_zero, low, high)
 
 
-@inner
-def _guesses(x: Int8, gains: Any, offsets: Any, y: Int8, known: Known, law: Law) -> Any:
-    """`_row` of one group in float32, and the largest of what values are off (`guess`).
-
-    Gains and offsets are of float32, and offsets on the scale of y.
-    """
-    (total, root, shift), (count, offset_shift, x_zero, y_zero, low, high, _) = known, law
-    steps = np.float64(np.int64(1) << shift) * np.float64(np.int64(1) << offset_shift) * 2.0**PART
-    factor, mean = np.float32(np.float64(root) / steps), np.int32(total + count * x_zero)
-    least, most, worst = np.float32(low - y_zero), np.float32(high - y_zero), np.int32(0)
-    for n in range(y.size):
-        apart = np.float32(np.int32(np.int32(count * x[n]) - mean))
-        share = np.float32(np.float32(gains[n] * factor) * apart)
-        y[n], off = guess(np.float32(share + offsets[n]), y_zero, least, most)
-        worst = max(worst, off)
-    return worst
-
-
-@inner
-def _sure(offsets: Any, y_zero: int, low: int, high: int) -> Any:
-    """What every value has to be less off than for `_guesses` to be the law's: half minus their error, a pattern.
-
-    Gain, factor, distance from the mean and two products each bring an error under 2**-24 of the share, the offset and
-    the sum one of themselves: together under 2**-21 of value and largest offset, for the values that the limits leave.
-    """
-    largest = np.float32(0)
-    for n in range(offsets.size):
-        largest = max(largest, abs(offsets[n]))
-    return surely(2.0**-21, largest, y_zero, low, high)
-
-
-@inner
-def _floats(gains: Int32, offsets: Int32, offset_shift: int, scale: Any) -> None:
-    """Gains and offsets for `_guesses`."""
-    unit = np.float32(2.0**-offset_shift)
-    for n in range(gains.size):
-        scale[0, n], scale[1, n] = np.float32(gains[n]), np.float32(np.float32(offsets[n]) * unit)
-
-
 def columns(groups: int, depth: int) -> int:
     """Returns how many columns of working memory `normalize` takes."""
     return min(depth * max(COLUMNS // depth, 1), groups * depth)
 
 
-_FORM = (source(types.int32, 1), source(types.int32, 1))
-_ROOMS = (sink(types.int64, 2, "C"), sink(types.float32, 2, "C"))
+_FORM, _ROOM = (source(types.int32, 1), source(types.int32, 1)), sink(types.int64, 2, "C")
 
 
-@kernel(source(types.int8, 4), *_FORM, sink(types.int8, 4, "C"), *_ROOMS, *[INT] * 10)
+@kernel(source(types.int8, 4), *_FORM, sink(types.int8, 4, "C"), _ROOM, *[INT] * 10)
 def normalize(
     x: Int8,
     gains: Int32,
     offsets: Int32,
     y: Int8,
     work: Int64,
-    scale: Any,
     x_zero: int,
     centered: int,
     epsilon: int,
@@ -174,7 +131,6 @@ def normalize(
         offsets: (channels,).
         y: as x.
         work: (3, `columns`), working memory.
-        scale: (2, channels), working memory.
         x_zero: zero point of x.
         centered: whether the mean is subtracted.
         epsilon: in units of the squared input times the group's values squared; at least 1.
@@ -190,16 +146,14 @@ def normalize(
     count, alone = positions * depth, depth >= ALONE
     law, step = (count, offset_shift, x_zero, y_zero, low, high, rounding), depth if alone else work.shape[1]
     start = (count, centered, epsilon, 30 + gain_shift - offset_shift)
-    _floats(gains, offsets, offset_shift, scale)
-    sure = _sure(scale[1], y_zero, low, high)
     values, made = x.reshape(x.shape[0] * positions, width), y.reshape(x.shape[0] * positions, width)
     for row in range(0, values.shape[0], positions):
         for begin in range(0, width, step):
             rows, part = (row, row + positions), (begin, min(begin + step, width))
-            size, known = part[1] - begin, (np.int64(0), np.int64(0), np.int64(0))
+            size = part[1] - begin
             totals, roots, shifts = piece(work, (0,), 0, size), piece(work, (1,), 0, size), piece(work, (2,), 0, size)
             if alone:
-                known = _known(*_sums(values, rows, part, x_zero), start)
+                totals[:], roots[:], shifts[:] = _known(*_sums(values, rows, part, x_zero), start)
             else:
                 _column_sums(values, rows, part, x_zero, totals, roots)
                 for first in range(0, size, depth):
@@ -212,13 +166,9 @@ def normalize(
                     channel, here = (p * width + at) % channels, at - begin
                     stop = min(at + channels - channel, part[1])
                     those, out = piece(values, (row + p,), at, stop), piece(made, (row + p,), at, stop)
-                    floats = piece(scale, (0,), channel, channels), piece(scale, (1,), channel, channels)
-                    if not alone or _guesses(those, *floats, out, known, law) >= sure:
-                        if alone:
-                            totals[:], roots[:], shifts[:] = known
-                        integers = gains[channel:], offsets[channel:]
-                        _row(those, *integers, out, totals[here:], roots[here:], shifts[here:], law)
+                    known = totals[here:], roots[here:], shifts[here:]
+                    _row(those, gains[channel:], offsets[channel:], out, *known, law)
                     at = stop
 
 
-wide_normalize = also(normalize, source(types.int16, 4), *_FORM, sink(types.int16, 4, "C"), *_ROOMS, *[INT] * 10)
+wide_normalize = also(normalize, source(types.int16, 4), *_FORM, sink(types.int16, 4, "C"), _ROOM, *[INT] * 10)

@@ -1,56 +1,28 @@
 """Quotients, extremes and choices of int8 tensors of four axes; a broadcast operand is a view with strides of zero."""
 
-from typing import Any
-
-import numpy as np
 from numba import types
 
-from nnac.kernels.jit import INT, Int8, Int16, Int64, inner, kernel, sink, source
-from nnac.kernels.lines import is_dense, piece
-from nnac.kernels.requantize import ENDING, HALF_EVEN, HALF_UP, ONNX, SCALE, Ending, Scale, end, guess, surely
-
-FAR = 2.0**20
-"""A step of a numerator over zero: beyond all limits."""
-PART = 512
-"""Quotients that are guessed together, and computed again together."""
+from nnac.kernels.jit import INT, Int8, Int64, inner, kernel, sink, source
+from nnac.kernels.lines import dense, is_dense
+from nnac.kernels.requantize import ENDING, SCALE, Ending, Scale, end, share
 
 
 @inner
-def _quotients(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, scale: Scale) -> None:
-    """`divide` of a row.
-
-    Numerators, which are products, have 47 bits at most: of what is no tie nothing is nearer to one than 2**-48 of
-    itself, so that a float64 and its sum with a half lie on the same side.
-    """
-    multiplier, shift, y_zero, low, high, rounding = scale
-    ratio, least, most = np.float64(multiplier) * 2.0**-shift, np.float64(low - y_zero), np.float64(high - y_zero)
+def _quotients(p: Int8, p_zero: int, q: Int8, q_zero: int, y: Int8, scale: Scale) -> None:
+    """`divide` of a row."""
+    low, high = scale[3], scale[4]
     for n in range(y.size):
-        above, below = np.float64(p[n] - p_zero), np.float64(q[n] - q_zero)
-        share = above * ratio / below if below != 0 else above * FAR
-        inside = min(max(share, least), most)
-        whole = np.rint(inside)
-        if rounding % ONNX != HALF_EVEN:
-            nudged = inside + 0.5
-            whole = np.floor(nudged)
-            whole -= np.float64(rounding % ONNX > HALF_UP and nudged == whole and inside < 0)
-        y[n] = np.int32(np.int32(whole) + np.int32(y_zero))
+        above, below = p[n] - p_zero, q[n] - q_zero
+        if below < 0:
+            above, below = -above, -below
+        found = share(above, max(below, 1), scale)
+        if below == 0 and above != 0:
+            found = low if above < 0 else high
+        y[n] = found
 
 
-@inner
-def _guesses(p: Int8, p_zero: int, q: Int16, q_zero: int, y: Int8, scale: Scale) -> Any:
-    """The same in float32, and the largest of what quotients are off (`guess`): three values on the way are rounded."""
-    multiplier, shift, y_zero, low, high, _ = scale
-    ratio, worst = np.float32(np.float64(multiplier) * 2.0**-shift), np.int32(0)
-    least, most = np.float32(low - y_zero), np.float32(high - y_zero)
-    for n in range(y.size):
-        above, below = np.float32(np.int32(p[n] - p_zero)), np.float32(np.int32(q[n] - q_zero))
-        y[n], off = guess(np.float32(np.float32(above * ratio) / below), y_zero, least, most)
-        worst = max(worst, off)
-    return worst
-
-
-@kernel(source(types.int8, 4, "A"), INT, source(types.int16, 4, "A"), INT, sink(types.int8, 4), SCALE)
-def divide(a: Int8, a_zero: int, b: Int16, b_zero: int, y: Int8, scale: Scale) -> None:
+@kernel(source(types.int8, 4, "A"), INT, source(types.int8, 4, "A"), INT, sink(types.int8, 4), SCALE)
+def divide(a: Int8, a_zero: int, b: Int8, b_zero: int, y: Int8, scale: Scale) -> None:
     """``y = quotient(a - a_zero, b - b_zero)`` as `norms.quotient` defines it.
 
     Args:
@@ -61,19 +33,14 @@ def divide(a: Int8, a_zero: int, b: Int16, b_zero: int, y: Int8, scale: Scale) -
         y: any shape of four axes, any strides.
         scale: as `requantize.Scale`, of a over b and y.
     """
-    fast, length = is_dense(a) and is_dense(b) and is_dense(y), y.shape[3]
-    sure = surely(2.0**-22, 0, scale[2], scale[3], scale[4])
+    fast = is_dense(a) and is_dense(b) and is_dense(y)
     for i in range(y.shape[0]):
         for j in range(y.shape[1]):
             for k in range(y.shape[2]):
-                if not fast:
+                if fast:
+                    _quotients(dense(a[i, j, k]), a_zero, dense(b[i, j, k]), b_zero, dense(y[i, j, k]), scale)
+                else:
                     _quotients(a[i, j, k], a_zero, b[i, j, k], b_zero, y[i, j, k], scale)
-                    continue
-                for first in range(0, length, PART):
-                    place, last = (i, j, k), min(first + PART, length)
-                    p, q, out = piece(a, place, first, last), piece(b, place, first, last), piece(y, place, first, last)
-                    if sure == 0 or _guesses(p, a_zero, q, b_zero, out, scale) >= sure:
-                        _quotients(p, a_zero, q, b_zero, out, scale)
 
 
 @kernel(sink(types.int64, 4, "C"), source(types.int8, 4, "A"), INT, INT, INT, INT)

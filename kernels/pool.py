@@ -7,7 +7,7 @@ from numba import types
 
 from nnac.kernels.jit import INT, Int8, Int32, Int64, also, inner, integers, kernel, sink, source
 from nnac.kernels.lines import piece
-from nnac.kernels.requantize import FLOAT32, SCALE, Scale, float_of, guess, nearest, rescale, share, surely
+from nnac.kernels.requantize import FLOAT32, SCALE, Scale, float_of, nearest, rescale, share
 from nnac.kernels.single import Float32
 from nnac.kernels.vectors import add_window
 
@@ -37,17 +37,6 @@ def _means(total: Integers, y: Int8, count: int, scale: Scale) -> None:
     else:
         for n in range(y.size):
             y[n] = share(np.int64(total[n]), count, scale)
-
-
-@inner
-def _guesses(total: Integers, y: Int8, factor: Any, scale: Scale) -> Any:
-    """The same in float32, and the largest of what means are off (`guess`): total, factor and product are rounded."""
-    _, _, y_zero, low, high, _ = scale
-    least, most, worst = np.float32(low - y_zero), np.float32(high - y_zero), np.int32(0)
-    for n in range(y.size):
-        y[n], off = guess(np.float32(np.float32(total[n]) * factor), y_zero, least, most)
-        worst = max(worst, off)
-    return worst
 
 
 @inner
@@ -137,8 +126,6 @@ def average_pool(x: Int8, y: Int8, total: Integers, window: Window, x_zero: int,
         scale: as `requantize.Scale`, of x over y; of rounding FLOAT32 for `float32.average`.
     """
     kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, padded_h, padded_w, count_pads = window
-    (multiplier, _, y_zero, low, high, rounding), ratio = scale, np.float64(scale[0]) * 2.0 ** -scale[1]
-    sure = surely(2.0**-22, 0, y_zero, low, high)
     for row in range(y.shape[0]):
         first_h, last_h, tall = _span(row, kernel_h, stride_h, pad_top, padded_h, x.shape[0])
         for column in range(y.shape[1]):
@@ -148,9 +135,9 @@ def average_pool(x: Int8, y: Int8, total: Integers, window: Window, x_zero: int,
             for n in range(x.shape[2]):
                 total[n] -= x_zero * size[0] * size[1]
             count = tall * wide if count_pads else size[0] * size[1]
-            if rounding == FLOAT32:
-                _means_float32(total, out, np.float32(float_of(multiplier) / np.float32(count)), scale)
-            elif _guesses(total, out, np.float32(ratio / count), scale) >= sure:
+            if scale[5] == FLOAT32:
+                _means_float32(total, out, np.float32(float_of(scale[0]) / np.float32(count)), scale)
+            else:
                 _means(total, out, count, scale)
 
 

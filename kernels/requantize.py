@@ -16,11 +16,6 @@ HALF_EVEN, HALF_UP, TFLITE, ONNX = 0, 1, 3, 4
 FLOAT32 = 5
 """Takes the place of ONNX where `nnac.float32` has a form: multipliers are the bits of float32 ratios."""
 
-WHOLE = 1.5 * 2**23
-"""A float32 of this size has no fraction: to add it rounds half to even and leaves the integer in the low bits."""
-GUESS_REACH = 511
-"""Largest distance of a limit from the zero point where a `guess` is worth it."""
-
 Ending = tuple[int, int, int, int, int]
 """How wide expressions become results: shift (0..62), zero point, smallest and largest result, and rounding as
 `nnac.numerics.Rounding`, of which TFLITE counts as HALF_AWAY where there is no two-step form."""
@@ -149,41 +144,3 @@ def nearest(value: Any, zero_point: Integer, low: Integer, high: Integer) -> Int
     """A float32 rounded half to even, plus the zero point, saturated."""
     inside = min(max(value, np.float32(low - zero_point)), np.float32(high - zero_point))
     return np.int64(np.rint(inside)) + zero_point
-
-
-@inner
-def guess(real: Any, y_zero: Integer, low: Any, high: Any) -> tuple[Any, Any]:
-    """A float32 near a real value, inside the limits: its integer on the zero point, and how far off that it is.
-
-    Where it is off by less than half minus its error, every rounding of the real value gives that integer. Both come as
-    int32 (the distance as a pattern, which is in order), so that loops over int32 and float32 become vectors of 16.
-
-    Args:
-        real: any; NaN is off by more than anything.
-        y_zero: zero point, under 2**15.
-        low: smallest integer without the zero point.
-        high: largest integer without the zero point.
-    """
-    whole = np.float32(WHOLE + y_zero)
-    raised = low if real < low else real
-    inside = high if raised > high else raised
-    lifted = np.float32(inside + whole)
-    off = np.float32(inside - np.float32(lifted - whole))
-    return np.float32(lifted).view(np.int32), np.int32(np.float32(off).view(np.int32) & np.int32(0x7FFFFFFF))
-
-
-@inner
-def surely(share: float, more: Any, y_zero: Integer, low: Integer, high: Integer) -> Any:
-    """What a `guess` has to be less off than to be right, a pattern: half minus its error; 0 where none is.
-
-    Args:
-        share: error of a float32, as a share of it and of `more`, at most.
-        more: what it is a sum of, beside what the limits leave.
-        y_zero: zero point.
-        low: smallest output.
-        high: largest output.
-    """
-    reach = max(high - y_zero, y_zero - low)
-    error = np.float32(np.float32(reach + 1 + more) * np.float32(share))
-    left = np.float32(0.5) - error if reach <= GUESS_REACH else np.float32(0)
-    return np.float32(max(left, np.float32(0))).view(np.int32)

@@ -298,10 +298,10 @@ class Meanings(Memories):
         from nnac.kernels import elementwise, wide
 
         if max(*i.bits, i.out_bits) == 16:
-            return self._pair(i, wide.multiply, True, True)
+            return self._pair(i, wide.multiply)
         if self.law.mode == Rounding.ONNX:
             return iter([self._multiply_float32(i)])
-        return self._pair(i, elementwise.multiply, False, False)
+        return self._pair(i, elementwise.multiply)
 
     def _multiply_float32(self, i: isa.Mul) -> Call:
         from nnac.kernels.single import multiply
@@ -313,15 +313,13 @@ class Meanings(Memories):
     def _div(self, i: isa.Div) -> Calls:
         from nnac.kernels import pairs, wide
 
-        is_wide = max(i.bits[0], i.out_bits) == 16
-        return self._pair(i, wide.divide if is_wide else pairs.divide, is_wide, True)
+        return self._pair(i, wide.divide if max(*i.bits, i.out_bits) == 16 else pairs.divide)
 
-    def _pair(self, i: isa.Mul | isa.Div, kernel: Any, wide: bool, wide_right: bool) -> Calls:
-        """Yield the calls of a kernel whose left operand and result have one width, and the right one its own."""
-        a, widen_a = self._operand(self._nested(i, 0), "operand0", wide)
-        b, widen_b = self._operand(self._nested(i, 1), "operand1", wide_right)
+    def _pair(self, i: isa.Mul | isa.Div, kernel: Any) -> Calls:
+        wide = max(*i.bits, i.out_bits) == 16
+        (a, b), widen = self._operands(i, wide)
         y, narrow = self._result(self._tile(i.target, *i.shape, bits=i.out_bits), wide)
-        yield from (*widen_a, *widen_b)
+        yield from widen
         yield call_of(kernel, a, i.zeros[0], b, i.zeros[1], y, (i.multiplier, *self._ending(i)))
         yield from narrow
 
@@ -426,14 +424,10 @@ class Meanings(Memories):
         y, narrow = self._result(self._tile(i.target, *shape, bits=i.out_bits), wide)
         params = (self._words(i.params, i.channels), self._words(i.params + 4 * i.channels, i.channels))
         start = (i.in_zero, i.centered, i.epsilon << i.epsilon_shift, i.gain_shift, i.offset_shift)
-        side = columns(i.groups, i.depth)
-        rooms = (
-            self._room("sums", (3, side), np.int64),
-            self._room("scale", (2, i.channels), np.float32),
-        )
+        work = self._room("sums", (3, columns(i.groups, i.depth)), np.int64)
         yield from widen
         limits = (i.out_zero, i.low, i.high, self.mode, i.channels)
-        yield call_of(wide_normalize if wide else normalize, x, *params, y, *rooms, *start, *limits)
+        yield call_of(wide_normalize if wide else normalize, x, *params, y, work, *start, *limits)
         yield from narrow
 
     def _magnitude(self, i: isa.Magnitude) -> Calls:
