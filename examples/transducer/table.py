@@ -238,7 +238,7 @@ def main() -> None:
     arguments = parser.parse_args()
     every = load(arguments.folder, list(ROWS))
     results, deep = (of_size(every, deep) for deep in (False, True))
-    tables = table(results, TINY, FAST), "", table(deep, FAST, TINY)
+    tables = table(results, TINY, FAST), "", "The deep network; figures are of nna8:", "", table(deep, FAST, TINY)
     print(*tables, "", *figures(every), "", *gaps(every), sep="\n")
     if arguments.picture:
         panels = {
