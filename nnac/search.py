@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from math import inf
 
 from nnac import stages
@@ -120,8 +121,13 @@ def _climb(search: _Search, size: int, work: Work) -> None:
 
     for strategy in sorted(STRATEGIES, key=lambda s: search.least(size, work, s)):
         time(strategy)
-    for count, choice in ((2, "stripes"), (1, "blocks"), (1, "share"), (1, "stripes"), (1, "blocks")):
+    for count, choice in ((2, "stripes"), (1, "blocks")):
         for strategy in fastest(count):
+            vary(strategy, choice)
+    for best, kind in product(fastest(1), STRATEGIES):
+        vary(replace(kind, stripes=best.stripes, blocks=best.blocks), "share")
+    for choice in ("stripes", "blocks"):
+        for strategy in fastest(1):
             vary(strategy, choice)
 
 
