@@ -36,6 +36,8 @@ STEPS = 8
 """Rungs from a power of two to the next."""
 EVERYTHING = 1 << 40
 """Bytes of the highest rung."""
+NEARLY = 1.01
+"""How much slower a change may make a program, compared with the fastest of its kind, and the next one be tried."""
 ATTEMPTS = 24
 """Budgets that stripes are cut for when fragmentation defeats a tiling."""
 PATIENCE = 15_000
@@ -94,7 +96,7 @@ def _ladder(size: int) -> Iterator[int]:
 def _climb(search: _Search, size: int, work: Work) -> None:
     """Try what the strategies give for a scratchpad of `size`, then change one choice after the other.
 
-    Strategies begin with coarse cuts, which take few instructions, and a choice changes as long as that is no slower.
+    Strategies begin with coarse cuts, which take few instructions; a choice changes as long as that is hardly slower.
     Only what happens here decides which plans are tried: not what other rungs have found, so that each machine that
     comes to a rung finds the same there.
     """
@@ -115,9 +117,9 @@ def _climb(search: _Search, size: int, work: Work) -> None:
         for side in (values[:own][::-1], values[own + 1 :]):
             for value in side if best == before else ():
                 found = time(replace(strategy, **{choice: value}))
-                if found > best:
+                if found > NEARLY * best:
                     break
-                best = found
+                best = min(best, found)
 
     for strategy in sorted(STRATEGIES, key=lambda s: search.least(size, work, s)):
         time(strategy)
