@@ -24,14 +24,17 @@ COLUMNS = 2048
 
 @inner
 def _inverse_root(value: Integer) -> tuple[Integer, Integer]:
-    """`norms.inverse_root`: integers correct a square root that a float64 gets to within one, then one division."""
+    """`norms.inverse_root`: Newton's iteration from above for the square root, then one division."""
     lift = 0
     while value < np.int64(1) << 60:
         value <<= 2
         lift += 1
-    root = np.int64(np.sqrt(np.float64(value)))
-    root -= np.int64(root * root > value)
-    root += np.int64((root + 1) * (root + 1) <= value)
+    root, better = np.int64(1) << 31, np.int64(1) << 30
+    while True:
+        better = (root + value // root) >> 1
+        if better >= root:
+            break
+        root = better
     return (np.int64(1) << 61) // root, lift
 
 
