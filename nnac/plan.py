@@ -12,7 +12,7 @@ from typing import Any
 
 from nnac.graph import Graph, Node
 from nnac.isa import Space
-from nnac.ops import Bound
+from nnac.ops import UNSTRIPED, Bound
 from nnac.targets import Target
 
 
@@ -63,6 +63,14 @@ class Task:
     buffers: tuple[int, ...] = ()
     copies: tuple[int, ...] = ()
     blocks_outer: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """How many stripes it takes; 1 for one that works from home to home."""
+        if isinstance(self.node.op, UNSTRIPED):
+            return 1
+        total, period = self.node.op.rows(self.bound)
+        return int(total // period * -(-period // self.stripe))
 
     @property
     def storages(self) -> tuple[str, ...]:

@@ -144,6 +144,7 @@ class _Search:
         places: their plans.
         cuts: how constants are cut and packed.
         loaded: bytes of constants that every program of a work loads.
+        floors: cycles that its transfers take at least, on all rungs from the latest one down.
     """
 
     machine: Target
@@ -155,48 +156,66 @@ class _Search:
     known: dict[object, float] = field(default_factory=dict)
     places: dict[object, Plan] = field(default_factory=dict)
     loaded: dict[int, int] = field(default_factory=dict)
+    floors: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def constants(self) -> Space:
+        """The memory of constants."""
+        return Space[self.machine.memory_mode.constants.upper()]
 
     def bound(self, size: int, work: Work) -> int:
-        """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take."""
+        """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take.
+
+        They only grow from rung to rung while the work is the same: what leaves the scratchpad stays outside.
+        """
+        if self.floors.get(id(work), 0) >= self.cycles:
+            return self.floors[id(work)]
         found, stripes = dict[object, Homes](), min(CHOICES["stripes"])
         for strategy in (replace(s, share=x, stripes=stripes) for s in STRATEGIES for x in CHOICES["share"]):
             with suppress(CapacityError):
                 homes = settle(work, size, strategy)
                 found[tuple(homes.homes.items())] = homes
-        least = min((self._transfers(work, moved(homes), {}) for homes in found.values()), default=0)
-        if least >= self.cycles:  # that says enough, without stripes
-            return least
-        counted = ((moved(homes), transfers(homes.tiling(size))) for homes in found.values())
-        return min((self._transfers(work, *each) for each in counted), default=0)
+        outside = [moved(homes) for homes in found.values()]
+        least = min(map(self._through, outside), default=0)
+        if least < self.cycles:  # packed constants take longer to know, and stripes, too
+            outside = [nbytes + self._fewest(work) for nbytes in outside]
+            least = min(map(self._through, outside), default=0)
+        self.floors[id(work)] = least
+        if least < self.cycles:
+            counts = [transfers(homes.tiling(size)) for homes in found.values()]
+            least = min(map(self._through, outside, counts), default=0)
+        return least
 
-    def _transfers(self, work: Work, staged: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
-        """Return the cycles of the port that takes longest, or of the shared bus, with the fewest constants."""
-        constants = Space[self.machine.memory_mode.constants.upper()]
-        return self._through(Counter(staged) + Counter({constants: self._loaded(work)}), counts)
-
-    def _loaded(self, work: Work) -> int:
+    def _fewest(self, work: Work) -> Counter[Space]:
         """Return the bytes of constants that every program loads at least, however they are cut."""
         if id(work) not in self.loaded:
             self.loaded[id(work)] = 0
             with suppress(CapacityError):  # nothing fits then, at any speed
                 self.loaded[id(work)] = min(self.cuts.nbytes(work.tasks, parts) for parts in CHOICES["blocks"])
-        return self.loaded[id(work)]
+        return Counter({self.constants: self.loaded[id(work)]})
 
-    def _through(self, nbytes: Mapping[Space, int], counts: Mapping[Space, int]) -> int:
+    def _through(self, nbytes: Mapping[Space, int], counts: Mapping[Space, int] | None = None) -> int:
+        """Return the cycles of the port outside that takes longest, or of the shared bus, for bytes in transfers."""
         cycles = [0]
         for space in OUTSIDE:
             if nbytes[space]:
                 memory = self.machine.memory[space.label]
                 moving = transfer_cycles(memory, [(nbytes[space], nbytes[space])])
-                cycles.append(moving + (counts.get(space, 1) - 1) * memory.latency)
+                cycles.append(moving + (max(1, counts[space]) - 1 if counts else 0) * memory.latency)
         return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
 
     def least(self, size: int, work: Work, strategy: Strategy) -> float:
-        """Return cycles that no program of a strategy for a scratchpad of `size` undercuts, whatever its stripes."""
+        """Return cycles that no program of a strategy for a scratchpad of `size` undercuts, however it is cut."""
         try:
-            return self._through(moved(settle(work, size, strategy)), {})
+            return self._through(moved(settle(work, size, strategy)))
         except CapacityError:
             return inf
+
+    def takes(self, homes: Homes, tiling: Tiling) -> int:
+        """Return cycles that no program of a tiling undercuts: what all its transfers take."""
+        loaded, loads = self.cuts.loads(tiling)
+        nbytes, counts = Counter({self.constants: loaded}), Counter({self.constants: loads})
+        return self._through(moved(homes) + nbytes, transfers(tiling) + counts)
 
     def time(self, size: int, work: Work, strategy: Strategy, enough: float) -> float:
         """Return the cycles of a strategy's program for a scratchpad of `size`.
@@ -204,11 +223,18 @@ class _Search:
         Inf where none fits, where its transfers alone take `enough`, and where its stripes are so many that no loader
         would follow their order (`hazards`).
         """
-        if self.emitted > PATIENCE or enough <= self.least(size, work, strategy) < inf:
+        if self.emitted > PATIENCE:
             return inf
         try:
-            plan = self._placed(settle(work, size, strategy), size)
-            key = plan.tiling.key, strategy.blocks
+            homes = settle(work, size, strategy)
+            room = min(size, self.machine.memory["sram"].bytes)
+            if enough <= self._through(moved(homes)):
+                return inf
+            tiling = homes.tiling(room)
+            if enough <= self.takes(homes, tiling):
+                return inf
+            plan = self._placed(homes, tiling, room)
+            key = plan.tiling.key, self.cuts.key(tiling)
             if key not in self.known:
                 self.known[key] = self._timed(plan)
             return self.known[key]
@@ -216,17 +242,18 @@ class _Search:
             self.reasons.append(error)
             return inf
 
-    def _placed(self, homes: Homes, size: int) -> Plan:
+    def _placed(self, homes: Homes, tiling: Tiling, room: int) -> Plan:
         """Return a plan that fits: where fragmentation defeats a tiling, the next one gets a smaller budget."""
-        budget = limit = min(size, self.machine.memory["sram"].bytes)
+        budget = room
         for _ in range(ATTEMPTS):
-            plan = self._place(homes.tiling(budget))
-            excess = plan.used[Space.SRAM] - limit
+            plan = self._place(tiling)
+            excess = plan.used[Space.SRAM] - room
             if excess <= 0:
                 return plan
-            budget -= max(excess // 2, limit // 64)
+            budget -= max(excess // 2, room // 64)
+            tiling = homes.tiling(budget)
         advice = "use a machine with a larger memory.sram"
-        raise CapacityError("scratchpad after placement", excess + limit, limit, advice=advice)
+        raise CapacityError("scratchpad after placement", excess + room, room, advice=advice)
 
     def _place(self, tiling: Tiling) -> Plan:
         key = tiling.key

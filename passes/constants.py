@@ -22,9 +22,9 @@ from nnac.array import taken_folds
 from nnac.errors import CapacityError
 from nnac.graph import Node
 from nnac.isa import AnyInstruction, Space
-from nnac.ops import Block
+from nnac.ops import Block, Recurrent
 from nnac.passes.sparse_packing import Packing, fit_weights, pack_weights
-from nnac.plan import Task
+from nnac.plan import Task, Tiling
 from nnac.targets import Target
 from nnac.types import aligned
 
@@ -84,6 +84,7 @@ class Cuts:
     codecs: dict[str, Sequence[Codec]] = field(default_factory=dict)
     packings: dict[tuple[object, ...], Packing] = field(default_factory=dict)
     folds: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    counted: dict[tuple[Node, int], tuple[int, int, int, int]] = field(default_factory=dict)
 
     def cut(self, task: Task, parts: int) -> list[Block]:
         """Return a task's blocks: each takes a part of the weight buffer, or all of it where a channel needs it.
@@ -119,6 +120,34 @@ class Cuts:
         if key not in self.packings:
             self.packings[key] = pack_weights(blocks, self.target, self.codecs[name])
         return self.packings[key]
+
+    def key(self, tiling: Tiling) -> object:
+        """Return what a tiling's blocks are, for comparison."""
+        return tuple([block.lo for task in tiling.tasks for block in self.cut(task, tiling.strategy.blocks)])
+
+    def loads(self, tiling: Tiling) -> tuple[int, int]:
+        """Return the bytes and the count of the loads that a tiling takes at least (see `Loader`); raises as `cut`."""
+        nbytes, count, size = 0, 0, self.target.memory["weights"].bytes
+        for group in tiling.groups:
+            cuts = [self._counted(tiling.tasks[t], tiling.strategy.blocks) for t in group]
+            blocks, used, loaded, loads = map(sum, zip(*cuts, strict=True))
+            last = tiling.tasks[group[-1]]
+            again = used > size and blocks > 1 and not last.blocks_outer and not isinstance(last.node.op, Recurrent)
+            nbytes += loaded * (last.rounds if again else 1)
+            count += loads * (last.rounds if again else 1)
+        return nbytes, count
+
+    def _counted(self, task: Task, parts: int) -> tuple[int, int, int, int]:
+        """Return a task's blocks, their bytes in the weight buffer and in memory, and the loads that bring them."""
+        key = task.node, parts
+        if key not in self.counted:
+            blocks = self.cut(task, parts)
+            packed = [len(data) for data in self.packing(task, blocks).stripes]
+            params = [len(block.params) for block in blocks]
+            loads = sum(map(bool, packed)) + sum(map(bool, params))
+            nbytes = sum([block.nbytes for block in blocks])
+            self.counted[key] = len(blocks), nbytes, sum(packed) + sum(params), loads
+        return self.counted[key]
 
     def nbytes(self, tasks: Iterable[Task], parts: int) -> int:
         """Return the bytes that the blocks of some tasks take in memory, without tables; raises as `cut`."""

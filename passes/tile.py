@@ -65,7 +65,7 @@ class Work:
     alive: dict[range, list[Storage]] = field(default_factory=dict)
     buffers: dict[tuple[object, ...], Buffers] = field(default_factory=dict)
     descents: dict[tuple[str, bool], _Descent] = field(default_factory=dict)
-    moved: dict[object, dict[Space, int]] = field(default_factory=dict)
+    moved: dict[object, Counter[Space]] = field(default_factory=dict)
 
     @property
     def least(self) -> int:
@@ -411,7 +411,7 @@ def _reads_on(task: Task, operand: int) -> bool:
     return bool(start <= end and last == count)
 
 
-def moved(homes: Homes) -> dict[Space, int]:
+def moved(homes: Homes) -> Counter[Space]:
     """Return the bytes that homes cost at least between the scratchpad and each memory outside, weights apart."""
     key = tuple(homes.homes.items())
     if key not in homes.work.moved:
@@ -419,7 +419,7 @@ def moved(homes: Homes) -> dict[Space, int]:
     return homes.work.moved[key]
 
 
-def _moved(homes: Homes) -> dict[Space, int]:
+def _moved(homes: Homes) -> Counter[Space]:
     total = Counter[Space]()
     for task, index, space in _outer(homes.work.tasks, homes.homes):
         read = index < len(task.operands)
@@ -428,11 +428,11 @@ def _moved(homes: Homes) -> dict[Space, int]:
     return total
 
 
-def transfers(tiling: Tiling) -> dict[Space, int]:
+def transfers(tiling: Tiling) -> Counter[Space]:
     """Return the transfers that a tiling costs at least between the scratchpad and each memory outside."""
     counts = Counter[Space]()
     for group in tiling.groups:
-        stripes = _stripes(tiling.tasks[group[-1]])
+        stripes = tiling.tasks[group[-1]].rounds
         for task, index, space in _outer([tiling.tasks[t] for t in group], tiling.homes):
             counts[space] += stripes if index == len(task.operands) or task.copies[index] == 2 else 1
     return counts
@@ -446,13 +446,6 @@ def _outer(tasks: Iterable[Task], homes: Mapping[str, Space]) -> Iterator[tuple[
             space = homes.get(name, Space.SRAM)
             if space != Space.SRAM:
                 yield task, names.index(name), space
-
-
-def _stripes(task: Task) -> int:
-    if isinstance(task.node.op, UNSTRIPED):
-        return 1
-    total, period = task.node.op.rows(task.bound)
-    return int(total // period * -(-period // task.stripe))
 
 
 def _reads_all(task: Task, operand: int) -> bool:

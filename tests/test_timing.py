@@ -22,6 +22,7 @@ from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
 from nnac.isa import Engine, Space
 from nnac.passes.constants import Cuts
+from nnac.passes.tile import settle
 from nnac.plan import STRATEGIES
 from nnac.program import KnownAnswer, Program
 from nnac.search import best_program
@@ -448,6 +449,9 @@ def test_what_the_search_leaves_out_is_no_faster(seed: int) -> None:
             cycles = searching.time(size, work, strategy, inf)
             assert cycles >= searching.least(size, work, strategy)
             assert cycles >= searching.bound(size, work)
+            if cycles < inf:
+                homes = settle(work, size, strategy)
+                assert cycles >= searching.takes(homes, homes.tiling(min(size, machine.memory["sram"].bytes)))
 
 
 @pytest.mark.parametrize(
