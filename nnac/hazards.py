@@ -6,24 +6,27 @@ byte that it writes. `passes.schedule` turns dependencies into wait tokens; `nna
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnac.errors import ProgramError
-from nnac.isa import AnyInstruction, Engine, Range, Space
+from nnac.isa import AnyInstruction, Engine, Space
 
 MAX_VISITS = 1 << 26
 """Segments that the search may look at: a stream that cuts memory into dust is refused, not followed for hours."""
+SAMPLE = 16
+"""Every so many instructions, the segments are counted."""
 Counts = tuple[int, ...]
 """Per engine: how many of its instructions."""
 
 
 @dataclass(slots=True)
 class _Segment:
-    """Bytes with one history: who wrote last and who has read since, as (engine, count of its instructions)."""
+    """Bytes with one history: engine and count of the instruction that wrote last, and per engine the last reader."""
 
-    writer: tuple[int, int] | None = None
+    engine: int = 0
+    count: int = 0
     readers: dict[int, int] = field(default_factory=dict)
 
 
@@ -34,37 +37,45 @@ class _Memory:
         self.starts = [0]
         self.segments = [_Segment()]
 
-    def split(self, at: int) -> int:
-        """Return the index of the segment that begins at `at`, cutting one if needed."""
-        index = bisect_right(self.starts, at) - 1
-        if self.starts[index] == at:
-            return index
-        old = self.segments[index]
-        self.starts.insert(index + 1, at)
-        self.segments.insert(index + 1, _Segment(old.writer, dict(old.readers)))
-        return index + 1
+    def cut(self, start: int, end: int) -> tuple[int, int]:
+        """Return the indices of the first segment of [start, end) and of the one behind it, which begin there now."""
+        first = bisect_left(self.starts, start)
+        if first == len(self.starts) or self.starts[first] != start:
+            self._insert(first, start)
+        last = bisect_left(self.starts, end, first)
+        if last == len(self.starts) or self.starts[last] != end:
+            self._insert(last, end)
+        return first, last
 
-    def touched(self, start: int, end: int) -> list[_Segment]:
-        """Return the segments that have bytes of [start, end)."""
-        return self.segments[bisect_right(self.starts, start) - 1 : bisect_left(self.starts, end)]
+    def _insert(self, index: int, start: int) -> None:
+        """Cut the segment in front of `index` at `start`."""
+        old = self.segments[index - 1]
+        self.starts.insert(index, start)
+        self.segments.insert(index, _Segment(old.engine, old.count, dict(old.readers)))
 
-    def span(self, start: int, end: int) -> list[_Segment]:
-        """Return the segments that cover [start, end) exactly."""
-        first = self.split(start)
-        self.split(end)
-        return self.segments[first : bisect_left(self.starts, end)]
+    def read(self, start: int, end: int, engine: int, count: int, needs: list[int]) -> None:
+        """Enter an instruction that reads [start, end); raise what it needs."""
+        first, last = self.cut(start, end)
+        for segment in self.segments[first:last]:
+            if segment.count > needs[segment.engine]:
+                needs[segment.engine] = segment.count
+            segment.readers[engine] = count
 
-    def overwrite(self, start: int, end: int, writer: tuple[int, int]) -> list[tuple[int, int]]:
-        """Forget the history of [start, end), which `writer` holds now; return who had read there."""
-        first, last = self.split(start), self.split(end)
-        readers = [reader for segment in self.segments[first:last] for reader in segment.readers.items()]
+    def write(self, start: int, end: int, engine: int, count: int, needs: list[int]) -> None:
+        """Enter an instruction that writes [start, end), whose history ends there; raise what it needs."""
+        first, last = self.cut(start, end)
+        for segment in self.segments[first:last]:
+            if segment.count > needs[segment.engine]:
+                needs[segment.engine] = segment.count
+            for reader, read in segment.readers.items():
+                if read > needs[reader]:
+                    needs[reader] = read
         self.starts[first:last] = [start]
-        self.segments[first:last] = [_Segment(writer)]
-        return readers
+        self.segments[first:last] = [_Segment(engine, count)]
 
 
-def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
-    """Return, per instruction, how many of each engine's instructions must have finished before it starts.
+def dependencies(instructions: Sequence[AnyInstruction]) -> list[list[int]]:
+    """Return, per instruction, how many of each other engine's instructions must have finished before it starts.
 
     Raises:
         ProgramError: the ranges cut memory into so many pieces that the search would take too long.
@@ -72,35 +83,23 @@ def dependencies(instructions: Sequence[AnyInstruction]) -> list[Counts]:
     memories = [_Memory() for _ in Space]
     issued, result, visits = [0] * len(Engine), [], 0
     for index, instruction in enumerate(instructions):
-        issued[instruction.engine] += 1
-        result.append(tuple(_needs(memories, instruction, (instruction.engine, issued[instruction.engine]))))
-        visits += sum([len(memory.starts) for memory in memories]) >> 4
+        engine, needs = instruction.engine, [0] * len(Engine)
+        issued[engine] += 1
+        for space, start, end in instruction.reads():
+            if end > start:
+                memories[space].read(start, end, engine, issued[engine], needs)
+        for space, start, end in instruction.writes():
+            if end > start:
+                memories[space].write(start, end, engine, issued[engine], needs)
+        needs[engine] = 0  # what is ahead in its own queue has finished anyway
+        result.append(needs)
+        if index % SAMPLE == 0:
+            visits += sum([len(memory.starts) for memory in memories])
         if visits > MAX_VISITS:
             raise ProgramError(
                 f"instruction {index}: the instructions cut memory into too many pieces to check their order"
             )
     return result
-
-
-def _needs(memories: Sequence[_Memory], instruction: AnyInstruction, me: tuple[int, int]) -> list[int]:
-    """Return the counts that one instruction needs, and enter it into the history."""
-    needs = [0] * len(Engine)
-    reads, writes = _filled(instruction.reads()), _filled(instruction.writes())
-    for space, start, end in (*reads, *writes):
-        for segment in memories[space].touched(start, end):
-            if segment.writer is not None and segment.writer[1] > needs[segment.writer[0]]:
-                needs[segment.writer[0]] = segment.writer[1]
-    for space, start, end in writes:
-        for engine, count in memories[space].overwrite(start, end, me):
-            needs[engine] = max(needs[engine], count)
-    for space, start, end in reads:
-        for segment in memories[space].span(start, end):
-            segment.readers[me[0]] = me[1]
-    return needs
-
-
-def _filled(ranges: Sequence[Range]) -> list[Range]:
-    return [r for r in ranges if r.end > r.start]
 
 
 def known_before(instructions: Sequence[AnyInstruction]) -> list[Counts | None]:

@@ -30,7 +30,7 @@ from nnac.passes.tile import Homes, Work, moved, settle, survey, transfers
 from nnac.plan import CHOICES, STRATEGIES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
-from nnac.timing import OUTSIDE, transfer_cycles
+from nnac.timing import OUTSIDE, Costs, transfer_cycles
 
 STEPS = 8
 """Rungs from a power of two to the next."""
@@ -54,7 +54,7 @@ def best_program(
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search, whole = _Search(machine, Cuts(machine)), 0
+    search, whole = _Search(machine, Cuts(machine), Costs(machine)), 0
     for size, work in _rungs(graph, machine):
         if search.best is None:
             _climb(search, size, work)
@@ -143,12 +143,14 @@ class _Search:
         known: cycles of tilings.
         places: their plans.
         cuts: how constants are cut and packed.
+        costs: of instructions.
         loaded: bytes of constants that every program of a work loads.
         floors: cycles that its transfers take at least, on all rungs from the latest one down.
     """
 
     machine: Target
     cuts: Cuts
+    costs: Costs
     best: Draft | None = None
     cycles: float = inf
     reasons: list[CapacityError | ProgramError] = field(default_factory=list)
@@ -262,7 +264,7 @@ class _Search:
         return replace(self.places[key], tiling=tiling)
 
     def _timed(self, plan: Plan) -> float:
-        draft = Draft(plan, self.cuts)
+        draft = Draft(plan, self.cuts, self.costs)
         self.emitted += len(draft.instructions)
         if draft.cycles < self.cycles:
             self.best, self.cycles = draft, draft.cycles

@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import ceil
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from nnac import isa
 from nnac.array import array_cycles, matmul_cycles, over
@@ -57,8 +57,7 @@ PORT = "port"
 """What bounds where the bytes of one memory alone take longer than the critical path."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """What one instruction costs, alone.
 
     Attributes:
@@ -89,9 +88,6 @@ class Span:
     start: int
     end: int
     after: int
-
-
-NEVER = Span(0, 0, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +178,7 @@ def is_resident(program: Program) -> bool:
 
 def latency(program: Program) -> int:
     """Return the cycles of one inference, without the accounts."""
-    costs = [cost(i, program.target) for i in program.instructions]
-    return duration(*_order(program), costs, program.target)
+    return duration(*_order(program), Costs(program.target).of(program.instructions), program.target)
 
 
 def _order(program: Program) -> tuple[list[Engine], list[Counts]]:
@@ -197,8 +192,8 @@ def duration(engines: Sequence[Engine], tokens: Sequence[Counts], costs: Sequenc
     for each in costs:
         for space, nbytes in each.moved.items():
             moved[space] += nbytes
-    spans = longest_path(engines, tokens, [each.cycles for each in costs])
-    return max(1, _fullest({(space.label, ""): n for space, n in moved.items()}, target)[0], *(s.end for s in spans))
+    ends, _ = longest_path(engines, tokens, [each.cycles for each in costs])
+    return max(1, _fullest({(space.label, ""): n for space, n in moved.items()}, target)[0], *ends)
 
 
 def simulate(program: Program, target: Target | None = None, warm: bool = False) -> Timeline:
@@ -211,15 +206,17 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
     """
     machine = target or program.target
     program, skip = replace(program, target=machine), warm and is_resident(program)
-    costs = [FREE if skip and isinstance(i, isa.Load) else cost(i, machine) for i in program.instructions]
-    spans = longest_path(*_order(program), [c.cycles for c in costs])
+    spent = Costs(machine).of(program.instructions)
+    spent = [FREE if skip and isinstance(i, isa.Load) else c for i, c in zip(program.instructions, spent, strict=True)]
+    ends, afters = longest_path(*_order(program), [c.cycles for c in spent])
+    spans = [Span(end - c.cycles, end, after) for end, c, after in zip(ends, spent, afters, strict=True)]
     last = max(range(len(spans)), key=lambda i: spans[i].end, default=-1)
     end = spans[last].end if spans else 0
     busy = {engine: 0 for engine in Engine}
     for instruction, span in zip(program.instructions, spans, strict=True):
         busy[instruction.engine] += span.end - span.start
     path = _critical(spans, last)
-    layers, bound = tuple(_layers(program, spans, costs, path)), _most(program, spans, costs, path)
+    layers, bound = tuple(_layers(program, spans, spent, path)), _most(program, spans, spent, path)
     traffic = sum((Counter(layer.traffic) for layer in layers), Counter[tuple[str, str]]())
     floor, port = _fullest(traffic, machine)
     if floor > end:
@@ -240,16 +237,38 @@ def simulate(program: Program, target: Target | None = None, warm: bool = False)
 # -- what one instruction costs ------------------------------------------------------------------------------------
 
 
+class Costs:
+    """What instructions cost on a machine, alone; those that differ only in where their bytes lie cost the same."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._issue = [_issue_cycles(engine, target) for engine in Engine]
+        self._memories = {space: target.memory[space.label] for space in Space if space.label in target.memory}
+        self._known = dict[object, Cost]()
+
+    def of(self, instructions: Iterable[AnyInstruction]) -> list[Cost]:
+        """Return the cost of each instruction."""
+        return [self._of(i) for i in instructions]
+
+    def _of(self, i: AnyInstruction) -> Cost:
+        form = i.form
+        if form not in self._known:
+            self._known[form] = Cost(self._issue[i.engine], work_cycles(i, self.target), *_transfers(i, self._memories))
+        return self._known[form]
+
+
 def cost(i: AnyInstruction, target: Target) -> Cost:
     """Return the cost of one instruction on `target`, alone."""
-    runs: dict[Space, list[tuple[int, int]]] = {}
+    return Costs(target).of([i])[0]
+
+
+def _transfers(i: AnyInstruction, memories: Mapping[Space, Memory]) -> tuple[int, dict[Space, int]]:
+    """Return the cycles of an instruction's slowest transfer, and the bytes through the port of each memory."""
+    moved, bursts = dict[Space, int](), dict[Space, int]()
     for space, nbytes, run in ports_of(i):
-        runs.setdefault(space, []).append((nbytes, run))
-    transfer, moved = 0, dict[Space, int]()
-    for space, parts in runs.items():
-        transfer = max(transfer, transfer_cycles(target.memory[space.label], parts))
-        moved[space] = sum([nbytes for nbytes, _ in parts])
-    return Cost(_issue_cycles(i.engine, target), work_cycles(i, target), transfer, moved)
+        moved[space] = moved.get(space, 0) + nbytes
+        bursts[space] = bursts.get(space, 0) + _in_bursts(nbytes, run, memories[space].burst)
+    return max([_moving(memories[space], nbytes) for space, nbytes in bursts.items()], default=0), moved
 
 
 def _issue_cycles(engine: Engine, target: Target) -> int:
@@ -266,27 +285,30 @@ def _issue_cycles(engine: Engine, target: Target) -> int:
 
 def transfer_cycles(memory: Memory, runs: Iterable[tuple[int, int]]) -> int:
     """Return latency + bursts over bandwidth for (bytes, bytes of one contiguous run) through one port."""
-    burst = memory.burst
-    moved = sum([nbytes // run * -(-run // burst) * burst for nbytes, run in runs])
-    rate = memory.bytes_per_cycle
-    if memory.outstanding and memory.latency:
-        rate = min(rate, memory.outstanding * memory.burst / memory.latency)
-    return memory.latency + ceil(moved / rate)
+    return _moving(memory, sum([_in_bursts(nbytes, run, memory.burst) for nbytes, run in runs]))
+
+
+def _in_bursts(nbytes: int, run: int, burst: int) -> int:
+    return nbytes // run * -(-run // burst) * burst
+
+
+def _moving(memory: Memory, nbytes: int) -> int:
+    return memory.latency + ceil(nbytes / memory.rate)
 
 
 def work_cycles(i: AnyInstruction, target: Target) -> int:
     """Return the cycles that the instruction's engine works, however fast the memories are."""
+    if isinstance(i, isa.Conv):
+        return array_cycles(i, target.mac)
+    if isinstance(i, isa.Load):
+        rate = getattr(target.decoder, isa.PACKERS[i.packer]) if i.packer else target.decoder.bytes_per_cycle
+        return over(i.target_bytes, rate)
     lanes, wide = target.vector.lanes, elements_lanes(i)
     match i:
-        case isa.Load():
-            rate = getattr(target.decoder, isa.PACKERS[i.packer]) if i.packer else target.decoder.bytes_per_cycle
-            return over(i.target_bytes, rate)
         case isa.Copy():
             return over(isa.volume(i.shape) * wide, lanes) if i.engine == Engine.VECTOR else 0
         case isa.Fill():
             return over(i.count * wide, lanes) if i.engine == Engine.VECTOR else 0
-        case isa.Conv():
-            return array_cycles(i, target.mac)
         case isa.Pool():
             return over(i.out_h * i.out_w * i.channels * wide, lanes) * i.kernel_h * i.kernel_w
         case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
@@ -346,14 +368,14 @@ def elements_lanes(i: AnyInstruction) -> int:
 def ports_of(i: AnyInstruction) -> Iterator[tuple[Space, int, int]]:
     """Yield (memory, bytes, bytes of one contiguous run) for everything that crosses a memory's port once."""
     match i:
-        case isa.Copy():
-            yield Space(i.source_space), *_runs(i.shape, i.source_strides, i.width)
-            yield Space(i.target_space), *_runs(i.shape, i.target_strides, i.width)
         case isa.Conv():
             for space, start, end in i.reads():
                 yield space, end - start, end - start
             pixels, run = i.out_h * i.out_w, i.out_c * i.out_bits // 8
             yield Space.SRAM, pixels * run, run if i.out_c < i.pitch else pixels * run
+        case isa.Copy():
+            yield Space(i.source_space), *_runs(i.shape, i.source_strides, i.width)
+            yield Space(i.target_space), *_runs(i.shape, i.target_strides, i.width)
         case isa.Sum() | isa.Mul() | isa.Magnitude() | isa.Div() | isa.Extreme() | isa.Select():
             for index, bits in enumerate(i.bits):
                 strides = i.operand_strides(index)
@@ -381,34 +403,52 @@ def _runs(shape: tuple[int, ...], strides: tuple[int, ...], width: int) -> tuple
 # -- the longest path ----------------------------------------------------------------------------------------------
 
 
-def longest_path(engines: Sequence[Engine], tokens: Sequence[Counts], cycles: Sequence[int]) -> list[Span]:
-    """Return when each instruction runs, given its duration: engines in order, tokens kept, nothing else.
+def longest_path(
+    engines: Sequence[Engine], tokens: Sequence[Counts], cycles: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return when each instruction ends, given its duration, and for whose end it waited (-1: none).
+
+    Engines take theirs in order, tokens are kept, nothing else.
 
     Raises:
         ProgramError: the instructions wait for each other (`nnac.validate` refuses such a program earlier).
     """
-    queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
-    for index, engine in enumerate(engines):
-        queues[engine].append(index)
-    spans, done = [NEVER] * len(engines), [0] * len(Engine)
-    moved = True
+    queues = by_engine(engines)
+    ends, afters, done, moved = [0] * len(engines), [-1] * len(engines), [0] * len(Engine), True
     while moved:
         moved = False
-        for engine, queue in queues.items():
+        for engine, queue in enumerate(queues):
             while done[engine] < len(queue):
                 index = queue[done[engine]]
-                waits = tokens[index]
-                if any(have < need for have, need in zip(done, waits, strict=True)):
+                after = _latest(tokens[index], queues, done, ends)
+                if after is None:
                     break
-                before = [queues[e][n - 1] for e, n in zip(Engine, waits, strict=True) if n]
-                before += [queue[done[engine] - 1]] if done[engine] else []
-                after = max(before, key=lambda j: spans[j].end, default=-1)
-                start = spans[after].end if before else 0
-                spans[index] = Span(start, start + cycles[index], after)
+                before = queue[done[engine] - 1] if done[engine] else -1
+                after = before if before >= 0 and (after < 0 or ends[before] > ends[after]) else after
+                afters[index], ends[index] = after, (ends[after] if after >= 0 else 0) + cycles[index]
                 done[engine], moved = done[engine] + 1, True
     if sum(done) < len(engines):
         raise ProgramError("timing: instructions wait for each other for ever")
-    return spans
+    return ends, afters
+
+
+def _latest(waits: Counts, queues: Sequence[Sequence[int]], done: Sequence[int], ends: Sequence[int]) -> int | None:
+    """Return which instruction that `waits` name ends last (-1: they name none); None if one has not run yet."""
+    latest = -1
+    for engine, count in enumerate(waits):
+        if count > done[engine]:
+            return None
+        if count and (latest < 0 or ends[queues[engine][count - 1]] > ends[latest]):
+            latest = queues[engine][count - 1]
+    return latest
+
+
+def by_engine(engines: Sequence[Engine]) -> list[list[int]]:
+    """Return the indices of each engine's instructions."""
+    queues: list[list[int]] = [[] for _ in Engine]
+    for index, engine in enumerate(engines):
+        queues[engine].append(index)
+    return queues
 
 
 def _critical(spans: Sequence[Span], last: int) -> set[int]:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from operator import gt
 
 from nnac.hazards import Counts
 from nnac.isa import Engine, Loop, Space
 from nnac.targets import Target
-from nnac.timing import OUTSIDE, Cost
+from nnac.timing import OUTSIDE, Cost, by_engine
 
 
 def arbitrate(
@@ -45,11 +46,11 @@ def arbitrate(
     return result
 
 
-def _ports(engine: Engine, cost: Cost, target: Target) -> frozenset[Space]:
+def _ports(engine: Engine, cost: Cost, target: Target) -> Sequence[Space]:
     if engine == Engine.HOST:  # it has a bus of its own
-        return frozenset()
-    spaces = frozenset(cost.moved).intersection(OUTSIDE)
-    return frozenset({Space.DRAM}) if spaces and target.memory_mode.shared_bus else spaces
+        return ()
+    spaces = [space for space in OUTSIDE if space in cost.moved]
+    return [Space.DRAM] if spaces and target.memory_mode.shared_bus else spaces
 
 
 def _counts(engines: Sequence[Engine]) -> list[int]:
@@ -67,28 +68,24 @@ def _with(waits: Counts, engine: Engine, count: int) -> Counts:
 
 
 def _service_order(
-    engines: Sequence[Engine], tokens: Sequence[Counts], ports: Sequence[frozenset[Space]], cycles: Sequence[int]
+    engines: Sequence[Engine], tokens: Sequence[Counts], ports: Sequence[Sequence[Space]], cycles: Sequence[int]
 ) -> list[int]:
     """Return the transfers in the order in which their ports serve them."""
-    queues: dict[Engine, list[int]] = {engine: [] for engine in Engine}
-    for index in reversed(range(len(engines))):
-        queues[engines[index]].append(index)
-    done, busy, taken = [0] * len(Engine), set[Engine](), set[Space]()
-    ends: list[tuple[int, int]] = []
+    waiting = [iter(queue) for queue in by_engine(engines)]
+    heads = [next(queue, None) for queue in waiting]
+    done, taken, ends = [0] * len(Engine), set[Space](), list[tuple[int, int]]()
     order, now = [], 0
     while True:
-        heads = sorted(q[-1] for e, q in queues.items() if q and e not in busy)
-        for index in heads:
-            if ports[index] & taken or any(have < need for have, need in zip(done, tokens[index], strict=True)):
-                continue
-            queues[engines[index]].pop()
-            busy.add(engines[index])
-            taken |= ports[index]
-            order += [index] if ports[index] else []
-            heappush(ends, (now + cycles[index], index))
+        for index in sorted([index for index in heads if index is not None]):
+            if taken.isdisjoint(ports[index]) and not any(map(gt, tokens[index], done)):
+                heads[engines[index]] = None  # its engine is busy
+                taken.update(ports[index])
+                order += [index] if ports[index] else []
+                heappush(ends, (now + cycles[index], index))
         if not ends:
             return order
         now, index = heappop(ends)
-        busy.discard(engines[index])
-        taken -= ports[index]
-        done[engines[index]] += 1
+        engine = engines[index]
+        heads[engine] = next(waiting[engine], None)
+        taken.difference_update(ports[index])
+        done[engine] += 1

@@ -34,7 +34,7 @@ from nnac.passes.schedule import periodic, schedule, with_tokens
 from nnac.passes.sparse_packing import Packing
 from nnac.plan import Plan, Task
 from nnac.program import Encoding, KnownAnswer, Layer, Piece, Program, Tensor
-from nnac.timing import cost, duration
+from nnac.timing import Costs, duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def emit(plan: Plan, calibration: str, known_answer: KnownAnswer) -> Program:
     Raises:
         CapacityError: one output channel's weights exceed the weight buffer, or a memory is too small.
     """
-    return Draft(plan, Cuts(plan.tiling.target)).program(calibration, known_answer, {})
+    target = plan.tiling.target
+    return Draft(plan, Cuts(target), Costs(target)).program(calibration, known_answer, {})
 
 
 class Draft:
@@ -68,9 +69,9 @@ class Draft:
         cycles: of one inference by the timing model.
     """
 
-    def __init__(self, plan: Plan, cuts: Cuts) -> None:
+    def __init__(self, plan: Plan, cuts: Cuts, costs: Costs) -> None:
         """Emit a plan; raises CapacityError as `emit`."""
-        self.plan, self.tiling, self.cuts = plan, plan.tiling, cuts
+        self.plan, self.tiling, self.cuts, self.costs = plan, plan.tiling, cuts, costs
         self.target = plan.tiling.target
         self.graph: Graph = plan.tiling.graph
         self.image, self.ring = Image(), Ring(self.target.memory["weights"].bytes)
@@ -95,10 +96,10 @@ class Draft:
     def _time(self) -> None:
         """Find tokens and cycles."""
         engines = [i.engine for i in self.instructions]
-        costs = [cost(i, self.target) for i in self.instructions]
+        spent = self.costs.of(self.instructions)
         waits = schedule(self.instructions, self.target.decoder.ahead)
-        waits = periodic(engines, arbitrate(engines, waits, costs, self.target, self.loops), self.loops)
-        self.waits, self.cycles = waits, duration(engines, waits, costs, self.target)
+        waits = periodic(engines, arbitrate(engines, waits, spent, self.target, self.loops), self.loops)
+        self.waits, self.cycles = waits, duration(engines, waits, spent, self.target)
 
     # -- constants -------------------------------------------------------------------------------------------------
 
@@ -212,7 +213,7 @@ class Draft:
             return loader.need((t, block))
 
         for turn in op.turns(task.bound, step, blocks, fetch):
-            yield replace(turn, instructions=tuple(self._counted(t, latest, i) for i in turn.instructions))
+            yield Turn(self._counted(t, latest, turn.instructions), turn.part, turn.step)
         if copies := tuple(self._home_copies(task, stripe, None)):
             yield Turn(copies, len(op.parts) - 1)
 
@@ -245,7 +246,7 @@ class Draft:
                 step = self._stage(task, t, rows, b * len(spans) + count, whole, None)
                 yield from step.copies
                 one = Step(step.inputs, step.output, block=placed.block, params=at[0], weights=at[1])
-                yield from (self._counted(t, b, i) for i in task.node.op.lower(task.bound, one))
+                yield from self._counted(t, b, tuple(task.node.op.lower(task.bound, one)))
                 yield from self._home_copies(task, step, (placed.block.lo, placed.block.hi))
 
     def _stage(
@@ -330,11 +331,17 @@ class Draft:
         row = task.bound.output.shape[-1] * task.bound.output.itemsize
         yield copy((Space.SRAM, slab.address + lo), (row, 1), (space, home + lo), (row, 1), (nbytes // row, hi - lo))
 
-    def _counted(self, t: int, b: int, i: AnyInstruction) -> AnyInstruction:
-        """Return an instruction that works with block `b`; a convolution carries the folds that the array takes."""
-        if not isinstance(i, isa.Conv) or self.target.mac.zero_skip == "none" or i.groups > 1:
-            return i
-        return replace(i, taps=self.cuts.taken(self.tiling.tasks[t], self.blocks[t][b].block))
+    def _counted(self, t: int, b: int, instructions: tuple[AnyInstruction, ...]) -> tuple[AnyInstruction, ...]:
+        """Return instructions that work with block `b`; convolutions carry the folds that the array takes."""
+        if self.target.mac.zero_skip == "none":
+            return instructions
+
+        def taken(i: AnyInstruction) -> AnyInstruction:
+            if not isinstance(i, isa.Conv) or i.groups > 1:
+                return i
+            return replace(i, taps=self.cuts.taken(self.tiling.tasks[t], self.blocks[t][b].block))
+
+        return tuple(map(taken, instructions))
 
     def _flat_copy(self, source: Home, target: Home, nbytes: int) -> AnyInstruction:
         return copy(source, (1,), target, (1,), (nbytes,))

@@ -20,18 +20,20 @@ from nnac.isa import AnyInstruction, Engine, Loop
 
 def schedule(instructions: Sequence[AnyInstruction], ahead: int = 0) -> list[Counts]:
     """Return the wait tokens of instructions that program order demands, and `ahead` (0: no limit)."""
-    array = 0
+    array, tokens = 0, []
     waited = [[0] * len(Engine) for _ in Engine]
-    tokens = []
     for instruction, needs in zip(instructions, dependencies(instructions), strict=True):
         engine = instruction.engine
         array += engine == Engine.MAC
         if engine == Engine.DECODER and ahead:
-            needs = tuple(max(n, array - ahead) if e == Engine.MAC else n for e, n in enumerate(needs))
+            needs[Engine.MAC] = max(needs[Engine.MAC], array - ahead)
         done = waited[engine]
-        waits = tuple([n if e != engine and n > done[e] else 0 for e, n in enumerate(needs)])
-        waited[engine] = list(map(max, done, waits))
-        tokens.append(waits)
+        for other, need in enumerate(needs):
+            if need > done[other]:
+                done[other] = need
+            else:
+                needs[other] = 0
+        tokens.append(tuple(needs))
     return tokens
 
 

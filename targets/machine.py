@@ -129,6 +129,13 @@ class Memory:
         0,
     )
 
+    @property
+    def rate(self) -> float:
+        """Bytes per cycle that one transfer gets at most."""
+        if not (self.outstanding and self.latency):
+            return self.bytes_per_cycle
+        return min(self.bytes_per_cycle, self.outstanding * self.burst / self.latency)
+
 
 @dataclass(frozen=True, slots=True)
 class Host:

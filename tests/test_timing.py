@@ -32,6 +32,7 @@ from nnac.timing import (
     BOUND,
     OUTSIDE,
     PORT,
+    Costs,
     cost,
     is_resident,
     ports_of,
@@ -443,7 +444,7 @@ def test_what_the_search_leaves_out_is_no_faster(seed: int) -> None:
     """A strategy or a rung left out for its transfers has no program that takes fewer cycles than they were said to."""
     rng = np.random.default_rng(seed)
     machine, graph = random_machine(rng), network(rng)
-    searching = search._Search(machine, Cuts(machine))
+    searching = search._Search(machine, Cuts(machine), Costs(machine))
     for size, work in islice(search._rungs(graph, machine), 6):
         for strategy in (*STRATEGIES, replace(STRATEGIES[-1], share=0.6, stripes=4, blocks=4)):
             cycles = searching.time(size, work, strategy, inf)
@@ -492,6 +493,19 @@ def test_16_bits_take_two_lanes(index: int, wide: dict[str, Any]) -> None:
     assert cost(wider, target).issue == cost(narrow, target).issue
     moved = [sum(n for space, n, _ in ports_of(i) if space == Space.SRAM) for i in (narrow, wider)]
     assert moved[0] < moved[1] <= 2 * moved[0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(PROGRAMS)
+def test_costs_do_not_depend_on_addresses(seed: int) -> None:
+    """What is remembered of an instruction holds wherever its bytes lie, for each of its addresses."""
+    program = random_program(seed)
+    for i in program.instructions:
+        for f in (f for f in fields(i) if "address" in f.metadata):
+            at = getattr(i, f.name)
+            elsewhere: dict[str, Any] = {f.name: tuple(a + 64 for a in at) if isinstance(at, tuple) else at + 64}
+            assert cost(replace(i, **elsewhere), program.target) == cost(i, program.target)
+    assert Costs(program.target).of(program.instructions) == [cost(i, program.target) for i in program.instructions]
 
 
 def test_transfer_by_hand() -> None:

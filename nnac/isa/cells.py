@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.isa.instruction import Engine, Instruction, Range, Space, entry
+from nnac.isa.instruction import Engine, Instruction, Range, Space, address, entry
 from nnac.numerics import INTERPOLATION_ENTRIES
 
 WHOLE, RESET, FINISH = range(3)
@@ -21,12 +21,12 @@ class Cell(Instruction):
     int8 or, with `out_bits` 16, int16.
     """
 
-    gates: int = entry("u32")
-    recurrent: int = entry("u32")
-    target: int = entry("u32")
+    gates: int = address()
+    recurrent: int = address()
+    target: int = address()
     batch: int = entry("u32")
     hidden: int = entry("u32")
-    tables: int = entry("u32")
+    tables: int = address()
     clip: int = entry("i16")
     multiplier: int = entry("u32")
     shift: int = entry("u8")
@@ -63,8 +63,8 @@ class Lstm(Cell):
     """
 
     opcode: ClassVar[int] = 10
-    cell: int = entry("u32")
-    cell_out: int = entry("u32")
+    cell: int = address()
+    cell_out: int = address()
     cell_bits: int = entry("u8")
     coupled: int = entry("u8")
     peepholes: int = entry("u8")
@@ -89,8 +89,8 @@ class Gru(Cell):
 
     opcode: ClassVar[int] = 11
     phase: int = entry("u8")
-    state: int = entry("u32")
-    state_out: int = entry("u32")
+    state: int = address()
+    state_out: int = address()
 
     def reads(self) -> tuple[Range, ...]:
         gates, recurrent = self._short(self.gates, 3), self._short(self.recurrent, 3)

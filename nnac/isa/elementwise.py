@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.isa.instruction import Engine, Instruction, Range, Space, entry, row, strided, volume
+from nnac.isa.instruction import Engine, Instruction, Range, Space, address, entry, row, strided, volume
 
 LOOPS = 4
 """Axes of an elementwise operand."""
@@ -21,11 +21,11 @@ class Elementwise(Instruction):
     """
 
     shape: tuple[int, ...] = entry("u32", LOOPS)
-    sources: tuple[int, ...] = entry("u32", 0)
+    sources: tuple[int, ...] = address(0)
     strides: tuple[int, ...] = entry("i32", 0)
     zeros: tuple[int, ...] = entry("i16", 0)
     bits: tuple[int, ...] = entry("u8", 0)
-    target: int = entry("u32")
+    target: int = address()
     shift: int = entry("u8")
     out_zero: int = entry("i16")
     low: int = entry("i16")

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.isa.instruction import Engine, Instruction, Range, Space, entry
+from nnac.isa.instruction import Engine, Instruction, Range, Space, address, entry
 from nnac.types import Quant
 
 
@@ -23,13 +23,13 @@ class Host(Instruction):
     macs: int = entry("u64")
     elements: int = entry("u64")
     source_spaces: tuple[int, ...] = entry("u8", 0)
-    sources: tuple[int, ...] = entry("u32", 0)
+    sources: tuple[int, ...] = address(0)
     source_counts: tuple[int, ...] = entry("u32", 0)
     source_scales: tuple[int, ...] = entry("u32", 0)
     source_zeros: tuple[int, ...] = entry("i16", 0)
     source_bits: tuple[int, ...] = entry("u8", 0)
     target_spaces: tuple[int, ...] = entry("u8", 0)
-    targets: tuple[int, ...] = entry("u32", 0)
+    targets: tuple[int, ...] = address(0)
     target_counts: tuple[int, ...] = entry("u32", 0)
     target_scales: tuple[int, ...] = entry("u32", 0)
     target_zeros: tuple[int, ...] = entry("i16", 0)

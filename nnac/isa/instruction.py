@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 
@@ -50,10 +53,21 @@ class Range(NamedTuple):
 CODES = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "u64": "Q"}
 
 
-def entry(code: str, count: int = 1, default: Any = None) -> Any:
+def entry(code: str, count: int = 1, default: Any = None, **more: bool) -> Any:
     """Declare a field: its width, and how many values it holds (0: any number up to 255, with a length byte)."""
-    metadata = {"code": code, "count": count}
+    metadata = {"code": code, "count": count, **more}
     return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
+
+
+def address(count: int = 1, default: Any = None) -> Any:
+    """Declare a field that says where bytes lie, or several: what an instruction costs does not depend on it."""
+    return entry("u32", count, default, address=True)
+
+
+@functools.cache
+def _form(kind: Any) -> Callable[[Any], object]:
+    """Return what reads an instruction's form."""
+    return attrgetter(*[f.name for f in fields(kind) if f.name != "waits" and "address" not in f.metadata])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +79,12 @@ class Instruction:
 
     opcode: ClassVar[int]
     waits: tuple[int, ...] = entry("u32", len(Engine), (0,) * len(Engine))
+
+    @property
+    def form(self) -> object:
+        """All but addresses and wait tokens: what decides what it costs."""
+        kind: Any = type(self)
+        return kind, _form(kind)(self)
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.isa.instruction import Engine, Instruction, Range, Space, entry, row
+from nnac.isa.instruction import Engine, Instruction, Range, Space, address, entry, row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,11 @@ class Conv(Instruction):
     """
 
     opcode: ClassVar[int] = 4
-    source: int = entry("u32")
+    source: int = address()
     in_h: int = entry("u32")
     in_w: int = entry("u32")
     in_c: int = entry("u32")
-    target: int = entry("u32")
+    target: int = address()
     out_h: int = entry("u32")
     out_w: int = entry("u32")
     out_c: int = entry("u32")
@@ -40,8 +40,8 @@ class Conv(Instruction):
     pad_top: int = entry("i32")
     pad_left: int = entry("i32")
     groups: int = entry("u32")
-    weights: int = entry("u32")
-    params: int = entry("u32")
+    weights: int = address()
+    params: int = address()
     taps: int = entry("u32", default=0)
     in_zero: int = entry("i16")
     out_zero: int = entry("i16")
@@ -84,9 +84,9 @@ class MatMul(Instruction):
     """
 
     opcode: ClassVar[int] = 16
-    source: int = entry("u32")
-    right: int = entry("u32")
-    target: int = entry("u32")
+    source: int = address()
+    right: int = address()
+    target: int = address()
     rows: int = entry("u32")
     columns: int = entry("u32")
     depth: int = entry("u32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.isa.instruction import Engine, Instruction, Range, Space, entry, strided
+from nnac.isa.instruction import Engine, Instruction, Range, Space, address, entry, strided
 
 AXES = 6
 """Axes of a strided copy."""
@@ -22,12 +22,12 @@ class Load(Instruction):
 
     opcode: ClassVar[int] = 1
     space: int = entry("u8")
-    source: int = entry("u32")
+    source: int = address()
     source_bytes: int = entry("u32")
-    target: int = entry("u32")
+    target: int = address()
     target_bytes: int = entry("u32")
     packer: int = entry("u8")
-    table: int = entry("u32", default=0)
+    table: int = address(default=0)
     table_bytes: int = entry("u32", default=0)
 
     @property
@@ -59,10 +59,10 @@ class Copy(Instruction):
 
     opcode: ClassVar[int] = 2
     source_space: int = entry("u8")
-    source: int = entry("u32")
+    source: int = address()
     source_strides: tuple[int, ...] = entry("i32", AXES)
     target_space: int = entry("u8")
-    target: int = entry("u32")
+    target: int = address()
     target_strides: tuple[int, ...] = entry("i32", AXES)
     shape: tuple[int, ...] = entry("u32", AXES)
     width: int = entry("u8", default=1)
@@ -84,7 +84,7 @@ class Fill(Instruction):
 
     opcode: ClassVar[int] = 3
     space: int = entry("u8")
-    target: int = entry("u32")
+    target: int = address()
     count: int = entry("u32")
     value: int = entry("i16")
     width: int = entry("u8", default=1)

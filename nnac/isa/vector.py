@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nnac.isa.instruction import Engine, Instruction, Range, Space, entry, row
+from nnac.isa.instruction import Engine, Instruction, Range, Space, address, entry, row
 from nnac.numerics import INTERPOLATION_ENTRIES, OCTAVE_ENTRIES
 
 
@@ -23,11 +23,11 @@ class Pool(Instruction):
 
     opcode: ClassVar[int] = 5
     kind: int = entry("u8")
-    source: int = entry("u32")
+    source: int = address()
     in_h: int = entry("u32")
     in_w: int = entry("u32")
     channels: int = entry("u32")
-    target: int = entry("u32")
+    target: int = address()
     out_h: int = entry("u32")
     out_w: int = entry("u32")
     kernel_h: int = entry("u32")
@@ -71,10 +71,10 @@ class Lookup(Instruction):
     """
 
     opcode: ClassVar[int] = 8
-    source: int = entry("u32")
-    target: int = entry("u32")
+    source: int = address()
+    target: int = address()
     count: int = entry("u32")
-    table: int = entry("u32")
+    table: int = address()
     tables: int = entry("u32")
     shift: int = entry("u8", default=0)
     out_zero: int = entry("i16", default=0)
@@ -113,11 +113,11 @@ class Softmax(Instruction):
     """
 
     opcode: ClassVar[int] = 9
-    source: int = entry("u32")
-    target: int = entry("u32")
+    source: int = address()
+    target: int = address()
     rows: int = entry("u32")
     length: int = entry("u32")
-    table: int = entry("u32")
+    table: int = address()
     multiplier: int = entry("u32")
     shift: int = entry("u8")
     out_zero: int = entry("i16")
@@ -153,14 +153,14 @@ class Norm(Instruction):
     """
 
     opcode: ClassVar[int] = 17
-    source: int = entry("u32")
-    target: int = entry("u32")
+    source: int = address()
+    target: int = address()
     rows: int = entry("u32")
     positions: int = entry("u32")
     groups: int = entry("u32")
     depth: int = entry("u32")
     channels: int = entry("u32")
-    params: int = entry("u32")
+    params: int = address()
     centered: int = entry("u8")
     epsilon: int = entry("u32")
     epsilon_shift: int = entry("u8")

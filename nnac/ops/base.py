@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, prod
 from typing import Any, ClassVar
 
@@ -289,8 +289,8 @@ class Op(ABC):
             yield Turn(tuple(self.lower(bound, step)))
         for index, block in enumerate(blocks):
             loads, (params, weights) = fetch(index)
-            lowered = self.lower(bound, replace(step, block=block, params=params, weights=weights))
-            yield Turn((*loads, *lowered))
+            one = Step(step.inputs, step.output, step.more, step.scratch, block, params, weights)
+            yield Turn((*loads, *self.lower(bound, one)))
 
     @classmethod
     @abstractmethod
