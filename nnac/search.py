@@ -70,18 +70,19 @@ def best_program(
 
 def _rungs(graph: Graph, machine: Target) -> Iterator[tuple[int, Work]]:
     """Yield (bytes of scratchpad, the work as it is legal in so many), the largest first."""
-    size, works = machine.memory["sram"].bytes, dict[tuple[str, ...], Work]()
+    size, works = machine.memory["sram"].bytes, dict[tuple[str, ...], tuple[Work, int, int]]()
     for rung in (EVERYTHING, *_ladder(size)):
         legal = legalize(graph, machine, rung)
         names = tuple(node.name for node in legal.nodes)
         if names not in works:
-            works[names] = survey(stages.check(order(legal), stages.INTEGER), machine)
-        least, most = works[names].least, works[names].most
+            work = survey(stages.check(order(legal), stages.INTEGER), machine)
+            works[names] = work, work.least, work.most
+        work, least, most = works[names]
         if least > rung:
-            yield min(least, size), works[names]
+            yield min(least, size), work
             return
         if rung < EVERYTHING or most <= size:
-            yield rung, works[names]
+            yield rung, work
 
 
 def _ladder(size: int) -> Iterator[int]:

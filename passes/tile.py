@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
@@ -54,7 +54,7 @@ class Work:
 
     Attributes:
         root: the value that owns each value's bytes.
-        alive, buffers, descents, moved: what was found once and is asked for again by every strategy.
+        alive, buffers, cuts, descents, moved: what was found once and is asked for again by every strategy.
     """
 
     graph: Graph
@@ -64,6 +64,7 @@ class Work:
     storages: Mapping[str, Storage]
     alive: dict[range, list[Storage]] = field(default_factory=dict)
     buffers: dict[tuple[object, ...], Buffers] = field(default_factory=dict)
+    cuts: dict[tuple[object, ...], Sequence[Task]] = field(default_factory=dict)
     descents: dict[tuple[str, bool], _Descent] = field(default_factory=dict)
     moved: dict[object, Counter[Space]] = field(default_factory=dict)
 
@@ -294,13 +295,22 @@ class Homes:
         cut = tuple(task for group in groups for task in self.cut(group, budget))
         return Tiling(work.graph, work.target, cut, work.storages, work.root, self.homes, tuple(groups), self.strategy)
 
-    def cut(self, group: range, budget: int) -> list[Task]:
-        """Return the group's tasks with stripes and buffers: the highest that fit, by bisection."""
+    def cut(self, group: range, budget: int) -> Sequence[Task]:
+        """Return the group's tasks with stripes and buffers."""
+        homes = [self.homes.get(name) for t in group for name in self.work.tasks[t].storages]
+        staged = len(group) > 1 or any(home != Space.SRAM for home in homes)
+        room = budget - self.lying(group) if staged else 0
+        key = (group, *homes, self.strategy.stripes, self.strategy.blocks, room)
+        if key not in self.work.cuts:
+            self.work.cuts[key] = self._highest(group, room)
+        return self.work.cuts[key]
+
+    def _highest(self, group: range, room: int) -> Sequence[Task]:
+        """Return the group's tasks with the highest stripes whose staging fits, by bisection."""
         last = self.work.tasks[group[-1]]
         if isinstance(last.node.op, UNSTRIPED):
             empty = (0,) * (len(last.storages) + 1)
             return [replace(last, buffers=empty, copies=empty)]
-        room = budget - self.lying(group)
         _, period = last.node.op.rows(last.bound)
         staged = len(group) > 1 or any(self.homes[name] != Space.SRAM for name in _cut(last))
         low, high = 1, max(1, -(-period // self.strategy.stripes)) if staged else period

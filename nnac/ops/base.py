@@ -8,7 +8,7 @@ of rows, contiguous in memory.
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, prod
@@ -192,8 +192,11 @@ EITHER = (8, 16)
 """Bits of an activation that may be int8 or int16."""
 
 
-class Op(ABC):
-    """Base of the operators; a concrete one is a frozen dataclass of its attributes."""
+class Op:
+    """Base of the operators; a concrete one is a frozen dataclass of its attributes.
+
+    Not an `ABC`, for the reason of `isa.Instruction`.
+    """
 
     name: ClassVar[str]
     constraints: ClassVar[tuple[Constraint, ...]] = ()
