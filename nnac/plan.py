@@ -105,7 +105,7 @@ STRATEGIES = (Strategy(), Strategy("cheapest"), Strategy(cascade=True))
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "stripes": (2, 4, 8, 16),
     "blocks": (1, 2, 4, 8, 16),
-    "share": (0.5, 0.6, 0.75, 0.8, 0.9, 1.0),
+    "share": (0.6, 0.8, 1.0),
 }
 """What it then tries for the fastest ones."""
 

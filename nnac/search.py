@@ -41,7 +41,9 @@ NEARLY = 1.01
 ATTEMPTS = 24
 """Budgets that stripes are cut for when fragmentation defeats a tiling."""
 PATIENCE = 15_000
-"""Instructions after which the search is content with what it has."""
+"""Instructions after which the search is content with what it has, as many packed weights as take so long included."""
+PACKED = 4_000
+"""Weights whose packing takes about as long as an instruction."""
 FURTHER = 5_000
 """Instructions after which it goes down no further rung."""
 
@@ -59,7 +61,7 @@ def best_program(
         if search.best is None:
             _climb(search, size, work)
             whole = search.best.used[Space.SRAM] if search.best and size == EVERYTHING else size
-        elif search.emitted > FURTHER:
+        elif search.emitted > FURTHER or search.content:
             break
         elif size < whole and search.bound(size, work) < search.cycles:
             _climb(search, size, work)
@@ -162,6 +164,11 @@ class _Search:
     floors: dict[int, int] = field(default_factory=dict)
 
     @property
+    def content(self) -> bool:
+        """Whether it has something, and has taken so long that this will do."""
+        return self.best is not None and self.emitted + self.cuts.packed // PACKED > PATIENCE
+
+    @property
     def constants(self) -> Space:
         """The memory of constants."""
         return Space[self.machine.memory_mode.constants.upper()]
@@ -226,7 +233,7 @@ class _Search:
         Inf where none fits, where its transfers alone take `enough`, and where its stripes are so many that no loader
         would follow their order (`hazards`).
         """
-        if self.emitted > PATIENCE:
+        if self.content:
             return inf
         try:
             homes = settle(work, size, strategy)

@@ -76,6 +76,8 @@ class Cuts:
         blocks: by node and the bytes that a block may take.
         codecs: of packers, by the node's name.
         packings: by the node's name and where its blocks begin.
+        counted: blocks, their bytes in the weight buffer and in memory, and their loads, by the node and the parts.
+        packed: weights so far, those of different cuts apart.
         folds: of a convolution's block, that the array takes, by the node's name and the block's channels.
     """
 
@@ -85,6 +87,7 @@ class Cuts:
     packings: dict[tuple[object, ...], Packing] = field(default_factory=dict)
     folds: dict[tuple[str, int, int], int] = field(default_factory=dict)
     counted: dict[tuple[Node, int], tuple[int, int, int, int]] = field(default_factory=dict)
+    packed: int = 0
 
     def cut(self, task: Task, parts: int) -> list[Block]:
         """Return a task's blocks: each takes a part of the weight buffer, or all of it where a channel needs it.
@@ -119,6 +122,7 @@ class Cuts:
         key = (name, *(block.lo for block in blocks))
         if key not in self.packings:
             self.packings[key] = pack_weights(blocks, self.target, self.codecs[name])
+            self.packed += sum([block.weights.size for block in blocks])
         return self.packings[key]
 
     def key(self, tiling: Tiling) -> object:
