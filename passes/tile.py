@@ -297,9 +297,10 @@ class Homes:
 
     def cut(self, group: range, budget: int) -> Sequence[Task]:
         """Return the group's tasks with stripes and buffers."""
-        homes = [self.homes.get(name) for t in group for name in self.work.tasks[t].storages]
-        staged = len(group) > 1 or any(home != Space.SRAM for home in homes)
-        room = budget - self.lying(group) if staged else 0
+        tasks = [self.work.tasks[t] for t in group]
+        homes = [self.homes.get(name) for task in tasks for name in task.storages]
+        inside = all(home == Space.SRAM for home in homes) and not any(t.node.op.scratch(t.bound) for t in tasks)
+        room = 0 if inside else budget - self.lying(group)
         key = (group, *homes, self.strategy.stripes, self.strategy.blocks, room)
         if key not in self.work.cuts:
             self.work.cuts[key] = self._highest(group, room)
