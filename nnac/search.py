@@ -10,14 +10,13 @@ the fastest program so far has cycles for. Nets with many instructions end the s
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import inf
 
 from nnac import stages
+from nnac.bounds import Bounds
 from nnac.errors import CapacityError, ProgramError
 from nnac.graph import Graph
 from nnac.isa import Space
@@ -26,11 +25,11 @@ from nnac.passes.emit import Draft
 from nnac.passes.legalize import legalize
 from nnac.passes.order import order
 from nnac.passes.place import place
-from nnac.passes.tile import Homes, Work, moved, settle, survey, transfers
+from nnac.passes.tile import Homes, Work, settle, survey
 from nnac.plan import CHOICES, STRATEGIES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
-from nnac.timing import OUTSIDE, Costs, transfer_cycles
+from nnac.timing import Costs
 
 STEPS = 8
 """Rungs from a power of two to the next."""
@@ -56,14 +55,14 @@ def best_program(
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search, whole = _Search(machine, Cuts(machine), Costs(machine)), 0
+    search, whole = _Search(machine), 0
     for size, work in _rungs(graph, machine):
         if search.best is None:
             _climb(search, size, work)
             whole = search.best.used[Space.SRAM] if search.best and size == EVERYTHING else size
         elif search.emitted > FURTHER or search.content:
             break
-        elif size < whole and search.bound(size, work) < search.cycles:
+        elif size < whole and search.bounds.of_rung(size, work, search.cycles) < search.cycles:
             _climb(search, size, work)
     if search.best is None:
         raise search.reasons[0]
@@ -141,91 +140,41 @@ class _Search:
     """The fastest program so far, and what is remembered from plan to plan.
 
     Attributes:
+        cuts: how constants are cut and packed.
+        costs: of instructions.
+        bounds: what transfers alone take.
         reasons: why plans did not fit.
         emitted: instructions.
         known: cycles of tilings.
         places: their plans.
-        cuts: how constants are cut and packed.
-        costs: of instructions.
-        loaded: bytes of constants that every program of a work loads.
-        floors: cycles that its transfers take at least, on all rungs from the latest one down.
     """
 
     machine: Target
-    cuts: Cuts
-    costs: Costs
+    cuts: Cuts = field(init=False)
+    costs: Costs = field(init=False)
+    bounds: Bounds = field(init=False)
     best: Draft | None = None
     cycles: float = inf
     reasons: list[CapacityError | ProgramError] = field(default_factory=list)
     emitted: int = 0
     known: dict[object, float] = field(default_factory=dict)
     places: dict[object, Plan] = field(default_factory=dict)
-    loaded: dict[int, int] = field(default_factory=dict)
-    floors: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cuts, self.costs = Cuts(self.machine), Costs(self.machine)
+        self.bounds = Bounds(self.cuts)
 
     @property
     def content(self) -> bool:
         """Whether it has something, and has taken so long that this will do."""
         return self.best is not None and self.emitted + self.cuts.packed // PACKED > PATIENCE
 
-    @property
-    def constants(self) -> Space:
-        """The memory of constants."""
-        return Space[self.machine.memory_mode.constants.upper()]
-
-    def bound(self, size: int, work: Work) -> int:
-        """Return cycles that no program for a scratchpad of `size` undercuts: what its transfers take.
-
-        They only grow from rung to rung while the work is the same: what leaves the scratchpad stays outside.
-        """
-        if self.floors.get(id(work), 0) >= self.cycles:
-            return self.floors[id(work)]
-        found, stripes = dict[object, Homes](), min(CHOICES["stripes"])
-        for strategy in (replace(s, share=x, stripes=stripes) for s in STRATEGIES for x in CHOICES["share"]):
-            with suppress(CapacityError):
-                homes = settle(work, size, strategy)
-                found[tuple(homes.homes.items())] = homes
-        outside = [moved(homes) for homes in found.values()]
-        least = min(map(self._through, outside), default=0)
-        if least < self.cycles:  # packed constants take longer to know, and stripes, too
-            outside = [nbytes + self._fewest(work) for nbytes in outside]
-            least = min(map(self._through, outside), default=0)
-        self.floors[id(work)] = least
-        if least < self.cycles:
-            counts = [transfers(homes.tiling(size)) for homes in found.values()]
-            least = min(map(self._through, outside, counts), default=0)
-        return least
-
-    def _fewest(self, work: Work) -> Counter[Space]:
-        """Return the bytes of constants that every program loads at least, however they are cut."""
-        if id(work) not in self.loaded:
-            self.loaded[id(work)] = 0
-            with suppress(CapacityError):  # nothing fits then, at any speed
-                self.loaded[id(work)] = min(self.cuts.nbytes(work.tasks, parts) for parts in CHOICES["blocks"])
-        return Counter({self.constants: self.loaded[id(work)]})
-
-    def _through(self, nbytes: Mapping[Space, int], counts: Mapping[Space, int] | None = None) -> int:
-        """Return the cycles of the port outside that takes longest, or of the shared bus, for bytes in transfers."""
-        cycles = [0]
-        for space in OUTSIDE:
-            if nbytes[space]:
-                memory = self.machine.memory[space.label]
-                moving = transfer_cycles(memory, [(nbytes[space], nbytes[space])])
-                cycles.append(moving + (max(1, counts[space]) - 1 if counts else 0) * memory.latency)
-        return sum(cycles) if self.machine.memory_mode.shared_bus else max(cycles)
-
     def least(self, size: int, work: Work, strategy: Strategy) -> float:
         """Return cycles that no program of a strategy for a scratchpad of `size` undercuts, however it is cut."""
         try:
-            return self._through(moved(settle(work, size, strategy)))
+            return self.bounds.of_homes(settle(work, size, strategy))
         except CapacityError:
             return inf
-
-    def takes(self, homes: Homes, tiling: Tiling) -> int:
-        """Return cycles that no program of a tiling undercuts: what all its transfers take."""
-        loaded, loads = self.cuts.loads(tiling)
-        nbytes, counts = Counter({self.constants: loaded}), Counter({self.constants: loads})
-        return self._through(moved(homes) + nbytes, transfers(tiling) + counts)
 
     def time(self, size: int, work: Work, strategy: Strategy, enough: float) -> float:
         """Return the cycles of a strategy's program for a scratchpad of `size`.
@@ -236,12 +185,11 @@ class _Search:
         if self.content:
             return inf
         try:
-            homes = settle(work, size, strategy)
-            room = min(size, self.machine.memory["sram"].bytes)
-            if enough <= self._through(moved(homes)):
+            homes, room = settle(work, size, strategy), min(size, self.machine.memory["sram"].bytes)
+            if enough <= self.bounds.of_homes(homes):
                 return inf
             tiling = homes.tiling(room)
-            if enough <= self.takes(homes, tiling):
+            if enough <= self.bounds.of_tiling(homes, tiling):
                 return inf
             plan = self._placed(homes, tiling, room)
             key = plan.tiling.key, self.cuts.key(tiling)

@@ -22,7 +22,7 @@ FLOORS = (
     ("nnac.weights",),
     ("nnac.validate", "nnac.emulator", "nnac.timing", "nnac.liveness", "nnac.disasm"),
     ("nnac.passes", "nnac.orders"),
-    ("nnac.session",),
+    ("nnac.bounds", "nnac.session"),
     ("nnac.compare", "nnac.compiled", "nnac.search", "nnac.streaming", "nnac.pipeline"),
     ("nnac.compiler", "nnac.transducer"),
     ("nnac.sweep", "nnac.verify", "nnac.backend", "nnac.chunks"),

@@ -21,7 +21,6 @@ from nnac.compiler import lower, measured_graph
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
 from nnac.isa import Engine, Space
-from nnac.passes.constants import Cuts
 from nnac.passes.tile import settle
 from nnac.plan import STRATEGIES
 from nnac.program import KnownAnswer, Program
@@ -444,15 +443,16 @@ def test_what_the_search_leaves_out_is_no_faster(seed: int) -> None:
     """A strategy or a rung left out for its transfers has no program that takes fewer cycles than they were said to."""
     rng = np.random.default_rng(seed)
     machine, graph = random_machine(rng), network(rng)
-    searching = search._Search(machine, Cuts(machine), Costs(machine))
+    searching = search._Search(machine)
     for size, work in islice(search._rungs(graph, machine), 6):
         for strategy in (*STRATEGIES, replace(STRATEGIES[-1], share=0.6, stripes=4, blocks=4)):
             cycles = searching.time(size, work, strategy, inf)
             assert cycles >= searching.least(size, work, strategy)
-            assert cycles >= searching.bound(size, work)
+            assert cycles >= searching.bounds.of_rung(size, work, inf)
             if cycles < inf:
                 homes = settle(work, size, strategy)
-                assert cycles >= searching.takes(homes, homes.tiling(min(size, machine.memory["sram"].bytes)))
+                tiling = homes.tiling(min(size, machine.memory["sram"].bytes))
+                assert cycles >= searching.bounds.of_tiling(homes, tiling)
 
 
 @pytest.mark.parametrize(
