@@ -27,7 +27,7 @@ from nnac.types import Array, Quant, TensorType
 def _table(kind: str, step: float) -> Array:
     """Return the knots of a function named with its parameters, as "hard_sigmoid 0.2 0.5"."""
     name, *params = kind.split()
-    return knots(name, step, [float(p) for p in params])
+    return knots(name, step, tuple(map(float, params)))
 
 
 def _real(kind: str, x: Reals) -> Reals:

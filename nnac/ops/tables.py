@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import numpy as np
 
@@ -11,8 +11,11 @@ from nnac.ops.functions import FUNCTIONS
 from nnac.types import Array
 
 
-def knots(kind: str, step: float, params: Sequence[float] = ()) -> Array:
+@functools.lru_cache(64)
+def knots(kind: str, step: float, params: tuple[float, ...] = ()) -> Array:
     """Return the 513 knots of a function for `numerics.interpolate`: int16 in Q0.15, half to even, saturated.
+
+    They are found once, and are read-only.
 
     Args:
         kind: a key of `FUNCTIONS`.
@@ -21,4 +24,6 @@ def knots(kind: str, step: float, params: Sequence[float] = ()) -> Array:
     """
     places = np.arange(INTERPOLATION_ENTRIES, dtype=np.float64) * 128 + INT16_LOW
     scaled = np.rint(FUNCTIONS[kind](places * step, *params) * (1 << UNIT_BITS))
-    return np.asarray(np.clip(scaled, INT16_LOW, INT16_HIGH)).astype(np.int16)
+    found = np.asarray(np.clip(scaled, INT16_LOW, INT16_HIGH)).astype(np.int16)
+    found.flags.writeable = False
+    return found
