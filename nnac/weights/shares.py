@@ -46,13 +46,14 @@ class Shares:
         return full and sum(self.shares) + self.common == 1 << self.bits and self.values[-1] < 128
 
 
-_FLOORS = np.searchsorted(1 << np.arange(14), np.arange(1 << 13), side="right") - 1
+FLOORS = np.searchsorted(1 << np.arange(14), np.arange(1 << 13), side="right") - 1
+"""floor(log2) of 1..8191, at their place."""
 _ORDERS = np.arange(MAX_BITS)[:, None]
 
 
 def log2_floor(values: Int64) -> Int64:
     """Return floor(log2) of integers 1..8191."""
-    return _FLOORS[values]
+    return FLOORS[values]
 
 
 class BitWriter:
@@ -67,10 +68,10 @@ class BitWriter:
 
     def golomb(self, value: int, order: int) -> None:
         """As many ones as the number has bits beyond its order, a zero, those bits, and `order` bits."""
-        size = ((value >> order) + 1).bit_length() - 1
-        self.put((1 << size) - 1, size + 1)
-        self.put((value >> order) + 1 - (1 << size), size)
-        self.put(value & ((1 << order) - 1), order)
+        high = (value >> order) + 1
+        size = high.bit_length() - 1
+        ones, low = (1 << size) - 1, value & ((1 << order) - 1)
+        self.put(ones | (high & ones | low << size) << size + 1, 2 * size + 1 + order)
 
 
 class BitReader:
