@@ -222,7 +222,7 @@ def _bits(counts: Int64, bits: int, plain: int, shares: Sequence[int]) -> float:
         total * bits - sum(c * LOGS[share] for c, share in zip(tally, shares, strict=True)) / (1 << 20) + rare * plain
     )
     stripes = -(-total // STRIPE) * LANES * bits + (total * 4.0 ** (6 - bits) if bits else 0.0)
-    return coded + stripes + golomb_order([share - 1 for share in shares if share])[1]
+    return float(coded + stripes + golomb_order([share - 1 for share in shares if share])[1])
 
 
 def test_entropy_of_nothing() -> None:
