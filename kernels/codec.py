@@ -377,11 +377,14 @@ def pack_states(values: Int8, entries: Int64, places: Int16, bits: int, words: W
 
 @inner
 def advance(steps: Int32, palette: Int8, state: int, window: int) -> Any:
-    """One symbol: the next state, the value, and how many bits of the window were used."""
-    step = np.int64(steps[state])
+    """One symbol: the next state, the value, and how many bits of the window were used.
+
+    Unsigned indices: of others numba first asks whether they count from the end.
+    """
+    step = np.int64(steps[np.uint64(state)])
     count = (step >> 12) & 15
     extra = (step >> 16) & 15
-    value = palette[(step >> 20) + ((window >> count) & ((1 << extra) - 1))]
+    value = palette[np.uint64((step >> 20) + ((window >> count) & ((1 << extra) - 1)))]
     return (step & 0xFFF) + (window & ((1 << count) - 1)), value, count + extra
 
 

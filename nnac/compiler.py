@@ -305,8 +305,9 @@ def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
         if node.name in exact and node.op.weighted:
             real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
             levels, _, scale = (integer.constants[name] for name in layer_constants(node))
-            error = real - levels.reshape(real.shape).astype(np.float32) * scale.astype(np.float32)[:, None]
-            found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
+            signal = float((real**2).sum())
+            real -= levels.reshape(real.shape) * scale.astype(np.float32)[:, None]
+            found[node.name] = decibel(signal, float(np.square(real, out=real).sum()))
     return found
 
 
