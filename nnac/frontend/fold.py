@@ -108,8 +108,8 @@ def _takes_long(node: onnx_ir.Node) -> bool:
 
 LEFT_ALONE = frozenset(
     """
-    AveragePool BatchNormalization Conv ConvTranspose Flatten GRU Gemm GlobalAveragePool GlobalMaxPool LSTM LeakyRelu
-    MatMul MaxPool PRelu Relu Sigmoid Softmax Softplus Tanh
+    Add AveragePool BatchNormalization Clip Conv ConvTranspose Div Flatten GRU Gemm GlobalAveragePool GlobalMaxPool LSTM
+    LeakyRelu MatMul MaxPool Mul PRelu Relu Sigmoid Softmax Softplus Sub Tanh Transpose
 """.split()
 )
 """Operators that the tools change only where all inputs are constants."""
