@@ -23,7 +23,7 @@ _KINDS = {
     **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
 }
 """numpy dtypes by onnxruntime's names."""
-_LARGE = 1 << 14  # floats from which onnxruntime takes a weight as it is: a model serialized with them costs more
+_LARGE = 1 << 12  # floats from which a weight is not copied with its model
 _LOG_FATAL = 4  # lower levels print each error a second time, with the model's raw node names, on stderr
 
 
@@ -146,29 +146,38 @@ def _exposing(model: onnx.ModelProto, names: Iterable[str]) -> tuple[bytes, dict
 
     The IR version is one that onnxruntime reads; a new output carries no type: onnxruntime infers it.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy, weights = lightened(model)
     copy.ir_version = min(copy.ir_version, MAX_IR_VERSION)
     present = {info.name for info in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    weights = _take_weights(copy.graph)
     try:
-        return bytes(copy.SerializeToString()), weights
+        data = bytes(copy.SerializeToString())
     except Exception as error:  # protobuf raises its own classes, and ValueError over 2 GB
         raise ModelError(f"the model cannot be serialized: {one_line(error)}") from error
+    return data, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in weights}
 
 
-def _take_weights(graph: onnx.GraphProto) -> dict[str, Array]:
-    """Remove the numbers of large weights from a graph and return them by name."""
-    inputs, taken = {info.name for info in graph.input}, {}
+def lightened(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """Return a copy of a model in which large weights have no numbers, as if in another file, and these weights."""
+    graph, weights = model.graph, list[onnx.TensorProto]()
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    copy.graph.name, inputs = graph.name, {info.name for info in graph.input}
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(copy.graph, field).extend(getattr(graph, field))
     for tensor in graph.initializer:
         large = tensor.data_type == onnx.TensorProto.FLOAT and prod(tensor.dims) >= _LARGE
         if large and tensor.HasField("raw_data") and tensor.name not in inputs:
-            taken[tensor.name] = onnx.numpy_helper.to_array(tensor)
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="given")
-    return taken
+            weights.append(tensor)
+            place = [onnx.StringStringEntryProto(key="location", value="given")]
+            tensor = onnx.TensorProto(
+                name=tensor.name,
+                data_type=tensor.data_type,
+                dims=tensor.dims,
+                data_location=onnx.TensorProto.EXTERNAL,
+                external_data=place,
+            )
+        copy.graph.initializer.append(tensor)
+    return copy, weights
 
 
 def _start(model: bytes, weights: Mapping[str, Array], optimized: bool) -> tuple[Any, list[Any]]:
