@@ -60,6 +60,13 @@ def fit_weights(blocks: Sequence[Block], target: Target) -> Sequence[Codec]:
     return fits(stripes, [Packer(0), *map(Packer, worth)])
 
 
+def levels(blocks: Sequence[Block]) -> int:
+    """Return how many values a layer's weights take."""
+    from nnac.weights.packers import histogram
+
+    return int(np.count_nonzero(sum(histogram(np.ascontiguousarray(block.weights)) for block in blocks)))
+
+
 def pack_weights(blocks: Sequence[Block], target: Target, codecs: Sequence[Codec]) -> Packing:
     """Return the packing that the target loads fastest, of those of some codecs."""
     stripes = [np.ascontiguousarray(block.weights) for block in blocks]

@@ -159,7 +159,7 @@ def candidates(
 def fits(stripes: Sequence[Int8], packers: Iterable[Packer], palette: Int8 | None = None) -> list[Codec]:
     """Return the codecs of packers that can represent the tensor that consists of these stripes, however it is cut."""
     whole = np.concatenate([np.zeros(0, np.int8), *map(_flat, stripes)])
-    counts, chosen = _histogram(whole), None if palette is None else _distinct(palette)
+    counts, chosen = histogram(whole), None if palette is None else _distinct(palette)
     codecs = [_FIT[packer](whole, counts, chosen) for packer in sorted(set(packers))]
     return [codec for codec in codecs if codec]
 
@@ -180,7 +180,7 @@ def smallest(
 
 def entropy_bits(values: Int8) -> float:
     """Return the order-0 entropy of int8 values in bits per value; 0 for none."""
-    counts = _histogram(_flat(values))
+    counts = histogram(_flat(values))
     share = counts[counts > 0] / max(1, values.size)
     return float(abs((share * np.log2(share)).sum()))
 
@@ -195,7 +195,7 @@ def _flat(values: Int8) -> Int8:
     return np.ascontiguousarray(values)
 
 
-def _histogram(values: Int8) -> Int64:
+def histogram(values: Int8) -> Int64:
     """Return how often each value occurs, at value + 128."""
     counts = np.zeros(256, np.int64)
     kernels.histogram(values, counts)
@@ -364,7 +364,7 @@ def _fit_runs(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None
 
 def _pack_fixed(table: bytes, values: Int8) -> bytes | None:
     palette = _fixed_palette(table)
-    if not palette.covers(_histogram(values), but_zero=False):
+    if not palette.covers(histogram(values), but_zero=False):
         return None
     words = _blank(values.size * palette.width)
     kernels.pack_fixed(values, palette.codes, palette.width, words)
@@ -372,7 +372,7 @@ def _pack_fixed(table: bytes, values: Int8) -> bytes | None:
 
 
 def _pack_bitmap(table: bytes, values: Int8) -> bytes | None:
-    (palette, _), counts = _zero_palette(table, Packer.BITMAP), _histogram(values)
+    (palette, _), counts = _zero_palette(table, Packer.BITMAP), histogram(values)
     if not palette.covers(counts, but_zero=True):
         return None
     bits = values.size + (values.size - int(counts[128])) * palette.width
@@ -383,7 +383,7 @@ def _pack_bitmap(table: bytes, values: Int8) -> bytes | None:
 
 def _pack_runs(table: bytes, values: Int8) -> bytes | None:
     palette, run_width = _zero_palette(table, Packer.RUNS)
-    if not palette.covers(_histogram(values), but_zero=True):
+    if not palette.covers(histogram(values), but_zero=True):
         return None
     words, report = _blank(values.size * (run_width + palette.width)), np.zeros(1, np.int64)
     kernels.pack_runs(values, palette.codes, run_width, palette.width, words, report)
