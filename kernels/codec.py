@@ -243,101 +243,154 @@ def unpack_runs(
         report[0] = position
 
 
-@kernel(_LONGS, _LONGS, INT, _NEW_LONGS)
-def share_states(counts: Int64, logs: Int64, states: int, shares: Int64) -> None:
-    """Shares `states` out over symbols, each at least one, so that the sum of ``counts * -log2(share)`` is smallest.
+@kernel(source(types.int64, 2), _LONGS, _LONGS, sink(types.int64, 2))
+def share_states(counts: Int64, logs: Int64, states: Int64, shares: Int64) -> None:
+    """Shares states out over symbols, each at least one, so that the sum of ``counts * -log2(share)`` is smallest.
 
     Starts from the proportional shares rounded down and moves one state at a time where it gains most or costs least.
 
     Args:
-        counts: of m symbols, each at least 1, in sum below 2**31.
+        counts: [n, m], of m symbols in n cases, in sum below 2**31; 0 is no symbol.
         logs: fixed-point log2 of 0..states, at most 2**31.
-        states: at least m.
-        shares: of m symbols.
+        states: of each case, at least as many as its symbols.
+        shares: [n, m].
     """
-    total = counts.sum()
-    for s in range(counts.size):
-        shares[s] = max(1, counts[s] * states // total)
-    rest = states - shares.sum()
-    step = 1 if rest > 0 else -1
-    while rest != 0:
-        best = -1
-        best_gain = -(1 << 62)
-        for s in range(counts.size):
-            gain: Integer = counts[s] * (logs[shares[s] + step] - logs[shares[s]])
-            if gain > best_gain and (step > 0 or shares[s] > 1):
-                best, best_gain = s, gain
-        shares[best] += step
-        rest -= step
+    gains = np.empty(counts.shape[1], np.int64)
+    for case in range(counts.shape[0]):
+        count, share = counts[case], shares[case]
+        total = count.sum()
+        rest = states[case]
+        for s in range(count.size):
+            share[s] = max(min(count[s], 1), count[s] * states[case] // total)
+            rest -= share[s]
+        step = 1 if rest > 0 else -1
+        for s in range(count.size):
+            gains[s] = move(logs, count[s], share[s], step)
+        while rest != 0:
+            best = 0
+            for s in range(count.size):
+                best = s if gains[s] > gains[best] else best
+            share[best] += step
+            gains[best] = move(logs, count[best], share[best], step)
+            rest -= step
 
 
-@kernel(_VALUES, _CODES, source(types.int16, 2), source(types.int64, 2), _CODES, INT, sink(types.int32, 1, "C"))
-def trace_states(
-    values: Int8, codes: Int16, extras: Int16, symbols: Int64, places: Int16, bits: int, tokens: Int32
-) -> None:
-    """Runs the entropy coder backwards over the values and leaves what each of them has to write.
+@inner
+def move(logs: Int64, count: int, share: int, step: int) -> Integer:
+    """What one state more or fewer gains a symbol that needs at least one."""
+    if count == 0 or share + step == 0:
+        return -(1 << 62)
+    return count * (logs[share + step] - logs[share])
+
+
+@kernel(source(types.int64, 2), _LONGS, INT, _NEW_LONGS)
+def golomb_lengths(shares: Int64, floors: Int64, orders: int, lengths: Int64) -> None:
+    """Bits of exponential Golomb codes of all shares less one, in the order that makes a case's shortest.
+
+    Args:
+        shares: [n, m], of m symbols in n cases; 0 is no symbol.
+        floors: floor(log2) of 1.. the largest share, at their place.
+        orders: 0..orders - 1 are allowed.
+        lengths: per case.
+    """
+    for case in range(shares.shape[0]):
+        lengths[case] = 1 << 62
+        for order in range(orders):
+            bits: Integer = 0
+            for share in shares[case]:
+                if share > 0:
+                    bits += 2 * floors[((share - 1) >> order) + 1] + 1 + order
+            lengths[case] = min(lengths[case], bits)
+
+
+UNKNOWN = 1 << 28
+"""Set in the entry of a value that the entropy coder's table does not know."""
+
+
+@inner
+def retreat(entry: int, places: Int16, state: int) -> Any:
+    """One value: the state before it, what it writes, and how many bits."""
+    count = (state + (entry >> 32)) >> 16
+    field = (state & ((1 << count) - 1)) | ((entry >> 20) & 0xFF) << count
+    place = np.uint64((entry + (state >> count)) & 0xFFF)
+    return np.int64(places[place]), field, count + ((entry >> 16) & 15)
+
+
+@kernel(_VALUES, _LONGS, _CODES, INT, _NEW_WORDS, _NEW_LONGS)
+def pack_states(values: Int8, entries: Int64, places: Int16, bits: int, words: Words, report: Int64) -> None:
+    """Runs the entropy coder backwards over the values: the states that decoding begins with, then each value's bits.
+
+    It writes from the end of the words towards their begin, and then moves the stream to where it belongs.
 
     Args:
         values: what to pack.
-        codes: the symbol of value v at v + 128.
-        extras: [256, 2]: plain bits of value v and how many.
-        symbols: [m, 2]: ``(longest << 16) - (share << longest)``, and where its places begin less its share.
-        places: per symbol and rank, the state.
-        bits: log2 of the number of states.
-        tokens: n tokens, ``bits | count << 24``, then the LANES states that decoding begins with; it ends with 0.
+        entries: 256, of value v at v & 255: ``t << 32 | plain bits << 20 | how many << 16 | begin & 0xFFF``, of its
+            symbol t = ``(longest << 16) - (share << longest)`` and where its places begin less its share.
+        places: per symbol and rank, the state, a one in front of its bits.
+        bits: log2 of the number of states, 0..12.
+        words: zeros, for n * 8 + 128 bits.
+        report: bits of it all; -1 where a value is unknown or the words are too few.
     """
-    n = values.size
-    for lane in range(LANES):
-        tokens[n + lane] = 0
-    for i in range(n - 1, -1, -1):
-        at = n + (i & (LANES - 1))
-        v = np.int64(values[i]) + 128
-        s = np.int64(codes[v])
-        state = np.int64(tokens[at]) + (1 << bits)
-        count = (state + symbols[s, 0]) >> 16
-        field = (state & ((1 << count) - 1)) | np.int64(extras[v, 0]) << count
-        tokens[i] = field | (count + extras[v, 1]) << 24
-        tokens[at] = places[symbols[s, 1] + (state >> count)]
-
-
-@kernel(_STEPS, INT, _NEW_WORDS, _NEW_LONGS)
-def write_tokens(tokens: Int32, bits: int, words: Words, report: Int64) -> None:
-    """The states of `trace_states`, `bits` bits each, then its tokens; nothing is written where words are too few.
-
-    Args:
-        tokens: as `trace_states` leaves them.
-        bits: of a state.
-        words: zeros.
-        report: bits of it all.
-    """
-    n = tokens.size - LANES
-    position = LANES * bits
-    for i in range(n):
-        position += tokens[i] >> 24
-    report[0] = position
-    if position > (words.size - 2) * 64:
+    report[0] = -1
+    whole = values.size & ~(LANES - 1)
+    end = (words.size - 2) * 64
+    position: Integer = end
+    seen: Integer = 0
+    a: Integer = 1 << bits
+    b, c, d = a, a, a
+    for i in range(values.size - 1, whole - 1, -1):
+        entry = entries[np.uint8(values[i])]
+        first, low, count = retreat(entry, places, 1 << bits)
+        a, b, c = first, a, b
+        position -= count
+        put(words, position, low)
+        seen |= entry
+    for i in range(whole - LANES, -1, -LANES):
+        if position < 128:
+            return
+        first, second = entries[np.uint8(values[i])], entries[np.uint8(values[i + 1])]
+        third, fourth = entries[np.uint8(values[i + 2])], entries[np.uint8(values[i + 3])]
+        a, low, count = retreat(first, places, a)
+        b, field, more = retreat(second, places, b)
+        low, few = low | field << count, count + more
+        c, high, count = retreat(third, places, c)
+        d, field, more = retreat(fourth, places, d)
+        high, many = high | field << count, count + more
+        position -= few + many
+        if few + many <= 63:
+            put(words, position, low | high << few)
+        else:
+            put(words, position, low)
+            put(words, position + few, high)
+        seen |= first | second | third | fourth
+    if seen & UNKNOWN:
         return
-    for lane in range(LANES):
-        put(words, lane * bits, tokens[n + lane])
-    position = LANES * bits
-    for i in range(n):
-        put(words, position, tokens[i] & 0xFF_FFFF)
-        position += tokens[i] >> 24
+    mask = (1 << bits) - 1
+    position -= LANES * bits
+    put(words, position, a & mask | (b & mask) << bits | (c & mask) << 2 * bits | (d & mask) << 3 * bits)
+    report[0] = end - position
+    shift = np.uint64(position & 63)
+    for i in range((end - position + 63) >> 6):
+        j = (position >> 6) + i
+        words[i] = words[j] >> shift | (words[j + 1] << np.uint64(1)) << (np.uint64(63) - shift)
 
 
 @inner
 def advance(steps: Int32, palette: Int8, state: int, window: int) -> Any:
-    """One symbol: the next state, the value, and how many bits of the window were used."""
-    step = np.int64(steps[state])
+    """One symbol: the next state, the value, and how many bits of the window were used.
+
+    Unsigned indices: of others numba first asks whether they count from the end.
+    """
+    step = np.int64(steps[np.uint64(state)])
     count = (step >> 12) & 15
     extra = (step >> 16) & 15
-    value = palette[(step >> 20) + ((window >> count) & ((1 << extra) - 1))]
+    value = palette[np.uint64((step >> 20) + ((window >> count) & ((1 << extra) - 1)))]
     return (step & 0xFFF) + (window & ((1 << count) - 1)), value, count + extra
 
 
 @kernel(_WORDS, INT, INT, _STEPS, _VALUES, _NEW_VALUES, _NEW_LONGS)
 def unpack_states(words: Words, limit: int, bits: int, steps: Int32, palette: Int8, out: Int8, report: Int64) -> None:
-    """Inverse of `trace_states` and `write_tokens`; faults are symbols behind `limit` and last states other than 0.
+    """Inverse of `pack_states`; faults are symbols behind `limit` and last states other than 0.
 
     Args:
         words: `limit` bits and three words.

@@ -167,11 +167,6 @@ def measured_graph(
     return graph, *_calibrate(prepared, graph, samples, calibration, method, progress)
 
 
-def unpacked(prepared: onnx.ModelProto, states: Mapping[str, str] | None) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Return a prepared model and its states, given or found by their names, packed ones kept apart."""
-    return unpack_states(prepared, find_states(prepared.graph, states))
-
-
 def _open(
     model: Any,
     calibration: Any,
@@ -184,7 +179,8 @@ def _open(
     """Return the prepared model, its float graph, and the samples, if any, which can be read more than once."""
     if method not in METHODS:
         raise ModelError(f"calibration method {method!r}: unknown; allowed: {', '.join(METHODS)}")
-    prepared, kept = unpacked(prepare(model, shapes, frozen=freeze), states)
+    prepared = prepare(model, shapes, frozen=freeze)
+    kept = unpack_states(prepared, find_states(prepared.graph, states))
     graph = float_graph(prepared, kept, host=host != "forbid", forced=_forced(prepared, host))
     if calibration is None:
         return prepared, graph, None
@@ -305,8 +301,9 @@ def weight_sqnr(graph: Graph, integer: Graph) -> dict[str, float]:
         if node.name in exact and node.op.weighted:
             real = exact[node.name].astype(np.float64).reshape(len(exact[node.name]), -1)
             levels, _, scale = (integer.constants[name] for name in layer_constants(node))
-            error = real - levels.reshape(real.shape).astype(np.float32) * scale.astype(np.float32)[:, None]
-            found[node.name] = decibel(float((real**2).sum()), float((error**2).sum()))
+            signal = float((real**2).sum())
+            real -= levels.reshape(real.shape) * scale.astype(np.float32)[:, None]
+            found[node.name] = decibel(signal, float(np.square(real, out=real).sum()))
     return found
 
 
@@ -434,5 +431,6 @@ def diff(
     """
     blob = program.program if isinstance(program, CompiledModel) else program
     given = free_inputs(blob)
-    prepared, _ = unpacked(prepare(model, shapes or given, frozen=freeze), states)
+    prepared = prepare(model, shapes or given, frozen=freeze)
+    unpack_states(prepared, find_states(prepared.graph, states))
     return compare(prepared, blob, load_samples(samples, given), progress, threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ _KINDS = {
     **{f"tensor({kind})": kind for kind in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
 }
 """numpy dtypes by onnxruntime's names."""
+_LARGE = 1 << 12  # floats from which a weight is not copied with its model
 _LOG_FATAL = 4  # lower levels print each error a second time, with the model's raw node names, on stderr
 
 
@@ -43,7 +45,7 @@ class FloatModel:
         ModelError: a tensor name does not exist, the weights are outside the file, or onnxruntime refuses the model.
     """
 
-    __slots__ = ("_kept", "_names", "_optional", "_session", "_specs", "_states")
+    __slots__ = ("_held", "_kept", "_names", "_optional", "_session", "_specs", "_states")
 
     def __init__(
         self,
@@ -59,7 +61,8 @@ class FloatModel:
         self._optional = frozenset(tensor.name for tensor in model.graph.initializer)
         self._specs = {info.name: info for info in model.graph.input}
         self._names = list(dict.fromkeys([*(info.name for info in model.graph.output), *wanted]))
-        self._session = _start(_exposing(model, self._names), optimized)
+        data, weights = _exposing(model, self._names)
+        self._session, self._held = _start(data, weights, optimized)
         self._states, self._kept = dict(states or {}), dict[str, Array]()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -138,24 +141,50 @@ def _check_names(graph: onnx.GraphProto, wanted: Iterable[str]) -> None:
         raise ModelError(f"the model has no tensor {', '.join(unknown)} in its main graph")
 
 
-def _exposing(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
-    """Return a serialized copy of `model` with all `names` among its outputs, in an IR version that onnxruntime reads.
+def _exposing(model: onnx.ModelProto, names: Iterable[str]) -> tuple[bytes, dict[str, Array]]:
+    """Return `model` serialized with all `names` among its outputs, and its large weights, which are left out.
 
-    A new output carries no type: onnxruntime infers it.
+    The IR version is one that onnxruntime reads; a new output carries no type: onnxruntime infers it.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy, weights = lightened(model)
     copy.ir_version = min(copy.ir_version, MAX_IR_VERSION)
     present = {info.name for info in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
     try:
-        return bytes(copy.SerializeToString())
+        data = bytes(copy.SerializeToString())
     except Exception as error:  # protobuf raises its own classes, and ValueError over 2 GB
         raise ModelError(f"the model cannot be serialized: {one_line(error)}") from error
+    return data, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in weights}
 
 
-def _start(model: bytes, optimized: bool) -> Any:
-    """Return an onnxruntime session: one thread, as written unless optimized, silent. onnxruntime has no types."""
+def lightened(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """Return a copy of a model in which large weights have no numbers, as if in another file, and these weights."""
+    graph, weights = model.graph, list[onnx.TensorProto]()
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    copy.graph.name, inputs = graph.name, {info.name for info in graph.input}
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(copy.graph, field).extend(getattr(graph, field))
+    for tensor in graph.initializer:
+        large = tensor.data_type == onnx.TensorProto.FLOAT and prod(tensor.dims) >= _LARGE
+        if large and tensor.HasField("raw_data") and tensor.name not in inputs:
+            weights.append(tensor)
+            place = [onnx.StringStringEntryProto(key="location", value="given")]
+            tensor = onnx.TensorProto(
+                name=tensor.name,
+                data_type=tensor.data_type,
+                dims=tensor.dims,
+                data_location=onnx.TensorProto.EXTERNAL,
+                external_data=place,
+            )
+        copy.graph.initializer.append(tensor)
+    return copy, weights
+
+
+def _start(model: bytes, weights: Mapping[str, Array], optimized: bool) -> tuple[Any, list[Any]]:
+    """Return an onnxruntime session, and the weights, whose memory it reads. onnxruntime has no types.
+
+    It has one thread, is silent, and runs the model as written unless optimized.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -164,8 +193,10 @@ def _start(model: bytes, optimized: bool) -> Any:
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.log_severity_level = _LOG_FATAL
+    held = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), held)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), held
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {one_line(error)}") from error
 

@@ -45,7 +45,9 @@ def centroid_folding(graph: Graph, plan: WeightPlan, law: Arithmetic) -> Graph:
     for node in weighted_layers(graph):
         weight, choice = graph.constants[layer_constants(node)[0]], plan.choice(node.name, node.op.name)
         bits = choice.bits if choice.clustered else MOST_BITS
-        encoded = _folded(weight, bits, law, law.per_channel and (choice.clustered or _repeats(weight)))
+        encoded = None
+        if not _has_more(weight[0], 2**bits):  # one channel alone
+            encoded = _folded(weight, bits, law, law.per_channel and (choice.clustered or _repeats(weight)))
         if encoded is None and choice.clustered:
             problems.append(
                 f"{node.name!r}: {len(np.unique(weight)):,} distinct values, allowed {2**choice.bits} for "

@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 
-import numpy as np
-
 from nnac import isa
 from nnac.errors import CapacityError
 from nnac.graph import Graph
@@ -31,7 +29,7 @@ from nnac.ops.move import Home, copy
 from nnac.passes.arbitrate import arbitrate
 from nnac.passes.constants import Cuts, Image, Loader, Placed, Ring
 from nnac.passes.schedule import periodic, schedule, with_tokens
-from nnac.passes.sparse_packing import Packing
+from nnac.passes.sparse_packing import Packing, levels
 from nnac.plan import Plan, Task
 from nnac.program import Encoding, KnownAnswer, Layer, Piece, Program, Tensor
 from nnac.timing import Costs, duration
@@ -405,11 +403,10 @@ class Draft:
         )
 
     def _encoding(self, t: int, sqnr: float) -> Encoding | None:
-        blocks, packing = [p.block.weights for p in self.blocks[t]], self.packings[t]
-        if not any(weights.size for weights in blocks):
+        blocks, packing = [p.block for p in self.blocks[t]], self.packings[t]
+        if not any(block.weights.size for block in blocks):
             return None
-        levels = len(np.unique(np.concatenate(blocks)))
-        return Encoding(levels, sqnr if sqnr < inf else None, PACKERS[packing.packer], packing.sizes)
+        return Encoding(levels(blocks), sqnr if sqnr < inf else None, PACKERS[packing.packer], packing.sizes)
 
     def _ready(self) -> dict[str, int]:
         """Return the last instruction that writes each storage; -1 for inputs."""

@@ -30,12 +30,15 @@ def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:
     """
     _refuse_int16(graph, target)
     _refuse_host(graph, target)
+    room = room or target.memory["sram"].bytes
+    pools = [node for node in graph.nodes if isinstance(node.op, AveragePool | MaxPool)]
+    parts = [(node, _parts(graph, node, target, room)) for node in pools]
+    if all(count == 1 for _, count in parts):
+        return graph
     draft = graph.draft()
-    for node in graph.nodes:
-        if isinstance(node.op, AveragePool | MaxPool):
-            parts = _parts(graph, node, target, room or target.memory["sram"].bytes)
-            if parts > 1:
-                _split(draft, node, parts)
+    for node, count in parts:
+        if count > 1:
+            _split(draft, node, count)
     return draft.freeze()
 
 

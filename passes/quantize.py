@@ -500,7 +500,7 @@ def _layer(draft: Draft, node: Node, quant: Quant | None, law: Arithmetic) -> No
     if len(layer) > 2:  # an encoding pass has chosen integers and scales already
         scale, integer = draft.constants[layer[2]], draft.constants[layer[0]]
     else:
-        weight, bias = weight.astype(np.float64), bias.astype(np.float64)
+        bias = bias.astype(np.float64)
         scale = weight_scales(weight, bias, quant.scale, law)
         integer = int8_weights(weight, scale)
     units = scale.astype(np.float64) * quant.scale
@@ -516,26 +516,30 @@ def _layer(draft: Draft, node: Node, quant: Quant | None, law: Arithmetic) -> No
 
 def int8_weights(weight: Array, scale: Array) -> Array:
     """Return int8 weights in [-127, 127] of reals (O, ...) for float32 scales (O,), rounded half to even."""
-    shape = (-1, *(1,) * (weight.ndim - 1))
-    return np.asarray(np.clip(np.rint(weight / scale.astype(np.float64).reshape(shape)), -127, 127)).astype(np.int8)
+    steps = np.asarray(weight / scale.astype(np.float64).reshape(-1, *(1,) * (weight.ndim - 1)))
+    np.clip(np.rint(steps, out=steps), -127, 127, out=steps)
+    return steps.astype(np.int8)
 
 
 def weight_scales(weight: Array, bias: Array, input_scale: float, law: Arithmetic) -> Array:
     """Return float32 scales per output channel for weights (O, ...) and biases (O,), reals."""
-    peak = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / 127
+    peak = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64) / 127
     needed = np.abs(bias) / (BIAS_LIMIT * input_scale)
     scale = np.maximum(peak, needed)
     if not law.per_channel:
         scale = np.full_like(scale, scale.max())
     scale = np.where(scale > 0, scale, 1.0)
-    return np.array([_scale(float(s), law.power_of_two_scales) for s in scale], dtype=np.float32)
+    if law.power_of_two_scales:
+        return np.array([_scale(float(s), True) for s in scale], dtype=np.float32)
+    return np.maximum(scale, TINY).astype(np.float32)
 
 
 def _prove(node: Node, weight: Array, bias: Array, quant: Quant) -> None:
     """Prove that the sum of every output channel fits 32 bits (40 over int16), whatever the input."""
     reach = max(quant.low - quant.zero_point, quant.high - quant.zero_point, key=abs)
     bits = 32 + WIDE_BITS if quant.bits == 16 else 32
-    worst = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(axis=1) * abs(reach) + np.abs(bias)
+    total = np.abs(weight.astype(np.int16)).reshape(len(weight), -1).sum(axis=1, dtype=np.int64)
+    worst = total * abs(reach) + np.abs(bias)
     if worst.max() >= 2 ** (bits - 1):
         channel = int(worst.argmax())
         raise ModelError(

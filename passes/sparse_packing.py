@@ -55,9 +55,16 @@ def fit_weights(blocks: Sequence[Block], target: Target) -> Sequence[Codec]:
         return ()
     from nnac.weights.packers import Packer, fits
 
-    zeros = sum(int((stripe == 0).sum()) for stripe in stripes) / total
+    zeros = (total - sum(map(np.count_nonzero, stripes))) / total
     worth = [p for p in known if PACKERS[p] not in ("bitmap", "runs") or zeros > SPARSE]
     return fits(stripes, [Packer(0), *map(Packer, worth)])
+
+
+def levels(blocks: Sequence[Block]) -> int:
+    """Return how many values a layer's weights take."""
+    from nnac.weights.packers import histogram
+
+    return int(np.count_nonzero(sum(histogram(np.ascontiguousarray(block.weights)) for block in blocks)))
 
 
 def pack_weights(blocks: Sequence[Block], target: Target, codecs: Sequence[Codec]) -> Packing:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nnac import reference, stages
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError
-from nnac.ops import REGISTRY, Op
+from nnac.ops import REGISTRY, Conv, Dense, Op
 from nnac.passes.emit import emit
 from nnac.passes.place import place
 from nnac.passes.tile import tile
@@ -49,3 +49,19 @@ def test_emulator_equals_reference(op: type[Op], seed: int) -> None:
     found = Emulator(program).trace(inputs)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=f"{graph.nodes[0].op}: {name}")
+
+
+@pytest.mark.parametrize("reach", [255, 65535])
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_deep_sums_are_exact(reach: int, seed: int) -> None:
+    """Sums beyond what float32 holds, of the largest products and of any, are those of integers."""
+    rng = np.random.default_rng(seed)
+    low, depth = int(rng.choice([-reach, reach])), int(rng.integers(400, 5000))
+    x, w = rng.integers(low, reach + 1, (2, depth)), rng.choice([-127, 127], (3, depth))
+    w = (np.abs(w) if rng.random() < 0.5 else w).astype(np.int8)
+    np.testing.assert_array_equal(Dense().sums(x, w, (2, 3)), x @ w.astype(np.int64).T)
+    side = int(rng.integers(20, 30))
+    x, w = rng.integers(low, reach + 1, (1, side, side, 2)), rng.integers(100, 128, (2, side, side, 1)).astype(np.int8)
+    found = Conv(groups=2).sums(x, w, (1, 1, 1, 2))
+    np.testing.assert_array_equal(found.ravel(), (x[0] * w[..., 0].transpose(1, 2, 0)).sum(axis=(0, 1)))

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nnac.errors import ModelError
 from nnac.frontend import Limits, import_graph, prepare
+from nnac.frontend.fold import _Gate, _run, fold
 from tests.reading import FLOAT, agree, feeds_of, interpret, ints, model, ort, random
 from tests.test_frontend import CASES, X2, X3, X4
 
@@ -264,6 +265,26 @@ def test_hostile_models_are_refused(source: Any, words: list[str]) -> None:
     text = refusal(source)
     assert all(word in text for word in words), text
     assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("text", "constants", "skipped"),
+    [
+        ("t = Transpose <perm=[1,0]> (x)\nr = Reshape (t, s)\ny = Concat <axis=0> (r, r)", {"s": ints(1, 2, 3)}, True),
+        ("r = Reshape (x, s)\nq = Squeeze (r, a)\ny = Clip (q)", {"s": ints(1, 2, 3), "a": ints(0)}, True),
+        ("r = Reshape (x, s)\ny = Add (r, r)", {"s": ints(2, 3)}, False),
+        ("t = Neg (x)\nr = Reshape (t, s)\ny = Mul (r, r)", {"s": ints(6)}, False),
+        ("y = Concat <axis=1> (x, e)", {"e": np.zeros((2, 0), np.float32)}, False),
+        ("y = Concat <axis=1> (x)", {}, False),
+    ],
+)
+def test_folding_is_skipped_where_it_finds_nothing(text: str, constants: dict[str, Any], skipped: bool) -> None:
+    """A model that the tools do not see is one that they leave as it is."""
+    proto = model(text, 13, {"x": (2, 3)}, **constants)
+    before = [(node.op_type, *node.input, *node.output) for node in proto.graph.node]
+    assert (fold(proto, Limits()) is proto) == skipped
+    tools = _run(proto, _Gate(Limits(), 1 << 20))
+    assert not skipped or before == [(node.op_type, *node.input, *node.output) for node in tools.graph.node]
 
 
 def test_folding_has_a_budget() -> None:

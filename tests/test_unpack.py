@@ -8,9 +8,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import nnac
-from nnac.compiler import diff, unpacked
+from nnac.compiler import diff
 from nnac.floatmodel import FloatModel
-from nnac.frontend import prepare
+from nnac.frontend import prepare, unpack_states
 from nnac.types import Array
 
 UNITS, STEPS = 8, 40
@@ -72,8 +72,8 @@ def samples() -> list[dict[str, Array]]:
 @pytest.mark.parametrize("cut", ["Slice", "Gather", "Split"])
 def test_packed_states_are_kept_apart(cut: str) -> None:
     """Two states instead of one; along a sequence the model's other outputs are the same."""
-    model = prepare(packed_lstm(cut))
-    apart, states = unpacked(model, None)
+    model, apart = (prepare(packed_lstm(cut)) for _ in range(2))
+    states = unpack_states(apart, {"s": "s_out"})
     assert states == {"s.0": "h1", "s.1": "c1"}
     whole, parts = FloatModel(model, states={"s": "s_out"}), FloatModel(apart, states=states)
     for sample in samples():
@@ -83,8 +83,8 @@ def test_packed_states_are_kept_apart(cut: str) -> None:
 @pytest.mark.parametrize("kind", ["loose", "swapped"])
 def test_other_states_are_left_alone(kind: str) -> None:
     """A state that is also read as a whole, or whose pieces are no whole parts, stays one."""
-    model = prepare(packed_lstm(loose=kind == "loose", swapped=kind == "swapped"))
-    apart, states = unpacked(model, {"s": "s_out"})
+    model, apart = (prepare(packed_lstm(loose=kind == "loose", swapped=kind == "swapped")) for _ in range(2))
+    states = unpack_states(apart, {"s": "s_out"})
     assert states == {"s": "s_out"}
     assert apart == model
 

@@ -27,6 +27,8 @@ def decompose(model: onnx.ModelProto) -> bool:
     Computed tensors keep their names.
     """
     graph = model.graph
+    if not any(_rule(node) for node in graph.node):
+        return False
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     rewriter = Rewriter(_opset(model), _shapes(graph, constants), constants, _names(graph), names_read(graph))
     changed = False
@@ -43,7 +45,7 @@ def decompose(model: onnx.ModelProto) -> bool:
 
 def _rewrite(r: Rewriter, node: onnx.NodeProto) -> bool:
     """Add a node, or its parts with the last one under its names; tell whether it was rewritten."""
-    rule = REWRITES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
+    rule = _rule(node)
     start, r.stem = len(r.nodes), next(filter(None, node.output), node.name)
     result = rule.apply(r, node) if rule is not None and all(name in r.shapes for name in node.input if name) else None
     if result is None:
@@ -53,6 +55,10 @@ def _rewrite(r: Rewriter, node: onnx.NodeProto) -> bool:
     last = r.nodes[-1]
     last.output[0], last.name = node.output[0], node.name
     return True
+
+
+def _rule(node: onnx.NodeProto) -> Rewrite | None:
+    return REWRITES.get(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
 
 
 def _opset(model: onnx.ModelProto) -> int:

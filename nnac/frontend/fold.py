@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -108,8 +108,8 @@ def _takes_long(node: onnx_ir.Node) -> bool:
 
 LEFT_ALONE = frozenset(
     """
-    AveragePool BatchNormalization Conv ConvTranspose Flatten GRU Gemm GlobalAveragePool GlobalMaxPool LSTM LeakyRelu
-    MatMul MaxPool PRelu Relu Sigmoid Softmax Softplus Tanh
+    Add AveragePool BatchNormalization Clip Conv ConvTranspose Div Flatten GRU Gemm GlobalAveragePool GlobalMaxPool LSTM
+    LeakyRelu MatMul MaxPool Mul PRelu Relu Sigmoid Softmax Softplus Squeeze Sub Tanh Transpose
 """.split()
 )
 """Operators that the tools change only where all inputs are constants."""
@@ -122,14 +122,32 @@ def _is_folded(model: onnx.ModelProto) -> bool:
         return False
     made = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     wanted = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
+    ranks = _ranks(model.graph)
     for node in model.graph.node:
-        plain = node.domain == "" and node.op_type in LEFT_ALONE and wanted.issuperset(filter(None, node.output))
+        plain = node.op_type in LEFT_ALONE or _stays(node, made, ranks)
+        plain &= node.domain == "" and wanted.issuperset(filter(None, node.output))
         plain &= node.op_type != "MaxPool" or len(node.output) == 1  # indices are integers
         if not plain or made.isdisjoint(node.input):
             return False
         made.update(node.output)
     unused = any(tensor.name not in wanted for tensor in model.graph.initializer)
     return not (unused or model.functions or model.graph.sparse_initializer)
+
+
+def _stays(node: onnx.NodeProto, made: set[str], ranks: Mapping[str, int]) -> bool:
+    """Tell whether a node is a Concat of several computed tensors, or a Reshape to another rank."""
+    if node.op_type == "Concat":
+        return len(node.input) > 1 and made.issuperset(node.input)
+    known = [ranks.get(name) for name in node.input] if node.op_type == "Reshape" else [None]
+    return None not in known and known[0] != known[1]
+
+
+def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return the ranks of inputs and of what Transpose makes, and the lengths of stored vectors: shapes have them."""
+    lengths = {tensor.name: tensor.dims[0] for tensor in graph.initializer if len(tensor.dims) == 1}
+    inputs = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.input}
+    turned = [node for node in graph.node if node.op_type == "Transpose" and node.attribute]
+    return lengths | inputs | {node.output[0]: len(node.attribute[0].ints) for node in turned}
 
 
 def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:

@@ -337,7 +337,8 @@ def _inferred_problems(model: onnx.ModelProto) -> Iterator[str]:
     bare.graph.ClearField("value_info")
     for info in bare.graph.output:
         info.type.tensor_type.ClearField("shape")
-    for info in infer(bare, LIMITS).graph.output:
+    infer(bare, LIMITS)
+    for info in bare.graph.output:
         found = [dim.dim_value for dim in info.type.tensor_type.shape.dim]
         known = info.type.tensor_type.HasField("shape") and all(found)
         if known and found != said[info.name]:

@@ -95,7 +95,6 @@ def import_graph(
     Raises:
         ModelError: what is not supported (with `host`: on the host neither), all at once.
     """
-    tensors = _tensors(model.graph)
     tensors, uses, builder = _start(model)
     problems = _interface_problems(model.graph, tensors, host)
     refused = [list(_import(builder, use)) for use in uses]

@@ -96,13 +96,14 @@ def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen
     split_conditions(model)
     add_masks(model.graph)
     report(_number_problems(model.graph))
-    model = infer(model, limits)
+    infer(model, limits)
     while restore_layers(model) or unroll(model):
         forget_inferred(model.graph)
-        model = infer(fold(model, limits), limits)
+        model = fold(model, limits)
+        infer(model, limits)
     while decompose(model):  # the parts of one may be rewritten again, and what follows has a shape now
         forget_inferred(model.graph)
-        model = infer(model, limits)
+        infer(model, limits)
     return infer_foreign(model)
 
 

@@ -26,10 +26,14 @@ from nnac.types import Array
 Shape = tuple[int, ...]
 VIEWS = ("Squeeze", "Unsqueeze", "Reshape", "Transpose", "Slice", "Gather", "Split", "Identity", "Flatten")
 """Operators that pass on parts of a tensor as they are."""
+SIGNS = ("Scan", "Sigmoid")
+"""Without one of these there is no layer that was written out."""
 
 
 def restore_layers(model: onnx.ModelProto) -> bool:
     """Rewrite the main graph of a model whose shapes are known; tell whether anything has changed."""
+    if not any(node.op_type in SIGNS for node in model.graph.node):
+        return False
     graph, writer = model.graph, _Writer.of(model.graph)
     for node in graph.node:
         if node.op_type != "Scan" or not _scan(writer, node):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from math import prod
 
 import onnx
 
 from nnac.errors import ModelError, one_line
+from nnac.floatmodel import lightened
 from nnac.frontend.check import report, shape_problems
 from nnac.frontend.limits import Limits
 from nnac.frontend.weights import misfits
 
 Shape = tuple[int, ...]
-SAYS_NO_SHAPE = 1024
-"""Elements of a tensor of floats above which no operator's shape depends on its values."""
 
 
 def drop_constant_inputs(graph: onnx.GraphProto) -> None:
@@ -164,32 +162,23 @@ def _missed(node: onnx.NodeProto, known: Mapping[str, list[int] | None]) -> list
     return None
 
 
-def _take_weights(graph: onnx.GraphProto) -> dict[int, bytes]:
-    """Empty large tensors of floats, which say nothing on shapes, and return their bytes by index."""
-    taken = {}
-    for index, tensor in enumerate(graph.initializer):
-        if tensor.data_type == onnx.TensorProto.FLOAT and prod(tensor.dims) > SAYS_NO_SHAPE and tensor.raw_data:
-            taken[index] = tensor.raw_data
-            tensor.raw_data = b""
-    return taken
-
-
-def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
-    """Return the model, which is lost, with the shape of every value that ONNX's inference knows.
+def infer(model: onnx.ModelProto, limits: Limits) -> None:
+    """Give every value of a model the shape that ONNX's inference knows, in place.
 
     Raises:
         ModelError: the inference finds a contradiction, or a shape beyond the limits.
     """
-    weights = _take_weights(model.graph)  # the inference would copy them twice
+    found, _ = lightened(model)  # no shape depends on a large weight, and the inference would copy it twice
     try:
-        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-        while _fill(model.graph):
-            model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        found = onnx.shape_inference.infer_shapes(found, check_type=True, strict_mode=True)
+        while _fill(found.graph):
+            found = onnx.shape_inference.infer_shapes(found, check_type=True, strict_mode=True)
     except Exception as error:
-        found = _inference_problems(str(error))
-        raise ModelError("\n  - ".join(["the shapes do not fit together:", *found])) from error
-    for index, data in weights.items():
-        model.graph.initializer[index].raw_data = data
+        told = _inference_problems(str(error))
+        raise ModelError("\n  - ".join(["the shapes do not fit together:", *told])) from error
+    for field in ("node", "value_info", "output"):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(getattr(found.graph, field))
     problems = []
     for info in (*model.graph.value_info, *model.graph.output):
         dims = tuple(d.dim_value for d in info.type.tensor_type.shape.dim if d.HasField("dim_value"))
@@ -197,4 +186,3 @@ def infer(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
             problems += [f"tensor {info.name!r} {text}" for text in shape_problems(dims, limits)]
     report(problems)
     report(misfits(model.graph))
-    return model

@@ -39,19 +39,18 @@ class _Packed:
     reads: Mapping[str, tuple[int, tuple[int, ...]]]
 
 
-def unpack_states(model: onnx.ModelProto, states: Mapping[str, str]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Return the model and its states (input -> output) with packed states kept apart.
+def unpack_states(model: onnx.ModelProto, states: Mapping[str, str]) -> dict[str, str]:
+    """Keep packed states of a model apart, in place, and return its states (input -> output).
 
     Args:
-        model: as `prepare` has returned it; it is not changed.
+        model: as `prepare` has returned it.
         states: pairs of graph inputs and outputs.
     """
-    unpacked, kept = onnx.ModelProto(), dict[str, str]()
-    unpacked.CopyFrom(model)
+    kept = dict[str, str]()
     for source, result in states.items():
-        packed = _packed(unpacked, source, result)
-        kept |= {source: result} if packed is None else _split(unpacked.graph, packed)
-    return unpacked, kept
+        packed = _packed(model, source, result)
+        kept |= {source: result} if packed is None else _split(model.graph, packed)
+    return kept
 
 
 def _packed(model: onnx.ModelProto, source: str, result: str) -> _Packed | None:

@@ -17,6 +17,7 @@ from nnac.frontend.cells import attributes
 from nnac.frontend.walk import subgraphs
 from nnac.types import Array
 
+LOOPS = ("Scan", "Loop")
 STEPS = 64
 """Longer loops stay, and are refused."""
 AXES_ARE_INPUTS = 13
@@ -26,6 +27,8 @@ AXES_ARE_INPUTS = 13
 def unroll(model: onnx.ModelProto) -> bool:
     """Write out the loops of the main graph of a model whose shapes are known; tell whether there was one."""
     graph = model.graph
+    if not any(node.op_type in LOOPS for node in graph.node):
+        return False
     writer = _Writer(
         {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer},
         {i.name: i.type.tensor_type.shape for i in (*graph.input, *graph.value_info)},

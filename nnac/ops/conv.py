@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from typing import ClassVar
 
@@ -30,6 +31,8 @@ from nnac.ops.base import (
 from nnac.types import Array, Quant, TensorType
 
 PAD_LIMIT = 1 << 24
+SHALLOW = 128
+"""Products that a slice of an exact sum has at least."""
 INPUT, WEIGHT, BIAS, SCALE = range(4)
 """Input positions: activation; weights; bias; and, once quantized, float32 weight scales per output channel."""
 
@@ -106,12 +109,13 @@ class Conv(Op):
 
     def sums(self, x: Array, w: Array, out: Shape) -> Array:
         """Return the exact int64 sums of products, without bias, of integers less their zero point."""
-        return _grouped_product(self.patches(x, w.shape[1:3], out), w, self.groups)
+        x, w, depth = _as_floats(x, w)
+        return _grouped_product(self.patches(x, w.shape[1:3], out), w, self.groups, depth)
 
     def patches(self, x: Array, kernel: Shape, out: Shape) -> Array:
         """Return (N, OH, OW, KH * KW, C) windows of an input without zero point, integers or reals; padding is 0."""
         top, left, bottom, right = self.pads
-        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))) if any(self.pads) else x
         taps = []
         for i in range(kernel[0]):
             for j in range(kernel[1]):
@@ -123,7 +127,7 @@ class Conv(Op):
                         j0 : j0 + (out[2] - 1) * self.strides[1] + 1 : self.strides[1],
                     ]
                 )
-        return np.stack(taps, axis=3)
+        return np.stack(taps, axis=3) if len(taps) > 1 else taps[0][:, :, :, None]
 
     def work(self, bound: Bound) -> Work:
         return Work(macs=bound.output.elements * prod(bound.inputs[WEIGHT].shape[1:]))
@@ -226,7 +230,7 @@ class Dense(Op):
 
     def sums(self, x: Array, w: Array, out: Shape) -> Array:
         """Return the exact int64 sums of products, without bias, of integers less their zero point."""
-        return _product(x, w).reshape(out)
+        return _product(*_as_floats(x, w)).reshape(out)
 
     def work(self, bound: Bound) -> Work:
         return Work(macs=bound.output.elements * bound.inputs[WEIGHT].shape[1])
@@ -282,22 +286,38 @@ class Dense(Op):
         return mac_sample(cls(), x, (out, depth), rng)
 
 
-def _product(x: Array, w: Array) -> Array:
-    """Return x @ w.T exactly: float64 holds every partial sum (|x| < 2**16, |w| < 2**8, K < 2**29) without rounding."""
-    return np.asarray(np.rint(x.astype(np.float64) @ w.astype(np.float64).T)).astype(np.int64)
+def _as_floats(x: Array, w: Array) -> tuple[Array, Array, int]:
+    """Return integers as floats, and of how many products these hold every partial sum without rounding.
+
+    All sums of magnitudes up to 2**24 are exact in float32, whatever the order; where that is of few, float64 it is.
+    """
+    reach = max(1, int(x.max()), -int(x.min())) * max(1, int(w.max()), -int(w.min()))
+    kind, limit = (np.float32, 1 << 24) if reach * SHALLOW <= 1 << 24 else (np.float64, 1 << 53)
+    return x.astype(kind), w.astype(kind), limit // reach
 
 
-def _grouped_product(patches: Array, w: Array, groups: int) -> Array:
+def _product(x: Array, w: Array, depth: int) -> Array:
+    """Return x @ w.T exactly, int64: sums over slices of `depth`."""
+    return reduce(np.add, ((x[..., part] @ w[:, part].T).astype(np.int64) for part in _slices(x.shape[-1], depth)))
+
+
+def _slices(size: int, depth: int) -> list[slice]:
+    return [slice(start, start + depth) for start in range(0, size, depth)]
+
+
+def _grouped_product(patches: Array, w: Array, groups: int, depth: int) -> Array:
     """Return (N, OH, OW, O) sums of patches (N, OH, OW, taps, C) against weights (O, KH, KW, C / groups)."""
     *lead, taps, channels = patches.shape
-    depth, out = channels // groups, w.shape[0] // groups
-    if depth == 1 and out == 1:
-        return np.asarray(np.einsum("...tc,ct->...c", patches, w.reshape(channels, taps).astype(np.int64)))
-    parts = []
+    width, out = channels // groups, w.shape[0] // groups
+    if width == 1 and out == 1:
+        kernel = np.ascontiguousarray(w.reshape(channels, taps).T)
+        parts = (np.einsum("...tc,tc->...c", patches[..., p, :], kernel[p]) for p in _slices(taps, depth))
+        return reduce(np.add, (part.astype(np.int64) for part in parts))
+    sums = []
     for g in range(groups):
-        part = patches[..., g * depth : (g + 1) * depth].reshape(*lead, taps * depth)
-        parts.append(_product(part, w[g * out : (g + 1) * out].reshape(out, -1)))
-    return np.concatenate(parts, axis=-1)
+        part = patches[..., g * width : (g + 1) * width].reshape(*lead, taps * width)
+        sums.append(_product(part, w[g * out : (g + 1) * out].reshape(out, -1), depth))
+    return np.concatenate(sums, axis=-1) if groups > 1 else sums[0]
 
 
 def real_bias(bias: Array, scale: Array, quant: Quant | None) -> Array:

@@ -43,9 +43,8 @@ def round_shift(value: Integers, shift: Integers, rounding: Rounding) -> Int64:
     """``value * 2**-shift``, rounded once; TFLITE counts as HALF_AWAY. Bounds: any int64 value."""
     value, shift = _int64(value), _checked_shift(shift)
     floor = value >> shift
-    rest = value - (floor << shift)
-    half = (np.int64(1) << shift) >> 1
-    return floor + _steps_up(floor, np.where(shift == 0, -1, np.sign(rest - half)), value >= 0, rounding)
+    half = (np.int64(1) << shift) >> 1 | (shift == 0)  # of nothing cut off, more than there is
+    return _int64(floor + (value - (floor << shift) + _ties_up(floor, value, rounding) > half))
 
 
 def round_divide(numerator: Integers, denominator: Integers, rounding: Rounding, shift: Integers = 0) -> Int64:
@@ -67,18 +66,14 @@ def round_divide(numerator: Integers, denominator: Integers, rounding: Rounding,
     excess = 2 * (high - floor * denominator) - denominator
     against_half = np.sign(2 * low_bits - (np.int64(1) << shift))
     compared = np.where(excess == -1, against_half, np.where(excess < 0, -1, np.sign(excess | low_bits)))
-    return floor + _steps_up(floor, compared, numerator >= 0, rounding)
+    return floor + (compared + _ties_up(floor, numerator, rounding) > 0)
 
 
-def _steps_up(floor: Int64, compared: Int64, positive: npt.NDArray[np.bool_], rounding: Rounding) -> Int64:
-    """1 where the value above `floor` rounds up. `compared` is the sign of its fraction minus one half."""
+def _ties_up(floor: Int64, value: Int64, rounding: Rounding) -> Int64:
+    """1 where a value half a step above `floor` rounds up, else 0."""
     if rounding in (Rounding.HALF_EVEN, Rounding.ONNX):
-        tie = (floor & 1) == 1
-    elif rounding == Rounding.HALF_UP:
-        tie = np.ones_like(positive)
-    else:
-        tie = positive
-    return _int64((compared > 0) | ((compared == 0) & tie))
+        return floor & 1
+    return _int64(1 if rounding == Rounding.HALF_UP else value >= 0)
 
 
 def requantize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import product
 from math import prod
 from typing import ClassVar, NamedTuple
@@ -119,9 +120,10 @@ def separable(places: Array, shape: Shape) -> Picks | None:
     """Return indices per axis that pick `places` of a flat tensor of `shape`, or None if there are none."""
     if places.ndim != len(shape) or not shape:
         return None
-    lines = [np.moveaxis(places, axis, -1).reshape(-1, side)[0] for axis, side in enumerate(places.shape)]
+    axes = range(places.ndim)
+    lines = [places[tuple(slice(None) if a == axis else 0 for a in axes)] for axis in axes]
     picks = [np.unravel_index(line, shape)[axis] for axis, line in enumerate(lines)]
-    if not (places == np.ravel_multi_index(np.ix_(*picks), shape)).all():
+    if not (places == reduce(np.add.outer, (pick * prod(shape[a + 1 :]) for a, pick in enumerate(picks)))).all():
         return None
     return tuple(tuple(line.tolist()) for line in picks)
 

@@ -84,7 +84,7 @@ class Codec:
         values = _flat(values)
         if self.packer == Packer.RAW:
             return values.tobytes()
-        payload = _PACK[self.packer](self.table, values, _histogram(values))
+        payload = _PACK[self.packer](self.table, values)
         return _STORED + values.tobytes() if payload is None or len(payload) >= values.size else _PACKED + payload
 
     def unpack(self, data: bytes, count: int) -> Int8:
@@ -122,8 +122,7 @@ def fit(values: Int8, packer: Packer, palette: Int8 | None = None) -> Codec | No
             where the layout has it apart. Where a value is missing, `fixed` gives up and others take the default. Raw
             and the entropy coder do not use it.
     """
-    values = _flat(values)
-    return _FIT[packer](values, _histogram(values), None if palette is None else _distinct(palette))
+    return next(iter(fits([values], [packer], palette)), None)
 
 
 def unpack(packer: int, table: bytes, data: Bytes, out: Int8) -> None:
@@ -160,7 +159,8 @@ def candidates(
 def fits(stripes: Sequence[Int8], packers: Iterable[Packer], palette: Int8 | None = None) -> list[Codec]:
     """Return the codecs of packers that can represent the tensor that consists of these stripes, however it is cut."""
     whole = np.concatenate([np.zeros(0, np.int8), *map(_flat, stripes)])
-    codecs = [fit(whole, packer, palette) for packer in sorted(set(packers))]
+    counts, chosen = histogram(whole), None if palette is None else _distinct(palette)
+    codecs = [_FIT[packer](whole, counts, chosen) for packer in sorted(set(packers))]
     return [codec for codec in codecs if codec]
 
 
@@ -180,7 +180,7 @@ def smallest(
 
 def entropy_bits(values: Int8) -> float:
     """Return the order-0 entropy of int8 values in bits per value; 0 for none."""
-    counts = _histogram(_flat(values))
+    counts = histogram(_flat(values))
     share = counts[counts > 0] / max(1, values.size)
     return float(abs((share * np.log2(share)).sum()))
 
@@ -195,7 +195,7 @@ def _flat(values: Int8) -> Int8:
     return np.ascontiguousarray(values)
 
 
-def _histogram(values: Int8) -> Int64:
+def histogram(values: Int8) -> Int64:
     """Return how often each value occurs, at value + 128."""
     counts = np.zeros(256, np.int64)
     kernels.histogram(values, counts)
@@ -362,17 +362,17 @@ def _fit_runs(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None
     return Codec(Packer.RUNS, _palette_table(_non_zeros(counts, palette), run_width))
 
 
-def _pack_fixed(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+def _pack_fixed(table: bytes, values: Int8) -> bytes | None:
     palette = _fixed_palette(table)
-    if not palette.covers(counts, but_zero=False):
+    if not palette.covers(histogram(values), but_zero=False):
         return None
     words = _blank(values.size * palette.width)
     kernels.pack_fixed(values, palette.codes, palette.width, words)
     return _to_bytes(words, values.size * palette.width)
 
 
-def _pack_bitmap(table: bytes, values: Int8, counts: Int64) -> bytes | None:
-    palette, _ = _zero_palette(table, Packer.BITMAP)
+def _pack_bitmap(table: bytes, values: Int8) -> bytes | None:
+    (palette, _), counts = _zero_palette(table, Packer.BITMAP), histogram(values)
     if not palette.covers(counts, but_zero=True):
         return None
     bits = values.size + (values.size - int(counts[128])) * palette.width
@@ -381,9 +381,9 @@ def _pack_bitmap(table: bytes, values: Int8, counts: Int64) -> bytes | None:
     return _to_bytes(words, int(report[0]))
 
 
-def _pack_runs(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+def _pack_runs(table: bytes, values: Int8) -> bytes | None:
     palette, run_width = _zero_palette(table, Packer.RUNS)
-    if not palette.covers(counts, but_zero=True):
+    if not palette.covers(histogram(values), but_zero=True):
         return None
     words, report = _blank(values.size * (run_width + palette.width)), np.zeros(1, np.int64)
     kernels.pack_runs(values, palette.codes, run_width, palette.width, words, report)
@@ -431,9 +431,7 @@ class _Model:
     bits: int
     steps: NDArray[np.int32]
     palette: Int8
-    codes: Int16
-    extras: Int16
-    symbols: Int64
+    entries: Int64
     places: Int16
 
 
@@ -453,13 +451,13 @@ def _model(table: bytes) -> _Model:
     ranks = np.arange(owner.size) - begin[owner] + shares[owner]
     order = np.argsort(((2 * ranks + 1) << 20) // shares[owner], kind="stable")
     places = np.empty(owner.size, np.int16)
-    places[order] = np.arange(owner.size)
+    places[order] = np.arange(owner.size) + (1 << model.bits)
     longest = model.bits - log2_floor(shares)
-    symbols = np.stack([(longest << 16) - (shares << longest), begin - shares], axis=1)
     plain = model.plain * (owner >= len(palette))
     steps = _steps(ranks[order], plain[order], owner[order], model.bits)
-    codes, extras = _encoding(palette, rare, model.plain)
-    return _Model(model.bits, steps, np.array(palette + rare, np.int8), codes, extras, symbols, places)
+    values = np.array(palette + rare, np.int8)
+    symbols = (longest << 16) - (shares << longest) << 32 | begin - shares & 0xFFF
+    return _Model(model.bits, steps, values, _entries(values, symbols, len(palette), model.plain), places)
 
 
 def _steps(ranks: Int64, plain: Int64, owner: Int64, bits: int) -> NDArray[np.int32]:
@@ -469,15 +467,13 @@ def _steps(ranks: Int64, plain: Int64, owner: Int64, bits: int) -> NDArray[np.in
     return np.asarray(steps, np.int32)
 
 
-def _encoding(palette: Sequence[int], rare: Sequence[int], plain: int) -> tuple[Int16, Int16]:
-    """Return symbol and plain bits by value + 128; the symbol of an unknown value is -1."""
-    codes, extras = np.full(256, -1, np.int16), np.zeros((256, 2), np.int16)
-    for i, value in enumerate(palette):
-        codes[value + 128] = i
-    for i, value in enumerate(rare):
-        codes[value + 128] = len(palette)
-        extras[value + 128] = i, plain
-    return codes, extras
+def _entries(values: Int8, symbols: Int64, known: int, plain: int) -> Int64:
+    """Return what the encoder does for each value, at value & 255; values from `known` on share the last symbol."""
+    index = np.arange(values.size)
+    found = np.full(256, symbols[0] | kernels.UNKNOWN)
+    rare = np.maximum(index - known, 0) << 20 | plain * (index >= known) << 16
+    found[values.view(np.uint8)] = symbols[np.minimum(index, known)] | rare
+    return found
 
 
 def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | None:
@@ -485,16 +481,11 @@ def _fit_entropy(values: Int8, counts: Int64, palette: Int8 | None) -> Codec | N
     return Codec(Packer.ENTROPY, write_shares(share_out(present, counts[present + 128], STRIPE)))
 
 
-def _pack_entropy(table: bytes, values: Int8, counts: Int64) -> bytes | None:
+def _pack_entropy(table: bytes, values: Int8) -> bytes | None:
     model = _model(table)
-    if ((counts > 0) & (model.codes < 0)).any():
-        return None
-    tokens = np.empty(values.size + kernels.LANES, np.int32)
-    kernels.trace_states(values, model.codes, model.extras, model.symbols, model.places, model.bits, tokens)
-    words, report = _blank(values.size * 8), np.zeros(1, np.int64)
-    kernels.write_tokens(tokens, model.bits, words, report)
-    bits = int(report[0])
-    return _to_bytes(words, bits) if bits < values.size * 8 else None
+    words, report = _blank(values.size * 8 + 128), np.zeros(1, np.int64)
+    kernels.pack_states(values, model.entries, model.places, model.bits, words, report)
+    return _to_bytes(words, int(report[0])) if 0 <= report[0] < values.size * 8 else None
 
 
 def _entropy_reader(table: bytes) -> _Reader:
@@ -513,7 +504,7 @@ _FIT: dict[int, Callable[[Int8, Int64, Int8 | None], Codec | None]] = {
     Packer.RUNS: _fit_runs,
     Packer.ENTROPY: _fit_entropy,
 }
-_PACK: dict[int, Callable[[bytes, Int8, Int64], bytes | None]] = {
+_PACK: dict[int, Callable[[bytes, Int8], bytes | None]] = {
     Packer.FIXED: _pack_fixed,
     Packer.BITMAP: _pack_bitmap,
     Packer.RUNS: _pack_runs,

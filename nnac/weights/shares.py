@@ -46,35 +46,18 @@ class Shares:
         return full and sum(self.shares) + self.common == 1 << self.bits and self.values[-1] < 128
 
 
-_FLOORS = np.searchsorted(1 << np.arange(14), np.arange(1 << 13), side="right") - 1
+FLOORS = np.searchsorted(1 << np.arange(14), np.arange(1 << 13), side="right") - 1
+"""floor(log2) of 1..8191, at their place."""
 _ORDERS = np.arange(MAX_BITS)[:, None]
 
 
 def log2_floor(values: Int64) -> Int64:
     """Return floor(log2) of integers 1..8191."""
-    return _FLOORS[values]
-
-
-class BitWriter:
-    """Bits, least significant first."""
-
-    def __init__(self) -> None:
-        self.bits, self.count = 0, 0
-
-    def put(self, value: int, width: int) -> None:
-        self.bits |= value << self.count
-        self.count += width
-
-    def golomb(self, value: int, order: int) -> None:
-        """As many ones as the number has bits beyond its order, a zero, those bits, and `order` bits."""
-        size = ((value >> order) + 1).bit_length() - 1
-        self.put((1 << size) - 1, size + 1)
-        self.put((value >> order) + 1 - (1 << size), size)
-        self.put(value & ((1 << order) - 1), order)
+    return FLOORS[values]
 
 
 class BitReader:
-    """Inverse of `BitWriter`; bits behind the end are zero, which `is_at_end` tells."""
+    """Bits, least significant first; those behind the end are zero, which `is_at_end` tells."""
 
     def __init__(self, data: bytes) -> None:
         self.bits, self.size, self.count = int.from_bytes(data, "little"), len(data), 0
@@ -111,22 +94,34 @@ def gaps(values: ArrayLike) -> Int64:
     return np.asarray(ends[1:] - ends[:-1] - 1, np.int64)
 
 
+def _golomb(numbers: Int64, order: int) -> tuple[Int64, Int64]:
+    """Return codes and their widths: as many ones as a number has bits beyond its order, a zero, those bits, the rest.
+
+    The rest are `order` bits; the first of those beyond is always set and left out.
+    """
+    high, rest = (numbers >> order) + 1, numbers & ((1 << order) - 1)
+    size = log2_floor(high)
+    ones = (1 << size) - 1
+    return ones | (high & ones | rest << size) << size + 1, 2 * size + 1 + order
+
+
 def write_shares(model: Shares) -> bytes:
     """Return the table that `read_shares` reads."""
-    between = gaps(model.values).tolist()
-    owned = [share - 1 for share in (model.common, *model.shares) if share]
-    gap_order, share_order = golomb_order(between)[0], golomb_order(owned)[0]
-    writer = BitWriter()
-    for value, width in (model.bits, 4), (model.plain, 4), (len(between) - 1, 8), (gap_order, 4), (share_order, 4):
-        writer.put(value, width)
-    if model.plain:
-        writer.golomb(model.common - 1, share_order)
-    for gap, share in zip(between, model.shares, strict=True):
-        writer.golomb(gap, gap_order)
-        writer.put(not share, bool(model.plain))
-        if share:
-            writer.golomb(share - 1, share_order)
-    return writer.bits.to_bytes((writer.count + 7) // 8, "little")
+    between, rare = gaps(model.values), np.array(model.shares) == 0
+    owned = np.array([model.common, *model.shares]) - 1
+    orders = golomb_order(between)[0], golomb_order(owned[owned >= 0])[0]
+    fields = [(np.array([model.bits, model.plain, len(between) - 1, *orders]), np.array([4, 4, 8, 4, 4]))]
+    (gap, gap_width), (share, share_width) = _golomb(between, orders[0]), _golomb(np.maximum(owned, 0), orders[1])
+    fields.append((share[:1], share_width[:1] * bool(model.plain)))
+    widths = np.stack([gap_width, np.full(rare.size, bool(model.plain)), share_width[1:] * ~rare], axis=1)
+    fields.append((np.stack([gap, rare, share[1:]], axis=1).ravel(), widths.ravel()))
+    return _joined(*(np.concatenate(column) for column in zip(*fields, strict=True)))
+
+
+def _joined(values: Int64, widths: Int64) -> bytes:
+    """Return fields one behind the other, least significant bits first."""
+    place = np.arange(widths.sum()) - np.repeat(np.cumsum(widths) - widths, widths)
+    return np.packbits((np.repeat(values, widths) >> place & 1).astype(np.uint8), bitorder="little").tobytes()
 
 
 def read_shares(table: bytes) -> Shares:

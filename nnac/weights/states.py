@@ -7,16 +7,15 @@ symbol: fewest bits for weights, states of stripes and table together.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nnac.kernels import codec as kernels
-from nnac.weights.shares import MAX_BITS, Shares, gaps, golomb_order
+from nnac.weights.shares import FLOORS, MAX_BITS, Shares
 
+Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 _ONE = 1 << 20  # fixed point of logarithms
@@ -25,24 +24,18 @@ _ONE = 1 << 20  # fixed point of logarithms
 def share_out(values: Int64, counts: Int64, stripe: int) -> Shares:
     """Return the best shares.
 
-    The most promising choice comes first; those that cannot take fewer bits than the best one are left out.
-
     Args:
         values: (N,) int8 values that occur, ascending, at least one.
         counts: (N,) how often.
         stripe: weights in a stripe, each of which begins with the states of all lanes.
     """
-    choices, table = list(choices_for(int((counts > 0).sum()))), golomb_order(gaps(values))[1]
-    bounds = least(counts, choices, stripe) + table
-    best, found = (inf, 0), Division.of(counts, *choices[0])
-    for index in np.argsort(bounds, kind="stable").tolist():
-        if bounds[index] > best[0]:
-            break
-        division = Division.of(counts, *choices[index])
-        bits = division.weigh(stripe) + table, index
-        if bits < best:
-            best, found = bits, division
-    return found.shares(values)
+    bits, plain = np.array(list(choices_for(int((counts > 0).sum()))), np.int64).T
+    tallies = _tallies(counts, plain)
+    found = np.zeros(tallies.shape, np.int64)
+    kernels.share_states(tallies, _logs(), 1 << bits, found)
+    best = int(_weigh(tallies * (counts.sum() > 0), found, bits, plain, stripe).argmin())
+    shares, common = found[best, :-1], int(found[best, -1])
+    return Shares(int(bits[best]), int(plain[best]), tuple(values.tolist()), tuple(shares.tolist()), common)
 
 
 def choices_for(known: int) -> Iterator[tuple[int, int]]:
@@ -54,61 +47,28 @@ def choices_for(known: int) -> Iterator[tuple[int, int]]:
                 yield bits, plain
 
 
-def least(counts: Int64, choices: Sequence[tuple[int, int]], stripe: int) -> NDArray[np.float64]:
-    """Return bits that each choice weighs at least: as if shares were any fractions, and took a bit each."""
-    ascending = np.sort(counts[counts > 0]).astype(np.float64)
-    weights = ascending.sum()
-    alone = ascending * np.log2(weights / ascending) + 1
-    found = np.empty(len(choices))
-    for i, (bits, plain) in enumerate(choices):
-        rare = ascending[: 1 << plain if plain else 0].sum()
-        together = rare * (np.log2(weights / rare) + plain) if plain else 0.0
-        found[i] = alone[1 << plain if plain else 0 :].sum() + together + _overhead(int(weights), bits, stripe)
-    return np.asarray(found - weights * 1e-6)  # its logarithms have 20 bits
+def _tallies(counts: Int64, plain: Int64) -> Int64:
+    """Return, per number of plain bits, how often the symbols of N values occur and, in column N, the common one.
 
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """How `1 << bits` states are shared out over values, with the 2**plain rarest behind a common symbol.
-
-    Attributes:
-        kept: indices of the values with states of their own, ascending.
-        counts: how often these occur, then the common symbol, if there is one; found: their states.
+    The 2**plain rarest have none of their own, where plain is not 0, and the common one is theirs.
     """
-
-    bits: int
-    plain: int
-    kept: Int64
-    counts: Int64
-    found: Int64
-
-    @classmethod
-    def of(cls, counts: Int64, bits: int, plain: int) -> Division:
-        """Return the best one for values, at least one, that occur `counts` times."""
-        by_count, rare = np.argsort(counts, kind="stable"), 1 << plain if plain else 0
-        kept = np.sort(by_count[rare:])
-        tally = np.append(counts[kept], counts[by_count[:rare]].sum() if plain else counts[:0])
-        found = np.zeros(tally.size, np.int64)
-        kernels.share_states(np.maximum(tally, 1), _logs(), 1 << bits, found)
-        return cls(bits, plain, kept, tally, found)
-
-    def weigh(self, stripe: int) -> float:
-        """Return about how many bits a tensor takes, and the states in its table."""
-        weights, rare = int(self.counts.sum()), int(self.counts[-1]) if self.plain else 0
-        coded = weights * self.bits - int((self.counts * _logs()[self.found]).sum()) / _ONE + rare * self.plain
-        return coded + _overhead(weights, self.bits, stripe) + golomb_order(self.found - 1)[1]
-
-    def shares(self, values: Int64) -> Shares:
-        """Return what a table says about these values."""
-        shares = np.zeros(values.size, np.int64)
-        shares[self.kept] = self.found[: self.kept.size]
-        common = int(self.found[-1]) if self.plain else 0
-        return Shares(self.bits, self.plain, tuple(values.tolist()), tuple(shares.tolist()), common)
+    rank = np.argsort(np.argsort(counts, kind="stable"))
+    own = (rank >= (1 << plain)[:, None]) | (plain == 0)[:, None]
+    common = (counts * ~own).sum(axis=1, keepdims=True)
+    return np.hstack([np.maximum(counts, 1) * own, np.maximum(common, 1) * (plain > 0)[:, None]])
 
 
-def _overhead(weights: int, bits: int, stripe: int) -> float:
-    """Return bits for the states of stripes, and the loss of placing them, seen to stay under 4**(6 - R) a weight."""
-    return -(-weights // stripe) * kernels.LANES * bits + (weights * 4.0 ** (6 - bits) if bits else 0.0)
+def _weigh(tallies: Int64, shares: Int64, bits: Int64, plain: Int64, stripe: int) -> Float64:
+    """Return about how many bits a tensor takes in each case, the states in its table included.
+
+    Placing the states is seen to lose under 4**(6 - R) of a bit per weight.
+    """
+    weights = tallies.sum(axis=1)
+    coded = weights * bits - (tallies * _logs()[shares]).sum(axis=1) / _ONE + tallies[:, -1] * plain
+    stripes = -(-weights // stripe) * kernels.LANES * bits + np.where(bits, weights * 4.0 ** (6 - bits), 0.0)
+    lengths = np.empty(bits.size, np.int64)
+    kernels.golomb_lengths(shares, FLOORS, MAX_BITS, lengths)
+    return np.asarray(coded + stripes + lengths)
 
 
 @functools.cache
