@@ -76,7 +76,7 @@ def _rungs(graph: Graph, machine: Target) -> Iterator[tuple[int, Work]]:
         legal = legalize(graph, machine, rung)
         names = tuple(node.name for node in legal.nodes)
         if names not in works:
-            work = survey(stages.check(order(legal), stages.INTEGER), machine)
+            work = survey(order(legal), machine)
             works[names] = work, work.least, work.most
         work, least, most = works[names]
         if least > rung:
@@ -102,6 +102,7 @@ def _climb(search: _Search, size: int, work: Work) -> None:
     Only what happens here decides which plans are tried: not what other rungs have found, so that each machine that
     comes to a rung finds the same there.
     """
+    stages.check(work.graph, stages.INTEGER)
     cycles: dict[Strategy, float] = {}
 
     def time(strategy: Strategy) -> float:

@@ -200,7 +200,7 @@ class Homes:
         """Yield (bytes needed at least, the group that needs them, homes), while one tensor after the other leaves."""
         homes, groups = self, self.groups()
         lying = {group: self.lying(group) for group in groups}
-        needs = {group: self.need(group) for group in groups}
+        needs = {group: lying[group] + _staged(self.buffers(group, 1)) for group in groups}
         while True:
             worst = max(groups, key=needs.__getitem__, default=range(0))
             yield needs.get(worst, 0), worst, homes
@@ -209,7 +209,7 @@ class Homes:
                 return
             victim = homes._victim(live)
             homes = homes._without(victim)
-            groups = homes.groups()
+            groups = homes.groups() if victim.name in homes.streamed else groups
             for group in groups:
                 if group not in lying:
                     lying[group] = homes.lying(group)
@@ -254,8 +254,9 @@ class Homes:
         """Return the homes after a tensor has left the scratchpad."""
         if self.strategy.cascade and self._streamable(victim):
             rest = {name: space for name, space in self.homes.items() if name != victim.name}
-            return replace(self, homes=rest, streamed=self.streamed | {victim.name})
-        return replace(self, homes={**self.homes, victim.name: _outside(self.work.target)})
+            return Homes(self.work, self.strategy, rest, self.streamed | {victim.name})
+        homes = {**self.homes, victim.name: _outside(self.work.target)}
+        return Homes(self.work, self.strategy, homes, self.streamed)
 
     def _streamable(self, victim: Storage) -> bool:
         """Tell whether writer and reader are neighbours that can work in step, with all their constants resident."""
