@@ -448,6 +448,7 @@ def test_what_the_search_leaves_out_is_no_faster(seed: int) -> None:
         for strategy in (*STRATEGIES, replace(STRATEGIES[-1], share=0.6, stripes=4, blocks=4)):
             cycles = searching.time(size, work, strategy, inf)
             assert cycles >= searching.least(size, work, strategy)
+            assert cycles >= searching.bounds.of_rung(size, work, 1)  # what a rung above has found
             assert cycles >= searching.bounds.of_rung(size, work, inf)
             if cycles < inf:
                 homes = settle(work, size, strategy)
