@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nnac import reference, stages
+from nnac.blas import on_one_thread
 from nnac.border import free_inputs
 from nnac.calibration import METHODS, Range, calibrate, count, load_samples, random_samples
 from nnac.compare import Comparison, compare, decibel
@@ -87,6 +88,7 @@ class Budgets:
     cycles: int | None = None
 
 
+@on_one_thread
 def compile(
     model: Any,
     target: str | Path | Target = "nna8",
@@ -153,6 +155,7 @@ def compile(
     return CompiledModel(program)
 
 
+@on_one_thread
 def measured_graph(
     model: Any,
     calibration: Any,
@@ -215,6 +218,7 @@ def float_graph(
     return graph
 
 
+@on_one_thread
 def lower(
     graph: Graph,
     ranges: Mapping[str, Range],

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("nnac", "nnac.errors", "nnac.numerics", "nnac.types"),
+    ("nnac", "nnac.blas", "nnac.errors", "nnac.numerics", "nnac.types"),
     ("nnac.kernels", "nnac.targets", "nnac.float32"),
     ("nnac.floatmodel", "nnac.norms", "nnac.cells"),
     ("nnac.graph", "nnac.isa"),
