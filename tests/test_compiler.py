@@ -587,6 +587,7 @@ def test_blas_has_one_thread_while_a_model_is_compiled() -> None:
     def step(*_: object) -> None:
         seen.extend(_blas_threads())
 
+    nnac.compile(SMALL, "nna8", ONE)  # loads all libraries
     with threadpool_limits(2, "blas"):
         before = _blas_threads()
         nnac.compile(SMALL, "nna8", ONE, progress=step)
