@@ -20,7 +20,7 @@ def test_blas_has_one_thread_while_a_model_is_compiled() -> None:
     with threadpool_limits(2, "blas"):
         before = _blas_threads()
         nnac.compile(SMALL, "nna8", ONE, progress=step)
-        assert set(seen) == {1} and _blas_threads() == before
+        assert set(seen) <= {1} and _blas_threads() == before
         with pytest.raises(ModelError):
             nnac.compile(SMALL, "nna8")
         assert _blas_threads() == before
