@@ -1,7 +1,6 @@
 """BLAS on one thread: numpy's matrix products while a model is compiled.
 
-They are many and small, so that several threads mostly wait for each other, busy; and sums of reals come out the same
-then, whatever the machine has of cores.
+They are many and small, so that several threads mostly wait for each other, busy.
 """
 
 from __future__ import annotations
