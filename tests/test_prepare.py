@@ -275,6 +275,22 @@ def test_hostile_models_are_refused(source: Any, words: list[str]) -> None:
         ("r = Reshape (x, s)\ny = Add (r, r)", {"s": ints(2, 3)}, False),
         ("t = Neg (x)\nr = Reshape (t, s)\ny = Mul (r, r)", {"s": ints(6)}, False),
         ("y = Concat <axis=1> (x, e)", {"e": np.zeros((2, 0), np.float32)}, False),
+        (
+            "c = Slice (x, i, j, a)\nu = Unsqueeze (c, a)\np = Pow (u, t)\nq = Sqrt (p)\ny = ReduceMean <axes=[1]> (q)",
+            {"i": ints(1), "j": ints(2), "a": ints(0), "t": np.float32(2)},
+            True,
+        ),
+        (
+            "g = Gather <axis=1> (x, i)\nd = MatMul (g, w)\ny = Concat <axis=0> (d, d)",
+            {"i": ints(0, 2), "w": random(2, 3)},
+            True,
+        ),
+        ("c = Slice (x, i, j)\nr = Relu (c)\ny = Concat <axis=0> (x, r)", {"i": ints(2), "j": ints(9)}, False),
+        (
+            'a, b = Split <axis=1> (x, s)\nm = Max (a, b)\ny = Pad <mode="reflect"> (m, p)',
+            {"s": ints(1, 2), "p": ints(0, 0, 0, 0)},
+            True,
+        ),
         ("y = Concat <axis=1> (x)", {}, False),
     ],
 )

@@ -106,12 +106,17 @@ def _takes_long(node: onnx_ir.Node) -> bool:
     return entries > SLOW.get(node.op_type, entries)
 
 
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul"})
+CUTTING = frozenset({"Gather", "Pad", "Slice", "Split"})
+"""Operators whose result may be empty where their operand is not; one that a weighted operator takes is not."""
+
 LEFT_ALONE = frozenset(
     """
-    Add AveragePool BatchNormalization Clip Conv ConvTranspose Div Flatten GRU Gemm GlobalAveragePool GlobalMaxPool LSTM
-    LeakyRelu MatMul MaxPool Mul PRelu Relu Sigmoid Softmax Softplus Squeeze Sub Tanh Transpose
+    Add AveragePool BatchNormalization Clip Div Elu Exp Flatten GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish
+    LeakyRelu Log Max MaxPool Min Mul Neg PRelu Pow ReduceMax ReduceMean ReduceSum Relu Sigmoid Softmax Softplus Sqrt
+    Squeeze Sub Tanh Transpose Unsqueeze
 """.split()
-)
+).union(WEIGHTED, CUTTING)
 """Operators that the tools change only where all inputs are constants."""
 
 
@@ -122,22 +127,24 @@ def _is_folded(model: onnx.ModelProto) -> bool:
         return False
     made = {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
     wanted = {name for node in model.graph.node for name in node.input} | {out.name for out in model.graph.output}
-    ranks = _ranks(model.graph)
+    ranks, solid = _ranks(model.graph), made.copy()
     for node in model.graph.node:
-        plain = node.op_type in LEFT_ALONE or _stays(node, made, ranks)
+        plain = node.op_type in LEFT_ALONE or _stays(node, solid, ranks)
         plain &= node.domain == "" and wanted.issuperset(filter(None, node.output))
         plain &= node.op_type != "MaxPool" or len(node.output) == 1  # indices are integers
         if not plain or made.isdisjoint(node.input):
             return False
         made.update(node.output)
+        if node.op_type in WEIGHTED or (node.op_type not in CUTTING and made.intersection(node.input) <= solid):
+            solid.update(node.output)
     unused = any(tensor.name not in wanted for tensor in model.graph.initializer)
     return not (unused or model.functions or model.graph.sparse_initializer)
 
 
-def _stays(node: onnx.NodeProto, made: set[str], ranks: Mapping[str, int]) -> bool:
-    """Tell whether a node is a Concat of several computed tensors, or a Reshape to another rank."""
+def _stays(node: onnx.NodeProto, solid: set[str], ranks: Mapping[str, int]) -> bool:
+    """Tell whether a node is a Concat of several computed tensors, none of them empty, or a Reshape to another rank."""
     if node.op_type == "Concat":
-        return len(node.input) > 1 and made.issuperset(node.input)
+        return len(node.input) > 1 and solid.issuperset(node.input)
     known = [ranks.get(name) for name in node.input] if node.op_type == "Reshape" else [None]
     return None not in known and known[0] != known[1]
 
