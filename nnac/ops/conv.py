@@ -33,6 +33,8 @@ from nnac.types import Array, Quant, TensorType
 PAD_LIMIT = 1 << 24
 SHALLOW = 128
 """Products that a slice of an exact sum has at least."""
+IN_CACHE = 1 << 15
+"""Sums that are requantized at one time, so that what lies between stays near."""
 INPUT, WEIGHT, BIAS, SCALE = range(4)
 """Input positions: activation; weights; bias; and, once quantized, float32 weight scales per output channel."""
 
@@ -103,9 +105,7 @@ class Conv(Op):
         )
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        x = inputs[INPUT].astype(np.int64) - bound.input_quant(INPUT).zero_point
-        acc = self.sums(x, inputs[WEIGHT], bound.output.shape) + inputs[BIAS].astype(np.int64)
-        return finish(bound, acc, self.clamp)
+        return finish(bound, _accumulated(self, bound, inputs), self.clamp)
 
     def sums(self, x: Array, w: Array, out: Shape) -> Array:
         """Return the exact int64 sums of products, without bias, of integers less their zero point."""
@@ -224,9 +224,7 @@ class Dense(Op):
         return (*shapes[INPUT][:-1], shapes[WEIGHT][0])
 
     def reference(self, bound: Bound, inputs: Sequence[Array]) -> Array:
-        x = inputs[INPUT].astype(np.int64) - bound.input_quant(INPUT).zero_point
-        acc = self.sums(x, inputs[WEIGHT], bound.output.shape) + inputs[BIAS].astype(np.int64)
-        return finish(bound, acc, self.clamp)
+        return finish(bound, _accumulated(self, bound, inputs), self.clamp)
 
     def sums(self, x: Array, w: Array, out: Shape) -> Array:
         """Return the exact int64 sums of products, without bias, of integers less their zero point."""
@@ -286,6 +284,15 @@ class Dense(Op):
         return mac_sample(cls(), x, (out, depth), rng)
 
 
+def _accumulated(op: Conv | Dense, bound: Bound, inputs: Sequence[Array]) -> Array:
+    """Return a layer's exact int64 sums, with bias."""
+    x = inputs[INPUT].astype(np.float32)  # integers of 17 bits, once their zero point is gone
+    x -= bound.input_quant(INPUT).zero_point
+    acc = op.sums(x, inputs[WEIGHT], bound.output.shape)
+    acc += inputs[BIAS]
+    return acc
+
+
 def _as_floats(x: Array, w: Array) -> tuple[Array, Array, int]:
     """Return integers as floats, and of how many products these hold every partial sum without rounding.
 
@@ -293,7 +300,7 @@ def _as_floats(x: Array, w: Array) -> tuple[Array, Array, int]:
     """
     reach = max(1, int(x.max()), -int(x.min())) * max(1, int(w.max()), -int(w.min()))
     kind, limit = (np.float32, 1 << 24) if reach * SHALLOW <= 1 << 24 else (np.float64, 1 << 53)
-    return x.astype(kind), w.astype(kind), limit // reach
+    return x.astype(kind, copy=False), w.astype(kind), limit // reach
 
 
 def _product(x: Array, w: Array, depth: int) -> Array:
@@ -350,7 +357,12 @@ def finish(bound: Bound, acc: Array, clamp: tuple[float, float]) -> Array:
     if bound.single:
         return bound.result(single.requantize(acc, multiplier, bound.quant.zero_point, *limits))
     scaled = exact.requantize_wide if wide else exact.requantize
-    return bound.result(scaled(acc, multiplier, shift, bound.quant.zero_point, law.mode, *limits))
+    rows, height = acc.reshape(-1, acc.shape[-1]), max(1, IN_CACHE // acc.shape[-1])
+    out = np.empty(rows.shape, bound.output.dtype)
+    for lo in range(0, len(rows), height):
+        part = rows[lo : lo + height]
+        out[lo : lo + height] = scaled(part, multiplier, shift, bound.quant.zero_point, law.mode, *limits)
+    return out.reshape(acc.shape)
 
 
 def channel_blocks(bound: Bound, limit: int, granule: int) -> list[Block]:

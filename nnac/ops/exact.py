@@ -43,8 +43,9 @@ def round_shift(value: Integers, shift: Integers, rounding: Rounding) -> Int64:
     """``value * 2**-shift``, rounded once; TFLITE counts as HALF_AWAY. Bounds: any int64 value."""
     value, shift = _int64(value), _checked_shift(shift)
     floor = value >> shift
+    rest = value & (np.int64(1) << shift) - 1
     half = (np.int64(1) << shift) >> 1 | (shift == 0)  # of nothing cut off, more than there is
-    return _int64(floor + (value - (floor << shift) + _ties_up(floor, value, rounding) > half))
+    return _int64(floor + (rest + _ties_up(floor, value, rounding) > half))
 
 
 def round_divide(numerator: Integers, denominator: Integers, rounding: Rounding, shift: Integers = 0) -> Int64:
