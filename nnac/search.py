@@ -22,7 +22,7 @@ from nnac.graph import Graph
 from nnac.isa import Space
 from nnac.passes.constants import Cuts
 from nnac.passes.emit import Draft
-from nnac.passes.legalize import legalize
+from nnac.passes.legalize import legalize, slices
 from nnac.passes.order import order
 from nnac.passes.place import place
 from nnac.passes.tile import Homes, Work, settle, survey
@@ -71,18 +71,17 @@ def best_program(
 
 def _rungs(graph: Graph, machine: Target) -> Iterator[tuple[int, Work]]:
     """Yield (bytes of scratchpad, the work as it is legal in so many), the largest first."""
-    size, works = machine.memory["sram"].bytes, dict[tuple[str, ...], tuple[Work, int, int]]()
+    size, works = machine.memory["sram"].bytes, dict[tuple[tuple[str, int], ...], tuple[Work, int]]()
     for rung in (EVERYTHING, *_ladder(size)):
-        legal = legalize(graph, machine, rung)
-        names = tuple(node.name for node in legal.nodes)
-        if names not in works:
-            work = survey(order(legal), machine)
-            works[names] = work, work.least, work.most
-        work, least, most = works[names]
+        sliced = tuple(slices(graph, machine, rung).items())
+        if sliced not in works:
+            work = survey(order(legalize(graph, machine, rung)), machine)
+            works[sliced] = work, work.least
+        work, least = works[sliced]
         if least > rung:
             yield min(least, size), work
             return
-        if rung < EVERYTHING or most <= size:
+        if rung < EVERYTHING or work.most <= size:
             yield rung, work
 
 

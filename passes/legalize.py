@@ -30,16 +30,20 @@ def legalize(graph: Graph, target: Target, room: int | None = None) -> Graph:
     """
     _refuse_int16(graph, target)
     _refuse_host(graph, target)
-    room = room or target.memory["sram"].bytes
-    pools = [node for node in graph.nodes if isinstance(node.op, AveragePool | MaxPool)]
-    parts = [(node, _parts(graph, node, target, room)) for node in pools]
-    if all(count == 1 for _, count in parts):
+    parts = slices(graph, target, room or target.memory["sram"].bytes)
+    if not parts:
         return graph
     draft = graph.draft()
-    for node, count in parts:
-        if count > 1:
-            _split(draft, node, count)
+    for name, count in parts.items():
+        _split(draft, draft.nodes[name], count)
     return draft.freeze()
+
+
+def slices(graph: Graph, target: Target, room: int) -> dict[str, int]:
+    """Return the pools that are too large for `room` bytes of the scratchpad, by name, and their slices of channels."""
+    pools = [node for node in graph.nodes if isinstance(node.op, AveragePool | MaxPool)]
+    counts = {node.name: _parts(graph, node, target, room) for node in pools}
+    return {name: count for name, count in counts.items() if count > 1}
 
 
 def _refuse_int16(graph: Graph, target: Target) -> None:

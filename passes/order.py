@@ -9,7 +9,8 @@ Rules, on the integer graph, bit-exact:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from graphlib import TopologicalSorter
 
@@ -32,45 +33,43 @@ def _roots(graph: Graph) -> dict[str, str]:
     return root
 
 
-def _readers(graph: Graph, root: Mapping[str, str]) -> dict[str, int]:
-    """Return how many operands read each storage; an output of the graph is read once more, at the end."""
-    count = dict.fromkeys(root.values(), 0)
-    for node in graph.nodes:
-        for name in {root[n] for n in graph.operands(node)}:
-            count[name] += 1
-    for name in graph.outputs:
-        count[root[name]] += 1
-    return count
-
-
 class _Live:
-    """Bytes alive while nodes run one after the other."""
+    """Bytes alive while nodes run one after the other.
+
+    Attributes:
+        bytes: alive now.
+    """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.root = graph, _roots(graph)
-        self.left = _readers(graph, self.root)
-        self.bytes = sum(graph.values[name].type.nbytes for name in graph.inputs)
+        root = _roots(graph)
+        made = [node for node in graph.nodes if not isinstance(node.op, Reshape)]
+        self.sizes = {name: value.type.nbytes for name, value in graph.values.items() if name not in graph.constants}
+        self.adds = {node.name: sum(self.sizes[name] for name in node.outputs) for node in made}
+        self.taken = {node.name: {root[name] for name in graph.operands(node)} for node in graph.nodes}
+        self.left = Counter([root[name] for name in graph.outputs])  # read once more, at the end
+        for names in self.taken.values():
+            self.left.update(names)
+        self.bytes = sum(self.sizes[name] for name in graph.inputs)
 
-    def change(self, node: Node) -> tuple[int, int]:
+    def change(self, node: str) -> tuple[int, int]:
         """Return (bytes that the node adds, bytes that are free after it)."""
-        new = 0 if isinstance(node.op, Reshape) else sum(t.nbytes for t in self.graph.types(node.outputs))
-        dying = [n for n in {self.root[n] for n in self.graph.operands(node)} if self.left[n] == 1]
-        freed = sum(self.graph.values[n].type.nbytes for n in dying if n not in self.graph.constants)
-        return new, 0 if isinstance(node.op, Reshape) else freed
+        if node not in self.adds:
+            return 0, 0
+        return self.adds[node], sum([self.sizes.get(n, 0) for n in self.taken[node] if self.left[n] == 1])
 
-    def run(self, node: Node) -> int:
+    def run(self, node: str) -> int:
         """Run a node; return the bytes alive during it."""
         new, freed = self.change(node)
         during = self.bytes + new
         self.bytes = during - freed
-        for name in {self.root[n] for n in self.graph.operands(node)}:
+        for name in self.taken[node]:
             self.left[name] -= 1
         return during
 
 
 def _peak(graph: Graph, nodes: Sequence[Node]) -> int:
     live = _Live(graph)
-    return max((live.run(node) for node in nodes), default=0)
+    return max((live.run(node.name) for node in nodes), default=0)
 
 
 def _greedy(graph: Graph) -> list[Node]:
@@ -82,13 +81,13 @@ def _greedy(graph: Graph) -> list[Node]:
     ready, live, result = [*sorter.get_ready()], _Live(graph), []
 
     def cost(name: str) -> tuple[int, int]:
-        new, freed = live.change(graph.nodes[place[name]])
+        new, freed = live.change(name)
         return new - freed, place[name]
 
     while ready:
         name = min(ready, key=cost)
         ready.remove(name)
-        live.run(graph.nodes[place[name]])
+        live.run(name)
         result.append(graph.nodes[place[name]])
         sorter.done(name)
         ready += sorter.get_ready()

@@ -66,7 +66,7 @@ class Work:
     buffers: dict[tuple[object, ...], Buffers] = field(default_factory=dict)
     cuts: dict[tuple[object, ...], Sequence[Task]] = field(default_factory=dict)
     descents: dict[tuple[str, bool], _Descent] = field(default_factory=dict)
-    moved: dict[object, Counter[Space]] = field(default_factory=dict)
+    moved: Counter[str] = field(default_factory=Counter)
 
     @property
     def least(self) -> int:
@@ -98,10 +98,22 @@ def settle(work: Work, budget: int, strategy: Strategy) -> Homes:
     Raises:
         CapacityError: a task does not fit even with everything else spilled and single-row stripes.
     """
+    for homes in descend(work, budget, strategy):
+        fitting = homes
+    return replace(fitting, strategy=strategy)
+
+
+def descend(work: Work, budget: int, strategy: Strategy) -> Iterator[Homes]:
+    """Yield homes with ever less in the scratchpad, up to those that `settle` returns; raises as it does."""
     key = strategy.victim, strategy.cascade
     if key not in work.descents:
         work.descents[key] = _Descent(_inside(work, strategy).descend())
-    return replace(work.descents[key].within(int(budget * strategy.share)), strategy=strategy)
+    room = int(budget * strategy.share)
+    for need, worst, homes in work.descents[key]:
+        yield homes
+        if need <= room:
+            return
+    raise homes.too_large(worst, need, room)
 
 
 @dataclass(slots=True)
@@ -116,21 +128,11 @@ class _Descent:
     steps: Iterator[tuple[int, range, Homes]]
     known: list[tuple[int, range, Homes]] = field(default_factory=list)
 
-    def within(self, room: int) -> Homes:
-        """Return the first homes that fit `room` bytes.
-
-        Raises:
-            CapacityError: none does.
-        """
-        for need, _, homes in self.known:
-            if need <= room:
-                return homes
+    def __iter__(self) -> Iterator[tuple[int, range, Homes]]:
+        yield from self.known
         for step in self.steps:
             self.known.append(step)
-            if step[0] <= room:
-                return step[2]
-        need, worst, homes = self.known[-1]
-        raise homes.too_large(worst, need, room)
+            yield step
 
 
 def _inside(work: Work, strategy: Strategy) -> Homes:
@@ -425,18 +427,22 @@ def _reads_on(task: Task, operand: int) -> bool:
 
 def moved(homes: Homes) -> Counter[Space]:
     """Return the bytes that homes cost at least between the scratchpad and each memory outside, weights apart."""
-    key = tuple(homes.homes.items())
-    if key not in homes.work.moved:
-        homes.work.moved[key] = _moved(homes)
-    return homes.work.moved[key]
+    each, total = homes.work.moved, Counter[Space]()
+    if not each:
+        each.update(_moved(homes.work))
+    for name, space in homes.homes.items():
+        if space != Space.SRAM:
+            total[space] += each[name]
+    return total
 
 
-def _moved(homes: Homes) -> Counter[Space]:
-    total = Counter[Space]()
-    for task, index, space in _outer(homes.work.tasks, homes.homes):
-        read = index < len(task.operands)
-        nbytes = homes.work.storages[task.storages[index]].nbytes
-        total[space] += nbytes if not read or _reads_all(task, index) else 0
+def _moved(work: Work) -> Counter[str]:
+    """Return the bytes that each tensor costs at least where it lies outside."""
+    total = Counter[str]()
+    for task in work.tasks:
+        for index, name in _touched(task):
+            read = index < len(task.operands)
+            total[name] += work.storages[name].nbytes if not read or _reads_all(task, index) else 0
     return total
 
 
@@ -445,19 +451,19 @@ def transfers(tiling: Tiling) -> Counter[Space]:
     counts = Counter[Space]()
     for group in tiling.groups:
         stripes = tiling.tasks[group[-1]].rounds
-        for task, index, space in _outer([tiling.tasks[t] for t in group], tiling.homes):
-            counts[space] += stripes if index == len(task.operands) or task.copies[index] == 2 else 1
+        for task in [tiling.tasks[t] for t in group]:
+            for index, name in _touched(task):
+                space = tiling.homes.get(name, Space.SRAM)
+                if space != Space.SRAM:
+                    counts[space] += stripes if index == len(task.operands) or task.copies[index] == 2 else 1
     return counts
 
 
-def _outer(tasks: Iterable[Task], homes: Mapping[str, Space]) -> Iterator[tuple[Task, int, Space]]:
-    """Yield (task, place among its storages, memory) of all that tasks on the machine touch outside."""
-    for task in tasks:
-        names = task.storages
-        for name in () if isinstance(task.node.op, Host) else set(names):
-            space = homes.get(name, Space.SRAM)
-            if space != Space.SRAM:
-                yield task, names.index(name), space
+def _touched(task: Task) -> Iterator[tuple[int, str]]:
+    """Yield (place among its storages, name) of what a task on the machine touches, each once."""
+    names = task.storages
+    for name in () if isinstance(task.node.op, Host) else set(names):
+        yield names.index(name), name
 
 
 def _reads_all(task: Task, operand: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 from math import prod
 from typing import ClassVar, NamedTuple
@@ -30,7 +30,8 @@ class Run(NamedTuple):
     inner: int
 
 
-def runs(picks: Sequence[int]) -> list[Run]:
+@lru_cache(maxsize=256)
+def runs(picks: tuple[int, ...]) -> tuple[Run, ...]:
     """Return the indices as few regular runs: neighbours of one step first, then equal runs at one distance."""
     result: list[Run] = []
     for first, count, step in _lines(picks):
@@ -41,7 +42,7 @@ def runs(picks: Sequence[int]) -> list[Run]:
                 result[-1] = last._replace(outers=last.outers + 1, outer=outer)
                 continue
         result.append(Run(first, 1, 0, count, step))
-    return result
+    return tuple(result)
 
 
 def _lines(picks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -70,7 +71,8 @@ class Take(Move):
     constraints: ClassVar[tuple[Constraint, ...]] = (
         Constraint(
             lambda op, s: (
-                len(op.picks) == len(s[0]) and all(0 <= i < n for p, n in zip(op.picks, s[0], strict=True) for i in p)
+                len(op.picks) == len(s[0])
+                and all(min(p) >= 0 and max(p) < n for p, n in zip(op.picks, s[0], strict=True) if p)
             ),
             "the indices lie inside the tensor",
         ),

@@ -159,9 +159,12 @@ def _best_scale(values: Float64, mass: Array, power_of_two: bool) -> float:
     largest = float(np.abs(values).max())
     scales = _scales(np.float32(largest), True).astype(np.float64) if power_of_two else largest / PLACES
     for _ in range(1 if power_of_two else 2):
-        levels = np.clip(np.rint(values / scales[:, None]), -LIMIT, LIMIT)
-        errors = ((values - levels * scales[:, None]) ** 2) @ mass
-        best = int(errors.argmin())
+        levels = values / scales[:, None]
+        np.clip(np.rint(levels, out=levels), -LIMIT, LIMIT, out=levels)
+        errors = levels * scales[:, None]
+        errors -= values
+        errors *= errors
+        best = int((errors @ mass).argmin())
         refit = float((values * levels[best]) @ mass / max(levels[best] ** 2 @ mass, 1e-300))
         scales = np.array([scales[best], refit]) if not power_of_two and refit > 0 else scales[[best]]
     return float(np.float32(scales[0 if power_of_two else best]))
