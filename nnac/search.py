@@ -112,14 +112,14 @@ def _climb(search: _Search, size: int, work: Work) -> None:
     def fastest(count: int) -> list[Strategy]:
         return sorted((s for s in cycles if cycles[s] < inf), key=lambda s: cycles[s])[:count]
 
-    def vary(strategy: Strategy, choice: str) -> None:
+    def vary(strategy: Strategy, choice: str, nearly: float = NEARLY) -> None:
         """Go through the values below a strategy's own, and if that is no faster, above."""
         values, before = CHOICES[choice], time(strategy)
         own, best = values.index(getattr(strategy, choice)), before
         for side in (values[:own][::-1], values[own + 1 :]):
             for value in side if best == before else ():
                 found = time(replace(strategy, **{choice: value}))
-                if found > NEARLY * best:
+                if found > nearly * best:
                     break
                 best = min(best, found)
 
@@ -132,7 +132,7 @@ def _climb(search: _Search, size: int, work: Work) -> None:
         vary(replace(kind, stripes=best.stripes, blocks=best.blocks), "share")
     for choice in ("stripes", "blocks"):
         for strategy in fastest(1):
-            vary(strategy, choice)
+            vary(strategy, choice, 1)
 
 
 @dataclass(slots=True)
