@@ -73,7 +73,7 @@ class Cuts:
     """How the nodes of a network were cut and packed for one machine, remembered from one plan to the next.
 
     Attributes:
-        blocks: by node and the bytes that a block may take.
+        blocks: by node and the parts of the weight buffer.
         codecs: of packers, by the node's name.
         packings: by the node's name and where its blocks begin.
         counted: blocks, their bytes in the weight buffer and in memory, and their loads, by the node and the parts.
@@ -95,10 +95,16 @@ class Cuts:
         Raises:
             CapacityError: one output channel exceeds it.
         """
+        key = task.node, parts
+        if key not in self.blocks:
+            self.blocks[key] = self._cut(task, parts)
+        return self.blocks[key]
+
+    def _cut(self, task: Task, parts: int) -> list[Block]:
         size, kept = self.target.memory["weights"].bytes, task.node.op.kept(task.bound)
         room = max(0, size - kept)
         for limit in (room // parts, room // 2, room):
-            blocks = self._cut(task, limit)
+            blocks: list[Block] = task.node.op.blocks(task.bound, limit, self.target.mac.cols)
             if all(block.nbytes <= limit for block in blocks if block.weights.size or not kept):
                 return blocks
         raise CapacityError(
@@ -107,12 +113,6 @@ class Cuts:
             size,
             advice="use a machine with a larger memory.weights",
         )
-
-    def _cut(self, task: Task, limit: int) -> list[Block]:
-        key = task.node, limit
-        if key not in self.blocks:
-            self.blocks[key] = task.node.op.blocks(task.bound, limit, self.target.mac.cols)
-        return self.blocks[key]
 
     def packing(self, task: Task, blocks: Sequence[Block]) -> Packing:
         """Return the weights of all blocks as bytes."""

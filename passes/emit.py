@@ -217,7 +217,7 @@ class Draft:
 
     def _more(self, task: Task, t: int) -> tuple[int, ...]:
         """Return where the other outputs lie while the task works: in their homes, or staged."""
-        staged = self.plan.staging[t][len(task.operands) + 1 :]
+        staged = self.plan.staging[t][len(task.operands) + 1 :] if task.more else ()
         return tuple(at[0] if at else self._home(name)[1] for name, at in zip(task.more, staged, strict=False))
 
     def _more_home(self, task: Task, t: int) -> tuple[AnyInstruction, ...]:

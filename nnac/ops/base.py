@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, prod
 from typing import Any, ClassVar
 
@@ -129,6 +129,7 @@ class Bound:
         constants: the constant inputs by position.
         law: the machine's arithmetic.
         more: types of the other outputs.
+        ratios: multipliers and shifts of a layer, once they are known.
     """
 
     inputs: tuple[TensorType, ...]
@@ -136,6 +137,7 @@ class Bound:
     constants: dict[int, Array]
     law: Arithmetic
     more: tuple[TensorType, ...] = ()
+    ratios: list[tuple[Array, Array]] = field(init=False, default_factory=list, compare=False, repr=False)
 
     @property
     def quant(self) -> Quant:

@@ -336,6 +336,12 @@ def real_bias(bias: Array, scale: Array, quant: Quant | None) -> Array:
 
 def multipliers(bound: Bound) -> tuple[Array, Array]:
     """Return int32 multipliers and int8 shifts per output channel: input scale * weight scale / output scale."""
+    if not bound.ratios:
+        bound.ratios.append(_multipliers(bound))
+    return bound.ratios[0]
+
+
+def _multipliers(bound: Bound) -> tuple[Array, Array]:
     if bound.single:
         source, target = bound.input_quant(INPUT).scale, bound.quant.scale
         patterns = [float32.ratio((source, float(scale)), target)[0] for scale in bound.constants[SCALE]]

@@ -3,8 +3,9 @@
 Compiling against onnxruntime's `quantize_static` (QDQ, per channel) on the same calibration samples, both to a file;
 `nnac simulate`; importing; the demos with empty and with filled kernel cache. Each figure comes from processes of its
 own, in turns, which also say the most memory that they held; Python keeps what it compiles, as users have it. Seconds
-of compiling are the processor's, of all threads, the second time in a process (medians), which leaves out what is
-loaded once; those of commands are all that they take, the least of the rounds, on the wall and of the processor.
+of compiling are the processor's, of all threads, from the second to the fourth time in a process (medians), which
+leaves out what is loaded once, and passes of Python's collector, which come when they come; those of commands are all
+that they take, the least of the rounds, on the wall and of the processor.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ def child(form: str, name: str, folder: Path) -> None:
     source, target = folder / f"{name}.onnx", folder / f"{name}.{form}"
     if form == "quantize":
         onnx.save(works.upgraded(work.model), source)
-    for _ in range(2):
+    spent = []
+    for _ in range(4):
         before = time.process_time()
         if form == "quantize":
             works.statically(work, QuantFormat.QDQ)(source, target)
         else:
             nnac.compile(work.model, "nna8", work.fed, states=work.states).save(target)
-        spent = time.process_time() - before
-    print(json.dumps({"seconds": spent, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        spent.append(time.process_time() - before)
+    print(
+        json.dumps({"seconds": median(spent[1:]), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    )
 
 
 def started(*arguments: str, **environment: str) -> tuple[str, dict[str, float]]:
@@ -80,7 +84,7 @@ def of_model(name: str, rounds: int, folder: Path) -> dict[str, Any]:
     found["ratio"] = found["quantize"]["seconds"] / found["compile"]["seconds"]
     ours, theirs, timing = found["compile"], found["quantize"], found["simulate"]
     print(
-        f"{name:>22}  {ours['seconds']:9.2f}  {theirs['seconds']:17.2f}  {found['ratio']:5.2f}  {ours['peak_mb']:7.0f}"
+        f"{name:>22}  {ours['seconds']:9.3f}  {theirs['seconds']:17.3f}  {found['ratio']:5.2f}  {ours['peak_mb']:7.0f}"
         f"  {theirs['peak_mb']:15.0f}  {timing['wall_s']:10.2f}  {timing['cpu_s']:12.2f}  {timing['peak_mb']:11.0f}",
         flush=True,
     )
