@@ -46,6 +46,9 @@ PACKED = 4_000
 FURTHER = 5_000
 """Instructions after which it goes down no further rung."""
 
+_Works = dict[tuple[tuple[str, int], ...], tuple[Work, int]]
+"""Works, and the least bytes of scratchpad that each needs, by the slices of their pools."""
+
 
 def best_program(
     graph: Graph, machine: Target, note: str, answer: KnownAnswer, sqnr: Mapping[str, float] | None = None
@@ -55,8 +58,8 @@ def best_program(
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search, whole = _Search(machine), 0
-    for size, work in _rungs(graph, machine):
+    search, whole, works = _Search(machine), 0, _Works()
+    for size, work in _rungs(graph, machine, works):
         if search.best is None:
             _climb(search, size, work)
             whole = search.best.used[Space.SRAM] if search.best and size == EVERYTHING else size
@@ -64,14 +67,16 @@ def best_program(
             break
         elif size < whole and search.bounds.of_rung(size, work, search.cycles) < search.cycles:
             _climb(search, size, work)
+    for work, _ in works.values():
+        work.descents.clear()  # which refer to their work: memory comes free at once
     if search.best is None:
         raise search.reasons[0]
     return search.best.program(note, answer, sqnr or {})
 
 
-def _rungs(graph: Graph, machine: Target) -> Iterator[tuple[int, Work]]:
+def _rungs(graph: Graph, machine: Target, works: _Works) -> Iterator[tuple[int, Work]]:
     """Yield (bytes of scratchpad, the work as it is legal in so many), the largest first."""
-    size, works = machine.memory["sram"].bytes, dict[tuple[tuple[str, int], ...], tuple[Work, int]]()
+    size = machine.memory["sram"].bytes
     for rung in (EVERYTHING, *_ladder(size)):
         sliced = tuple(slices(graph, machine, rung).items())
         if sliced not in works:

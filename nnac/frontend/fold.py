@@ -202,7 +202,10 @@ def _run(model: onnx.ModelProto, gate: _Gate) -> onnx.ModelProto:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(held)
     common.RemoveUnusedNodesPass()(held)
     common.RemoveUnusedFunctionsPass()(held)  # type: ignore[no-untyped-call]
-    return onnx_ir.serde.serialize_model(held)
+    result = onnx_ir.serde.serialize_model(held)
+    for value in held.graph.initializers.values():
+        value.const_value = None  # nodes and values refer to each other: numbers would wait for Python's collector
+    return result
 
 
 @contextmanager
