@@ -214,7 +214,7 @@ def float_graph(
     """Return the float graph of a prepared model after the float passes (arguments as for `import_graph`)."""
     graph = stages.check(import_graph(prepared, states, host, forced), stages.FLOAT)
     for step in passes:
-        graph = stages.check(step(graph), stages.FLOAT)
+        graph = stages.check(step(graph), stages.FLOAT, known=graph)
     return graph
 
 
@@ -231,7 +231,7 @@ def lower(
 ) -> Program:
     """Return the validated program of a float graph with known ranges."""
     law = machine.arithmetic
-    integer, _ = integer_graphs(graph, ranges, machine, weights, moments, activations)
+    integer = integer_graph(graph, ranges, machine, weights, moments, activations)
     probe = reference.probe(integer)
     expected = reference.run(integer, probe, law)
     digests = {name: hashlib.sha256(expected[name].tobytes()).hexdigest() for name in integer.outputs}
@@ -241,20 +241,24 @@ def lower(
     return program
 
 
-def integer_graphs(
+def integer_graph(
     graph: Graph,
     ranges: Mapping[str, Range],
     machine: Target,
     weights: WeightPlan | None = None,
     moments: Mapping[str, Array] | None = None,
     activations: str | tuple[str, ...] = "int8",
-) -> tuple[Graph, Graph]:
-    """Return the integer graph of a float graph with known ranges, and what the machine executes of it."""
+) -> Graph:
+    """Return the integer graph of a float graph with known ranges."""
     law, plan = machine.arithmetic, weights or WeightPlan()
     folded = centroid_folding(graph, plan, law)
     encoded = codebook_encoding(folded, plan, law, moments or {})
-    integer = stages.check(fit(quantize(encoded, ranges, law, activations, machine.mac.int16 > 0), law), stages.INTEGER)
-    return integer, stages.check(order(legalize(integer, machine)), stages.INTEGER)
+    return stages.check(fit(quantize(encoded, ranges, law, activations, machine.mac.int16 > 0), law), stages.INTEGER)
+
+
+def executed_graph(integer: Graph, machine: Target) -> Graph:
+    """Return what a machine executes of an integer graph."""
+    return stages.check(order(legalize(integer, machine)), stages.INTEGER, known=integer)
 
 
 def _within(

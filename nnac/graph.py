@@ -219,6 +219,8 @@ class Draft:
 def sort_nodes(nodes: Sequence[Node]) -> list[Node]:
     """Return the nodes in topological order, stable with respect to the given order."""
     made = {name: i for i, node in enumerate(nodes) for name in node.outputs}
+    if all(made.get(name, -1) < i for i, node in enumerate(nodes) for name in node.inputs):
+        return list(nodes)
     waits = [len({made[name] for name in node.inputs if name in made}) for node in nodes]
     readers: list[list[int]] = [[] for _ in nodes]
     for i, node in enumerate(nodes):

@@ -374,6 +374,7 @@ def average_bits(taps: int, bits: int) -> int:
     return max(1, min(MULTIPLIER_BITS, 62 - reach - (taps - 1).bit_length()))
 
 
+@functools.lru_cache(maxsize=256)
 def softmax_table(scale: float, bits: int = 8, fine: bool = False) -> tuple[int, ...]:
     """exp(-scale * d), rounded half to even, as `softmax` looks it up.
 

@@ -58,7 +58,7 @@ def best_program(
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search, whole, works = _Search(machine), 0, _Works()
+    search, whole, works = _Search(machine, graph), 0, _Works()
     for size, work in _rungs(graph, machine, works):
         if search.best is None:
             _climb(search, size, work)
@@ -106,7 +106,7 @@ def _climb(search: _Search, size: int, work: Work) -> None:
     Only what happens here decides which plans are tried: not what other rungs have found, so that each machine that
     comes to a rung finds the same there.
     """
-    stages.check(work.graph, stages.INTEGER)
+    stages.check(work.graph, stages.INTEGER, known=search.graph)
     cycles: dict[Strategy, float] = {}
 
     def time(strategy: Strategy) -> float:
@@ -145,6 +145,7 @@ class _Search:
     """The fastest program so far, and what is remembered from plan to plan.
 
     Attributes:
+        graph: all that there is to do; legal.
         cuts: how constants are cut and packed.
         costs: of instructions.
         bounds: what transfers alone take.
@@ -155,6 +156,7 @@ class _Search:
     """
 
     machine: Target
+    graph: Graph
     cuts: Cuts = field(init=False)
     costs: Costs = field(init=False)
     bounds: Bounds = field(init=False)

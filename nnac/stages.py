@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nnac.errors import ModelError, raise_all
@@ -38,17 +39,26 @@ FLOAT = Stage("float", ("float32",), False)
 INTEGER = Stage("integer", ("int8", "int16"), True)
 
 
-def check(graph: Graph, stage: Stage) -> Graph:
-    """Return the graph unchanged if it is legal at `stage`.
+def check(graph: Graph, stage: Stage, known: Graph | None = None) -> Graph:
+    """Return the graph unchanged if it is legal at `stage`; so is `known`, whose nodes and values need no second look.
 
     Raises:
         ModelError: with every node whose shape, dtype or quantization is not what the stage demands.
     """
-    problems = [problem for node in graph.nodes for problem in _problems(graph, node, stage)]
+    problems = [problem for node in _unseen(graph, known) for problem in _problems(graph, node, stage)]
     made = {*graph.inputs, *graph.constants, *(name for node in graph.nodes for name in node.outputs)}
     problems += [f"output {name!r} is not computed" for name in graph.outputs if name not in made]
     raise_all(ModelError, f"graph {graph.name!r} is not legal at stage {stage.name!r}:", problems)
     return graph
+
+
+def _unseen(graph: Graph, known: Graph | None) -> Iterable[Node]:
+    """Return the nodes that are not the same objects, with the same values, in a known graph."""
+    if known is None:
+        return graph.nodes
+    nodes = set(map(id, known.nodes))
+    values = {name for name, value in graph.values.items() if known.values.get(name) is not value}
+    return [node for node in graph.nodes if id(node) not in nodes or not values.isdisjoint(node.inputs + node.outputs)]
 
 
 def _problems(graph: Graph, node: Node, stage: Stage) -> list[str]:

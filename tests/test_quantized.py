@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import nnac
 from nnac import float32, numerics
-from nnac.compiler import OWN_SCALES, float_graph, integer_graphs
+from nnac.compiler import OWN_SCALES, float_graph, integer_graph
 from nnac.errors import ModelError
 from nnac.frontend import integer_form, prepare, with_encodings
 from nnac.frontend.integers import layer_weights
@@ -62,7 +62,7 @@ def layer_of(graph: Graph) -> dict[int, Array]:
 
 def integers_of(model: onnx.ModelProto) -> Graph:
     """Return the integer graph of a model that needs no calibration."""
-    return integer_graphs(float_graph(prepare(model)), {}, load_target("nna8"))[0]
+    return integer_graph(float_graph(prepare(model)), {}, load_target("nna8"))
 
 
 def gemm(weights: Array, scale: Any, zero: Any, bias: Array, **attributes: Any) -> onnx.ModelProto:

@@ -443,8 +443,8 @@ def test_what_the_search_leaves_out_is_no_faster(seed: int) -> None:
     """A strategy or a rung left out for its transfers has no program that takes fewer cycles than they were said to."""
     rng = np.random.default_rng(seed)
     machine, graph = random_machine(rng), network(rng)
-    searching = search._Search(machine)
-    for size, work in islice(search._rungs(graph, machine), 6):
+    searching = search._Search(machine, graph)
+    for size, work in islice(search._rungs(graph, machine, {}), 6):
         for strategy in (*STRATEGIES, replace(STRATEGIES[-1], share=0.6, stripes=4, blocks=4)):
             cycles = searching.time(size, work, strategy, inf)
             assert cycles >= searching.least(size, work, strategy)

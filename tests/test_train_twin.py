@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 
 import nnac  # noqa: E402
 from nnac.calibration import Range  # noqa: E402
-from nnac.compiler import float_graph, integer_graphs  # noqa: E402
+from nnac.compiler import float_graph, integer_graph  # noqa: E402
 from nnac.errors import ModelError  # noqa: E402
 from nnac.frontend import prepare  # noqa: E402
 from nnac.norms import encode_gains, encode_offsets  # noqa: E402
@@ -273,7 +273,7 @@ def test_residual_streams_are_wide(tmp_path: Path) -> None:
     assert wide == {"first", "narrow_0", "add", "narrow_1", "add_1"}
     exported = export(twin, tmp_path / "net.onnx", inputs, check=False)
     ranges = {name: Range(float(kind.low), float(kind.high)) for name, kind in kinds.items()}
-    graph, _ = integer_graphs(float_graph(prepare(exported.model)), ranges, twin.target)
+    graph = integer_graph(float_graph(prepare(exported.model)), ranges, twin.target)
     made = [value for value in graph.values.values() if value.type.dtype == "int16" and value.origin is not None]
     assert {value.origin.name for value in made if value.origin is not None} == wide
 

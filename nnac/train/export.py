@@ -21,7 +21,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
-from nnac.compiler import float_graph, integer_graphs
+from nnac.compiler import executed_graph, float_graph, integer_graph
 from nnac.errors import ModelError, raise_all
 from nnac.frontend import prepare, with_encodings
 from nnac.graph import Graph
@@ -129,7 +129,7 @@ def reference_values(twin: Twin, exported: Exported, inputs: Sequence[Any]) -> t
     open_ = unpinned(graph)
     if open_:
         raise ModelError(f"these tensors have no scale: {', '.join(map(repr, open_))}")
-    _, legal = integer_graphs(graph, {}, twin.target)
+    legal = executed_graph(integer_graph(graph, {}, twin.target), twin.target)
     known, given = twin.integers(*inputs), {}
     for name in legal.inputs:
         value = legal.values[name]

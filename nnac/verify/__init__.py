@@ -34,7 +34,7 @@ import onnx
 
 from nnac.border import quantized, signed
 from nnac.calibration import Range, load_samples
-from nnac.compiler import OWN_SCALES, float_graph, input_shapes, integer_graphs, lower, measured_ranges
+from nnac.compiler import OWN_SCALES, executed_graph, float_graph, input_shapes, integer_graph, lower, measured_ranges
 from nnac.emulator import Emulator
 from nnac.errors import ModelError
 from nnac.floatmodel import FloatModel
@@ -218,7 +218,7 @@ class _Pair:
         note: str,
     ) -> _Pair:
         """Compile, and find the integer tensors that both executions have."""
-        legal = integer_graphs(graph, ranges, machine)[1]
+        legal = executed_graph(integer_graph(graph, ranges, machine), machine)
         program = lower(graph, ranges, machine, note)
         source, optimized = oracle
         names = _common(program, prepared, source)
