@@ -357,7 +357,7 @@ class Homes:
     def _task_buffers(self, t: int, rows: int) -> Buffers:
         """Return the staging of one task that makes `rows` rows at a time."""
         task = self.work.tasks[t]
-        key = (t, rows, *(self.homes.get(name) for name in task.storages))
+        key = (t, rows, *map(self.homes.get, task.storages))
         if key not in self.work.buffers:
             self.work.buffers[key] = self._found_buffers(task, rows)
         return self.work.buffers[key]
