@@ -81,7 +81,7 @@ def _has_more(weight: Array, count: int) -> bool:
 
 
 def _folded(weight: Array, bits: int, law: Arithmetic, per_channel: bool) -> Encoded | None:
-    if weight.size < SHARE * 2 or (not per_channel and _has_more(weight, 2**bits)):
+    if weight.size < SHARE * 2 or (not per_channel and _has_more(weight, min(2**bits, weight.size // SHARE))):
         return None
     from nnac.weights.folding import fold_centroids  # compiles kernels, which most networks do not need
 
