@@ -14,7 +14,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -239,13 +239,18 @@ def _head(program: Program) -> dict[str, Any]:
         "outputs": list(program.outputs),
         "states": [list(pair) for pair in program.states],
         "tensors": [_tensor_to_dict(t) for t in program.tensors],
-        "layers": [asdict(layer) for layer in program.layers],
+        "layers": [_layer_to_dict(layer) for layer in program.layers],
         "used": {space.label: count for space, count in program.used.items()},
         "lower_bound": program.lower_bound,
         "known_answer": {"seed": program.known_answer.seed, "digests": dict(program.known_answer.digests)},
         "instruction_count": len(program.instructions),
         "segment_count": len(program.segments),
     }
+
+
+def _layer_to_dict(layer: Layer) -> dict[str, Any]:
+    encoding = layer.encoding and {f.name: getattr(layer.encoding, f.name) for f in fields(layer.encoding)}
+    return {f.name: getattr(layer, f.name) for f in fields(layer)} | {"encoding": encoding}
 
 
 def _tensor_to_dict(t: Tensor) -> dict[str, Any]:
