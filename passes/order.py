@@ -20,8 +20,10 @@ from nnac.ops import Reshape
 
 def order(graph: Graph) -> Graph:
     """Return the graph with its nodes in the order that keeps less."""
-    greedy = _greedy(graph)
-    return replace(graph, nodes=tuple(greedy)) if _peak(graph, greedy) < _peak(graph, graph.nodes) else graph
+    greedy = tuple(_greedy(graph))
+    if greedy == graph.nodes or _peak(graph, greedy) >= _peak(graph, graph.nodes):
+        return graph
+    return replace(graph, nodes=greedy)
 
 
 def _roots(graph: Graph) -> dict[str, str]:

@@ -86,11 +86,11 @@ class Work:
         return self.alive[group]
 
 
-def survey(graph: Graph, target: Target) -> Work:
-    """Return the tasks and storages of an integer graph."""
+def survey(graph: Graph, target: Target, buffers: dict[tuple[object, ...], Buffers] | None = None) -> Work:
+    """Return the tasks and storages of an integer graph; `buffers` are those found for a graph of the same nodes."""
     root = _roots(graph)
     tasks = _tasks(graph, target, root)
-    return Work(graph, target, root, tasks, _storages(graph, tasks, root))
+    return Work(graph, target, root, tasks, _storages(graph, tasks, root), buffers={} if buffers is None else buffers)
 
 
 def settle(work: Work, budget: int, strategy: Strategy) -> Homes:
@@ -277,9 +277,12 @@ class Homes:
             return False
         if not _reads_on(reader, reader.operands.index(victim.name)):
             return False
-        joined = [g for g in self.groups() if first in g or last in g]
-        constants = sum(_constant_bytes(self.work.tasks[t]) for g in joined for t in g)
-        return constants <= self.work.target.memory["weights"].bytes
+        tasks = self.work.tasks
+        while first and tasks[first - 1].output in self.streamed:
+            first -= 1
+        while last + 1 < len(tasks) and tasks[last].output in self.streamed:
+            last += 1
+        return sum(map(_constant_bytes, tasks[first : last + 1])) <= self.work.target.memory["weights"].bytes
 
     def too_large(self, group: range, need: int, room: int) -> CapacityError:
         """Return the error that says what does not fit."""
@@ -360,7 +363,7 @@ class Homes:
     def _task_buffers(self, t: int, rows: int) -> Buffers:
         """Return the staging of one task that makes `rows` rows at a time."""
         task = self.work.tasks[t]
-        key = (t, rows, *map(self.homes.get, task.storages))
+        key = (id(task.node), rows, *map(self.homes.get, task.storages))
         if key not in self.work.buffers:
             self.work.buffers[key] = self._found_buffers(task, rows)
         return self.work.buffers[key]
