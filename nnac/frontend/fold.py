@@ -107,8 +107,9 @@ def _takes_long(node: onnx_ir.Node) -> bool:
 
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "GRU", "Gemm", "LSTM", "MatMul"})
+"""Operators that take no empty tensor."""
 CUTTING = frozenset({"Gather", "Pad", "Slice", "Split"})
-"""Operators whose result may be empty where their operand is not; one that a weighted operator takes is not."""
+"""Operators that may make an empty tensor of one that is not."""
 
 LEFT_ALONE = frozenset(
     """
