@@ -22,7 +22,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
@@ -110,7 +110,8 @@ def descend(work: Work, budget: int, strategy: Strategy) -> Iterator[Homes]:
     if key not in work.descents:
         work.descents[key] = _Descent(_inside(work, strategy).descend())
     room = int(budget * strategy.share)
-    for need, worst, homes in work.descents[key]:
+    for step in work.descents[key]:
+        need, worst, homes = step
         yield homes
         if need <= room:
             return
