@@ -108,8 +108,11 @@ def _climb(search: _Search, size: int, work: Work) -> None:
     """
     stages.check(work.graph, stages.INTEGER, known=search.graph)
     cycles: dict[Strategy, float] = {}
+    inside = inf if any(storage.constant for storage in work.storages.values()) else work.most
 
     def time(strategy: Strategy) -> float:
+        if inside <= int(size * strategy.share):  # nothing is staged
+            strategy = Strategy(blocks=strategy.blocks)
         if strategy not in cycles:
             cycles[strategy] = search.time(size, work, strategy, min(cycles.values(), default=inf))
         return cycles[strategy]
