@@ -25,7 +25,7 @@ from nnac.passes.emit import Draft
 from nnac.passes.legalize import legalize, slices
 from nnac.passes.order import order
 from nnac.passes.place import place
-from nnac.passes.tile import Buffers, Homes, Work, settle, survey
+from nnac.passes.tile import Homes, Work, settle, survey
 from nnac.plan import CHOICES, STRATEGIES, Plan, Strategy, Tiling
 from nnac.program import KnownAnswer, Program
 from nnac.targets import Target
@@ -76,11 +76,12 @@ def best_program(
 
 def _rungs(graph: Graph, machine: Target, works: _Works) -> Iterator[tuple[int, Work]]:
     """Yield (bytes of scratchpad, the work as it is legal in so many), the largest first."""
-    size, buffers = machine.memory["sram"].bytes, dict[tuple[object, ...], Buffers]()
+    size = machine.memory["sram"].bytes
     for rung in (EVERYTHING, *_ladder(size)):
         sliced = tuple(slices(graph, machine, rung).items())
         if sliced not in works:
-            work = survey(order(legalize(graph, machine, rung)), machine, buffers)
+            first = next(iter(works.values()), (None, 0))[0]
+            work = survey(order(legalize(graph, machine, rung)), machine, like=first)
             works[sliced] = work, work.least
         work, least = works[sliced]
         if least > rung:

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from nnac.errors import CapacityError
-from nnac.graph import Graph
+from nnac.graph import Graph, Node
 from nnac.isa import Space
 from nnac.ops import UNSTRIPED, Host, Recurrent, Reshape
 from nnac.ops.base import bind
@@ -86,11 +86,13 @@ class Work:
         return self.alive[group]
 
 
-def survey(graph: Graph, target: Target, buffers: dict[tuple[object, ...], Buffers] | None = None) -> Work:
-    """Return the tasks and storages of an integer graph; `buffers` are those found for a graph of the same nodes."""
+def survey(graph: Graph, target: Target, like: Work | None = None) -> Work:
+    """Return the tasks and storages of an integer graph; those of nodes that are in `like`, too, are found there."""
     root = _roots(graph)
-    tasks = _tasks(graph, target, root)
-    return Work(graph, target, root, tasks, _storages(graph, tasks, root), buffers={} if buffers is None else buffers)
+    known = {id(task.node): task for task in like.tasks} if like else {}
+    nodes = [node for node in graph.nodes if not isinstance(node.op, Reshape)]
+    tasks = tuple([known.get(id(node)) or _task(graph, node, target, root) for node in nodes])
+    return Work(graph, target, root, tasks, _storages(graph, tasks, root), buffers=like.buffers if like else {})
 
 
 def settle(work: Work, budget: int, strategy: Strategy) -> Homes:
@@ -158,17 +160,13 @@ def _roots(graph: Graph) -> dict[str, str]:
     return root
 
 
-def _tasks(graph: Graph, target: Target, root: Mapping[str, str]) -> tuple[Task, ...]:
-    return tuple(
-        Task(
-            node,
-            bind(graph, node, target.arithmetic),
-            tuple(root[n] for n in graph.operands(node)),
-            root[node.output],
-            tuple(root[n] for n in node.more),
-        )
-        for node in graph.nodes
-        if not isinstance(node.op, Reshape)
+def _task(graph: Graph, node: Node, target: Target, root: Mapping[str, str]) -> Task:
+    return Task(
+        node,
+        bind(graph, node, target.arithmetic),
+        tuple(root[n] for n in graph.operands(node)),
+        root[node.output],
+        tuple(root[n] for n in node.more),
     )
 
 
