@@ -208,7 +208,7 @@ class _Search:
                 self.known[key] = self._timed(plan)
             return self.known[key]
         except (CapacityError, ProgramError) as error:
-            self.reasons.append(error)
+            self.reasons.append(error.with_traceback(None))  # whose frames hold all of this
             return inf
 
     def _placed(self, homes: Homes, tiling: Tiling, room: int) -> Plan:

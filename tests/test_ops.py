@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nnac import reference, stages
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError
-from nnac.ops import REGISTRY, Conv, Dense, Op
+from nnac.ops import REGISTRY, Conv, Dense, Op, conv
 from nnac.passes.emit import emit
 from nnac.passes.place import place
 from nnac.passes.tile import tile
@@ -45,7 +45,9 @@ def test_emulator_equals_reference(op: type[Op], seed: int) -> None:
     except CapacityError:
         program = emit(place(tile(graph, target, target.memory["sram"].bytes)), "test", KnownAnswer(0, {}))
     inputs = random_inputs(graph, rng)
-    expected = reference.run(graph, inputs, law)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "IN_CACHE", int(rng.choice([1, 40, conv.IN_CACHE])))
+        expected = reference.run(graph, inputs, law)
     found = Emulator(program).trace(inputs)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=f"{graph.nodes[0].op}: {name}")

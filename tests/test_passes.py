@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from nnac.calibration import Range
 from nnac.contracts import WIDE_TAPS
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, ModelError, TargetError
-from nnac.graph import Graph, Node, Origin, Value, sort_nodes
+from nnac.graph import Draft, Graph, Node, Origin, Value, sort_nodes
 from nnac.isa import Space
 from nnac.ops import Activation, AveragePool, Concat, Dense, MaxPool, Pad, Sum
 from nnac.ops.base import random_quant
@@ -42,6 +43,21 @@ def pool_graph(op: AveragePool | MaxPool, shape: tuple[int, ...]) -> Graph:
         "y": Value("y", TensorType(op.infer([shape]), "int8", quant), Origin("y")),
     }
     return Graph("pool", (Node("pool", op, ("x",), "y"),), values, {}, ("x",), ("y",))
+
+
+def test_a_known_graph_is_not_checked_again_but_what_changed_is() -> None:
+    """Another value, another operator: both are seen, though the graph they replace was legal."""
+    graph = stages.check(pool_graph(MaxPool((3, 3)), (1, 9, 9, 4)), stages.INTEGER)
+    assert stages.check(graph.draft().freeze(), stages.INTEGER, known=graph).nodes == graph.nodes
+    wide = replace(graph.values["y"], type=replace(graph.values["y"].type, shape=(1, 9, 9, 4)))
+    changes: list[Callable[[Draft], object]] = [
+        lambda draft: draft.values.update(y=wide),
+        lambda draft: draft.update(draft.nodes["pool"], op=MaxPool((4, 4))),
+    ]
+    for change in changes:
+        change(draft := graph.draft())
+        with pytest.raises(ModelError, match="makes shape"):
+            stages.check(draft.freeze(), stages.INTEGER, known=graph)
 
 
 @pytest.mark.parametrize("op", [AveragePool((9, 9)), MaxPool((9, 9))], ids=["average", "max"])

@@ -200,12 +200,15 @@ def _run(model: onnx.ModelProto, gate: _Gate) -> onnx.ModelProto:
         common.RemoveUnusedNodesPass()(held)
         if not result.modified:
             break
+    constants = [node for node in held.graph if node.op_type == "Constant"]
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(held)
     common.RemoveUnusedNodesPass()(held)
     common.RemoveUnusedFunctionsPass()(held)  # type: ignore[no-untyped-call]
     result = onnx_ir.serde.serialize_model(held)
-    for value in held.graph.initializers.values():
-        value.const_value = None  # nodes and values refer to each other: numbers would wait for Python's collector
+    for node in constants:  # nodes and values refer to each other: numbers would wait for Python's collector
+        node.attributes.clear()
+    for value in (*held.graph.initializers.values(), *(node.outputs[0] for node in constants)):
+        value.const_value = None
     return result
 
 
