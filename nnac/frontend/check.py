@@ -213,6 +213,8 @@ def _wiring_problems(model: onnx.ModelProto) -> Iterator[str]:
 def captured(node: onnx.NodeProto) -> Iterator[str]:
     """Yield the outer names that the subgraphs of a node read (an over-estimate of what they define is left out)."""
     inside = [each for graph in subgraphs(node) for each in walk(graph.node)]
+    if not inside:
+        return
     held = [*subgraphs(node), *(graph for each in inside for graph in subgraphs(each))]
     inner = {"", *(each.name for graph in held for each in (*graph.input, *graph.initializer))}
     inner.update(name for each in inside for name in each.output)
