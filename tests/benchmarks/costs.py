@@ -1,5 +1,7 @@
 """What everything around a run costs: ``python -m tests.benchmarks.costs [NAME ...] [--rounds 3] [--json costs.json]``.
 
+NAME is one of `tests.benchmarks.models`, or any model of the assets; then it gets four random samples.
+
 Compiling against onnxruntime's `quantize_static` (QDQ, per channel) on the same calibration samples, both to a file;
 `nnac simulate`; importing; the demos with empty and with filled kernel cache. Each figure comes from processes of its
 own, in turns, which also say the most memory that they held; Python keeps what it compiles, as users have it. Seconds
@@ -35,7 +37,9 @@ FORMS = ("compile", "quantize")
 
 def child(form: str, name: str, folder: Path) -> None:
     """Do one thing with one model, and print what it cost."""
-    work = models.known(Path(os.environ["NNAC_ASSETS"]))[name]()
+    assets = Path(os.environ["NNAC_ASSETS"])
+    known = models.known(assets)
+    work = known[name]() if name in known else works.open_model(assets, name, count=4)
     source, target = folder / f"{name}.onnx", folder / f"{name}.{form}"
     if form == "quantize":
         onnx.save(works.upgraded(work.model), source)
