@@ -54,7 +54,7 @@ class Work:
 
     Attributes:
         root: the value that owns each value's bytes.
-        alive, start, buffers, cuts, descents, moved: what was found once and is asked for again by every strategy.
+        alive, buffers, cuts, descents, moved: what was found once and is asked for again by every strategy.
     """
 
     graph: Graph
@@ -63,7 +63,6 @@ class Work:
     tasks: tuple[Task, ...]
     storages: Mapping[str, Storage]
     alive: dict[range, list[Storage]] = field(default_factory=dict)
-    start: dict[range, tuple[int, int]] = field(default_factory=dict)
     buffers: dict[tuple[object, ...], Buffers] = field(default_factory=dict)
     cuts: dict[tuple[object, ...], Sequence[Task]] = field(default_factory=dict)
     descents: dict[tuple[str, bool], _Descent] = field(default_factory=dict)
@@ -201,10 +200,8 @@ class Homes:
     def descend(self) -> Iterator[tuple[int, range, Homes]]:
         """Yield (bytes needed at least, the group that needs them, homes), while one tensor after the other leaves."""
         homes, groups = self, self.groups()
-        if not self.work.start:  # with everything in the scratchpad, whatever the strategy
-            self.work.start.update({group: (self.lying(group), self.need(group)) for group in groups})
-        lying = {group: self.work.start[group][0] for group in groups}
-        needs = {group: self.work.start[group][1] for group in groups}
+        lying = {group: self.lying(group) for group in groups}
+        needs = {group: self.need(group) for group in groups}
         while True:
             worst = max(groups, key=needs.__getitem__, default=range(0))
             yield needs.get(worst, 0), worst, homes
