@@ -355,6 +355,43 @@ def test_numpy_roundings_are_the_law(mode: Rounding) -> None:
         assert got.tolist() == [numerics.round_divide(n, d << s, mode) for n, d, s in triples]
 
 
+@pytest.mark.parametrize("bits", [31, 23, 1])
+def test_numpy_ratios_are_the_law(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    powers = 2.0 ** np.arange(-1074, bits)
+    ratios = np.concatenate(
+        [
+            [0.0, 1 - 2.0**-40, np.nextafter(2.0**-62, 0), np.nextafter(2.0**-62, 1), np.nextafter(2.0**-64, 0)],
+            powers,
+            powers[-100:] * (1 - 2.0**-20),
+            rng.uniform(0, 2.0 ** (bits - 1), 100),
+            2.0 ** rng.uniform(-70, bits - 1, 400),
+            rng.integers(1, 1 << 20, 100) * 2.0**-21,  # ties
+        ]
+    )
+    multiplier, shift = exact.encode_ratio(ratios, False, bits)
+    found = list(zip(multiplier.tolist(), shift.tolist(), strict=True))
+    assert found == [numerics.encode_ratio(ratio, False, bits) for ratio in ratios.tolist()]
+    small = powers[powers >= 2.0**-62]
+    multiplier, shift = exact.encode_ratio(small, True, bits)
+    assert list(zip(multiplier, shift, strict=True)) == [numerics.encode_ratio(r, True, bits) for r in small.tolist()]
+
+
+@pytest.mark.parametrize("ratio", [-1.0, np.nan, np.inf, 2.0**31, 2.0**40, np.nextafter(2.0**31, 0)])
+def test_numpy_ratios_refuse_what_the_law_refuses(ratio: float) -> None:
+    with pytest.raises(ValueError, match="ratio") as of_law:
+        numerics.encode_ratio(float(ratio))
+    with pytest.raises(ValueError, match="ratio") as of_numpy:
+        exact.encode_ratio(np.array([0.5, ratio, -2.0]))
+    assert str(of_numpy.value) == str(of_law.value)
+
+
+@pytest.mark.parametrize("ratio", [0.75, 2.0**-63])
+def test_numpy_ratios_refuse_what_shifters_cannot_scale(ratio: float) -> None:
+    with pytest.raises(ValueError, match="not a power of two"):
+        exact.encode_ratio([1.0, ratio], power_of_two=True)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("low", "high"), [(-128, 127), (-20, 30), (-(2**40), 2**40)])
 def test_numpy_requantize_and_average_are_the_law(mode: Rounding, low: int, high: int) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from nnac import float32, isa
-from nnac.numerics import MULTIPLIER_BITS, WIDE_BITS, WIDE_MULTIPLIER_BITS, encode_ratio
+from nnac.numerics import MULTIPLIER_BITS, WIDE_BITS, WIDE_MULTIPLIER_BITS
 from nnac.ops import exact, single
 from nnac.ops.base import (
     UNBOUNDED,
@@ -349,9 +349,8 @@ def _multipliers(bound: Bound) -> tuple[Array, Array]:
     ratio = bound.input_quant(INPUT).scale / bound.quant.scale
     power = bound.law.power_of_two_scales
     bits = WIDE_MULTIPLIER_BITS if bound.input_quant(INPUT).bits == 16 else MULTIPLIER_BITS
-    pairs = [encode_ratio(float(scale) * ratio, power, bits) for scale in bound.constants[SCALE]]
-    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return table[:, 0].astype(np.int32), table[:, 1].astype(np.int8)
+    multiplier, shift = exact.encode_ratio(bound.constants[SCALE].astype(np.float64) * ratio, power, bits)
+    return multiplier.astype(np.int32), shift.astype(np.int8)
 
 
 def finish(bound: Bound, acc: Array, clamp: tuple[float, float]) -> Array:

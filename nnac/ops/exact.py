@@ -28,10 +28,12 @@ from nnac.numerics import (
     UNIT_BITS,
     Rounding,
 )
+from nnac.numerics import encode_ratio as encode_one
 
 Int64 = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.integer] | int
 """Any integer array or number; converted to int64 on entry."""
+_DIGITS = np.finfo(np.float64).nmant + 1
 
 
 def saturate(value: Integers, low: Integers = INT8_LOW, high: Integers = INT8_HIGH) -> Int64:
@@ -158,6 +160,28 @@ def quantize(x: npt.NDArray[np.floating], scale: npt.ArrayLike, zero_point: Inte
     with np.errstate(over="ignore"):
         steps = np.rint(x.astype(np.float32) / np.asarray(scale, np.float32)).astype(np.float64)
     return _int64(np.clip(steps + _int64(zero_point), low, high))
+
+
+def encode_ratio(ratio: npt.ArrayLike, power_of_two: bool = False, bits: int = MULTIPLIER_BITS) -> tuple[Int64, Int64]:
+    """Real ratios of scales, each as (multiplier, shift).
+
+    Raises:
+        ValueError: as `nnac.numerics.encode_ratio`, about the first ratio that it refuses.
+    """
+    ratio = np.asarray(ratio, np.float64)
+    mantissa, exponent = np.frexp(ratio)
+    exponent = _int64(exponent)
+    power = (mantissa == 0.5) & (exponent > -SHIFT_MAX)
+    legal = (ratio >= 0) & (ratio < 2.0**bits) & (power | (ratio == 0) | (not power_of_two))
+    whole = _int64(np.ldexp(np.where(legal, mantissa, 0), _DIGITS))
+    shift = np.minimum(bits - exponent, SHIFT_MAX)
+    multiplier = round_shift(whole, np.minimum(_DIGITS - exponent - shift, SHIFT_MAX), Rounding.HALF_AWAY)
+    carried = multiplier >> bits  # rounded up to the next power of two
+    multiplier, shift = multiplier >> carried, shift - carried
+    for refused in ratio[~legal | (shift < 0) & ~power].tolist():
+        encode_one(refused, power_of_two, bits)
+    shift = np.where(power, np.maximum(1 - exponent, 0), np.where(multiplier == 0, 0, shift))
+    return np.where(power, np.int64(1) << np.maximum(exponent - 1, 0), multiplier), shift
 
 
 def narrow(acc: Integers, bits: int, wraps: bool) -> Int64:
