@@ -16,6 +16,8 @@ from nnac.frontend.walk import stored_tensors
 
 STARTS = frozenset(field.number << 3 | wire for field in onnx.ModelProto.DESCRIPTOR.fields for wire in (0, 2))
 """What a model's first byte may be: the number of a field of it, and how the field is stored."""
+MOST_BYTES = 1 << 31
+"""What a serialized message is smaller than."""
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -28,7 +30,10 @@ def load(source: Source, limits: Limits) -> onnx.ModelProto:
     """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
-        model.CopyFrom(source)
+        if source.ByteSize() < MOST_BYTES:  # CopyFrom takes number after number
+            model.ParseFromString(source.SerializeToString())
+        else:
+            model.CopyFrom(source)
         return model
     what = "the model" if isinstance(source, bytes) else repr(os.fspath(source))
     data = source if isinstance(source, bytes) else _model_file(Path(source), limits.file_bytes)

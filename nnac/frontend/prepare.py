@@ -82,6 +82,7 @@ def opened(source: Source, limits: Limits = LIMITS) -> onnx.ModelProto:
 
 def _prepare(source: Source, shapes: Mapping[str, Shape], limits: Limits, frozen: Frozen) -> onnx.ModelProto:
     model = opened(source, limits)
+    _store_as_bytes(model.graph)
     freeze_inputs(model.graph, frozen, shapes, limits)
     drop_constant_inputs(model.graph)
     fold_quantizers(model)
@@ -129,6 +130,14 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
             name = f"{stem(node)}.{count}"
         seen.add(name)
         node.name = name
+
+
+def _store_as_bytes(graph: onnx.GraphProto) -> None:
+    """Store float initializers as bytes, which are copied and read as a whole."""
+    for tensor in graph.initializer:
+        if tensor.float_data and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.raw_data = np.asarray(tensor.float_data, "<f4").tobytes()
+            tensor.ClearField("float_data")
 
 
 def _number_problems(graph: onnx.GraphProto) -> Iterator[str]:
