@@ -105,6 +105,7 @@ def compile(
     budgets: Budgets | None = None,
     progress: Progress | None = None,
     encodings: str | Path | None = None,
+    quick: bool = False,
 ) -> CompiledModel:
     """Compile an ONNX model for a machine; a quantized model keeps its integers and scales.
 
@@ -131,6 +132,8 @@ def compile(
         budgets: limits on the result.
         progress: called while calibrating.
         encodings: path of an AIMET `.encodings` file that belongs to the float model.
+        quick: take the first plan that fits instead of the fastest that the search finds: the outputs are the same, an
+            inference may take longer.
 
     Raises:
         ModelError: the model or the calibration cannot be used; names each node or tensor.
@@ -150,7 +153,7 @@ def compile(
     moments = second_moments(prepared, graph, samples or (), wanted) if wanted else {}
     lowered = _within if plan.budget and plan.budget[0] == "bytes" else lower
     chosen = activations if isinstance(activations, str) else tuple(activations)
-    program = lowered(graph, ranges, machine, note, check, plan, moments, chosen)
+    program = lowered(graph, ranges, machine, note, check, plan, moments, chosen, quick)
     _keep(program, budgets or Budgets())
     return CompiledModel(program)
 
@@ -228,6 +231,7 @@ def lower(
     weights: WeightPlan | None = None,
     moments: Mapping[str, Array] | None = None,
     activations: str | tuple[str, ...] = "int8",
+    quick: bool = False,
 ) -> Program:
     """Return the validated program of a float graph with known ranges."""
     law = machine.arithmetic
@@ -235,7 +239,8 @@ def lower(
     probe = reference.probe(integer)
     expected = reference.run(integer, probe, law)
     digests = {name: hashlib.sha256(expected[name].tobytes()).hexdigest() for name in integer.outputs}
-    program = validate(best_program(integer, machine, note, KnownAnswer(0, digests), weight_sqnr(graph, integer)))
+    answer, sqnr = KnownAnswer(0, digests), weight_sqnr(graph, integer)
+    program = validate(best_program(integer, machine, note, answer, sqnr, quick))
     if check:
         _check_program(program, probe, expected)
     return program
@@ -270,6 +275,7 @@ def _within(
     plan: WeightPlan,
     moments: Mapping[str, Array],
     activations: str | tuple[str, ...],
+    quick: bool,
 ) -> Program:
     """Return the program whose packed weights keep the plan's budget of bytes, which the passes only estimate.
 
@@ -282,7 +288,7 @@ def _within(
     for _ in range(TIGHTER):
         try:
             tighter = replace(plan, budget=("bytes", aim))
-            program = lower(graph, ranges, machine, note, check, tighter, moments, activations)
+            program = lower(graph, ranges, machine, note, check, tighter, moments, activations, quick)
         except ModelError:
             if closest == inf:
                 raise

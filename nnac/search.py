@@ -51,14 +51,24 @@ _Works = dict[tuple[tuple[str, int], ...], tuple[Work, int]]
 
 
 def best_program(
-    graph: Graph, machine: Target, note: str, answer: KnownAnswer, sqnr: Mapping[str, float] | None = None
+    graph: Graph,
+    machine: Target,
+    note: str,
+    answer: KnownAnswer,
+    sqnr: Mapping[str, float] | None = None,
+    quick: bool = False,
 ) -> Program:
     """Return the fastest program of an integer graph by the timing model, of those that the strategies give.
+
+    Args:
+        graph, machine: what runs on what.
+        note, answer, sqnr: for the record.
+        quick: return the first one that fits.
 
     Raises:
         CapacityError: none fits (the first reason).
     """
-    search, whole, works = _Search(machine, graph), 0, _Works()
+    search, whole, works = _Search(machine, graph, 0 if quick else PATIENCE), 0, _Works()
     for size, work in _rungs(graph, machine, works):
         if search.best is None:
             _climb(search, size, work)
@@ -150,6 +160,7 @@ class _Search:
 
     Attributes:
         graph: all that there is to do; legal.
+        patience: instructions after which it is content with what it has.
         cuts: how constants are cut and packed.
         costs: of instructions.
         bounds: what transfers alone take.
@@ -161,6 +172,7 @@ class _Search:
 
     machine: Target
     graph: Graph
+    patience: int = PATIENCE
     cuts: Cuts = field(init=False)
     costs: Costs = field(init=False)
     bounds: Bounds = field(init=False)
@@ -178,7 +190,7 @@ class _Search:
     @property
     def content(self) -> bool:
         """Whether it has something, and has taken so long that this will do."""
-        return self.best is not None and self.emitted + self.cuts.packed // PACKED > PATIENCE
+        return self.best is not None and self.emitted + self.cuts.packed // PACKED > self.patience
 
     def least(self, size: int, work: Work, strategy: Strategy) -> float:
         """Return cycles that no program of a strategy for a scratchpad of `size` undercuts, however it is cut."""

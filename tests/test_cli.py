@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 import nnac
 from nnac import kernels
 from nnac.program import dumps
+from nnac.timing import latency
 from nnac.validate import load
 from tests.commands import COMPILE, ROOT, Nnac, finish, samples, small_model, spawn
 
@@ -53,6 +55,16 @@ def test_equal_compilations_give_equal_bytes(run: Nnac, here: Path) -> None:
     for name in ("a", "b"):
         assert run("compile", "m.onnx", "--calibrate", "x.npz", "-o", f"out/{name}.nna").code == 0
     assert (here / "out/a.nna").read_bytes() == (here / "out/b.nna").read_bytes()
+
+
+def test_a_quick_compilation_gives_the_same_outputs(run: Nnac, here: Path) -> None:
+    own = (ROOT / "targets" / "u55-128-like.toml").read_text()
+    (here / "own.toml").write_text(re.sub(r"(?<=memory.sram]\n)bytes = [\d_]+", "bytes = 1024", own))
+    for name, options in (("a", ()), ("b", ("--quick",))):
+        command = ("compile", "m.onnx", "--calibrate", "x.npz", "--target", "own.toml", "-o", f"out/{name}.nna")
+        assert run(*command, *options).code == 0
+    searched, first = (load(here / f"out/{name}.nna") for name in "ab")
+    assert searched.known_answer == first.known_answer and latency(searched) < latency(first)
 
 
 def test_activations_are_int16_where_asked(run: Nnac, here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -21,6 +22,7 @@ from nnac.compiler import lower, measured_graph
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
 from nnac.isa import Engine, Space
+from nnac.passes.emit import Draft
 from nnac.passes.tile import settle
 from nnac.plan import STRATEGIES
 from nnac.program import KnownAnswer, Program
@@ -34,6 +36,7 @@ from nnac.timing import (
     Costs,
     cost,
     is_resident,
+    latency,
     ports_of,
     simulate,
     transfer_cycles,
@@ -99,9 +102,9 @@ def measured(index: int) -> Any:
     return measured_graph(random_net(np.random.default_rng(index)), "random", "minmax", None, None, None)
 
 
-def compiled_net(index: int, target: Target) -> Program:
+def compiled_net(index: int, target: Target, quick: bool = False) -> Program:
     graph, ranges, note = measured(index)
-    return lower(graph, ranges, target, note)
+    return lower(graph, ranges, target, note, quick=quick)
 
 
 def random_machine(rng: Rng) -> Target:
@@ -435,6 +438,30 @@ def test_a_larger_scratchpad_is_never_slower(index: int, name: str) -> None:
     machine = with_settings(load_target(name), {"memory.weights.bytes": int(2 ** rng.uniform(12, 16))})
     found = latencies(index, machine, rng)
     assert all(a[1] >= b[1] for a, b in pairwise(found)), found
+
+
+def test_the_first_plan_means_the_same_and_is_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the only one that is drafted."""
+    drafts = Counter[int]()
+
+    def counted(*arguments: Any) -> Draft:
+        drafts[index] += 1
+        return Draft(*arguments)
+
+    gained = 0
+    for index in range(NETS):
+        machine = with_settings(load_target("nna8-tiny"), {"memory.sram.bytes": 16384})
+        searched = compiled_net(index, machine)
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "Draft", counted)
+            first = compiled_net(index, machine, quick=True)
+        assert first.known_answer == searched.known_answer
+        inputs = {name: np.ones(first.tensor(name).type.shape, np.int8) for name in first.inputs}
+        for name, values in Emulator(first).run(inputs).items():
+            np.testing.assert_array_equal(values, Emulator(searched).run(inputs)[name])
+        gained += latency(first) - latency(searched)
+        assert latency(searched) <= latency(first)
+    assert set(drafts.values()) == {1} and gained > 0
 
 
 @settings(max_examples=25, deadline=None)

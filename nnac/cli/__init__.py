@@ -97,6 +97,7 @@ def cli() -> None:
 )
 @click.option("--encodings", metavar="JSON", help="Quantizers of a float model, as AIMET exports them.")
 @click.option("--check", is_flag=True, help="Compare every tensor between all stages and the emulator, bit for bit.")
+@click.option("--quick", is_flag=True, help="Take the first plan that fits, not the fastest; the outputs are the same.")
 @click.option("--max-sram", type=amount, metavar="N", help="Budget: bytes of scratchpad (512K, 1M).")
 @click.option("--max-flash", type=amount, metavar="N", help="Budget: bytes of constants.")
 @click.option("--max-cycles", type=amount, metavar="N", help="Budget: cycles of one inference.")
@@ -112,6 +113,7 @@ def compile(
     host: str | tuple[str, ...],
     encodings: str | None,
     check: bool,
+    quick: bool,
     max_sram: int | None,
     max_flash: int | None,
     max_cycles: int | None,
@@ -139,6 +141,7 @@ def compile(
             check=check,
             budgets=budgets,
             progress=progress,
+            quick=quick,
         )
     blob = dumps(compiled.program)
     write_file(path, blob)
