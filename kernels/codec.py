@@ -33,21 +33,19 @@ _NEW_LONGS = sink(types.int64, 1, "C")
 @inner
 def take(words: Words, position: int) -> Integer:
     """The 63 bits from `position` on, as a number that is not negative."""
-    i = position >> 6
-    shift = np.uint64(position & 63)
+    i, shift = np.uint64(position >> 6), np.uint64(position & 63)
     low = words[i] >> shift
-    high = (words[i + 1] << np.uint64(1)) << (np.uint64(63) - shift)
+    high = (words[i + np.uint64(1)] << np.uint64(1)) << (np.uint64(63) - shift)
     return np.int64((low | high) & np.uint64(0x7FFF_FFFF_FFFF_FFFF))
 
 
 @inner
 def put(words: Words, position: int, value: int) -> None:
     """Writes a number of at most 63 bits at `position`, where all bits are zero yet."""
-    i = position >> 6
-    shift = np.uint64(position & 63)
+    i, shift = np.uint64(position >> 6), np.uint64(position & 63)
     bits = np.uint64(value)
     words[i] |= bits << shift
-    words[i + 1] |= (bits >> np.uint64(1)) >> (np.uint64(63) - shift)
+    words[i + np.uint64(1)] |= (bits >> np.uint64(1)) >> (np.uint64(63) - shift)
 
 
 @kernel(_VALUES, _NEW_LONGS)
@@ -84,10 +82,16 @@ def pack_fixed(values: Int8, codes: Int16, width: int, words: Words) -> None:
         width: 1..8.
         words: zeros, for n * width bits.
     """
-    position = 0
+    word, filled, place = np.uint64(0), 0, 0
     for i in range(values.size):
-        put(words, position, codes[np.int64(values[i]) + 128])
-        position += width
+        code = np.uint64(codes[np.int64(values[i]) + 128])
+        word |= code << np.uint64(filled)
+        filled += width
+        if filled >= 64:
+            words[place] = word
+            place, filled = place + 1, filled - 64
+            word = code >> np.uint64(width - filled)
+    words[place] = word
 
 
 @kernel(_WORDS, _VALUES, INT, INT, _NEW_VALUES, _NEW_LONGS)
@@ -345,11 +349,12 @@ def pack_states(values: Int8, entries: Int64, places: Int16, bits: int, words: W
         position -= count
         put(words, position, low)
         seen |= entry
-    for i in range(whole - LANES, -1, -LANES):
+    for left in range(whole, 0, -LANES):
         if position < 128:
             return
-        first, second = entries[np.uint8(values[i])], entries[np.uint8(values[i + 1])]
-        third, fourth = entries[np.uint8(values[i + 2])], entries[np.uint8(values[i + 3])]
+        pair, next_pair = np.uint64(left - 4), np.uint64(left - 2)
+        first, second = entries[np.uint8(values[pair])], entries[np.uint8(values[pair + np.uint64(1)])]
+        third, fourth = entries[np.uint8(values[next_pair])], entries[np.uint8(values[next_pair + np.uint64(1)])]
         a, low, count = retreat(first, places, a)
         b, field, more = retreat(second, places, b)
         low, few = low | field << count, count + more
