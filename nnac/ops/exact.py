@@ -33,7 +33,6 @@ from nnac.numerics import encode_ratio as encode_one
 Int64 = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.integer] | int
 """Any integer array or number; converted to int64 on entry."""
-_DIGITS = np.finfo(np.float64).nmant + 1
 
 
 def saturate(value: Integers, low: Integers = INT8_LOW, high: Integers = INT8_HIGH) -> Int64:
@@ -162,26 +161,36 @@ def quantize(x: npt.NDArray[np.floating], scale: npt.ArrayLike, zero_point: Inte
     return _int64(np.clip(steps + _int64(zero_point), low, high))
 
 
-def encode_ratio(ratio: npt.ArrayLike, power_of_two: bool = False, bits: int = MULTIPLIER_BITS) -> tuple[Int64, Int64]:
-    """Real ratios of scales, each as (multiplier, shift).
+def encode_ratio(
+    ratio: npt.NDArray[np.floating], power_of_two: bool = False, bits: int = MULTIPLIER_BITS
+) -> tuple[Int64, Int64]:
+    """Real ratios of scales, a vector of float64, each as (multiplier, shift).
 
     Raises:
-        ValueError: as `nnac.numerics.encode_ratio`, about the first ratio that it refuses.
+        ValueError: as `nnac.numerics.encode_ratio`, about one of the ratios that it refuses.
     """
-    ratio = np.asarray(ratio, np.float64)
     mantissa, exponent = np.frexp(ratio)
-    exponent = _int64(exponent)
     power = (mantissa == 0.5) & (exponent > -SHIFT_MAX)
-    legal = (ratio >= 0) & (ratio < 2.0**bits) & (power | (ratio == 0) | (not power_of_two))
-    whole = _int64(np.ldexp(np.where(legal, mantissa, 0), _DIGITS))
+    legal = (ratio >= 0) & (ratio < 2.0**bits)
+    _refuse(ratio[~(legal & (power | (ratio == 0))) if power_of_two else ~legal], power_of_two, bits)
     shift = np.minimum(bits - exponent, SHIFT_MAX)
-    multiplier = round_shift(whole, np.minimum(_DIGITS - exponent - shift, SHIFT_MAX), Rounding.HALF_AWAY)
+    scaled = np.ldexp(ratio, shift)  # exact
+    multiplier = _int64(scaled)
+    multiplier += scaled - multiplier >= 0.5
     carried = multiplier >> bits  # rounded up to the next power of two
     multiplier, shift = multiplier >> carried, shift - carried
-    for refused in ratio[~legal | (shift < 0) & ~power].tolist():
-        encode_one(refused, power_of_two, bits)
-    shift = np.where(power, np.maximum(1 - exponent, 0), np.where(multiplier == 0, 0, shift))
-    return np.where(power, np.int64(1) << np.maximum(exponent - 1, 0), multiplier), shift
+    _refuse(ratio[shift < 0], power_of_two, bits)
+    shift[multiplier == 0] = 0
+    if power.any():
+        multiplier = np.where(power, np.int64(1) << np.maximum(exponent - 1, 0), multiplier)
+        shift = np.where(power, np.maximum(1 - exponent, 0), shift)
+    return multiplier, shift
+
+
+def _refuse(ratios: npt.NDArray[np.floating], power_of_two: bool, bits: int) -> None:
+    """Raise what the law says of ratios that it does not encode."""
+    for ratio in ratios.tolist():
+        encode_one(ratio, power_of_two, bits)
 
 
 def narrow(acc: Integers, bits: int, wraps: bool) -> Int64:
