@@ -20,6 +20,9 @@ Integer = Any
 LANES = 4
 """Interleaved states of the entropy coder: symbol i belongs to state i % LANES."""
 
+RUN = 16
+"""Symbols of which `share_states` remembers the one that gains most."""
+
 _WORDS = source(types.uint64, 1)
 _VALUES = source(types.int8, 1)
 _CODES = source(types.int16, 1)
@@ -260,6 +263,7 @@ def share_states(counts: Int64, logs: Int64, states: Int64, shares: Int64) -> No
         shares: [n, m].
     """
     gains = np.empty(counts.shape[1], np.int64)
+    highest = np.empty(-(-counts.shape[1] // RUN), np.int64)
     for case in range(counts.shape[0]):
         count, share = counts[case], shares[case]
         total = count.sum()
@@ -270,13 +274,25 @@ def share_states(counts: Int64, logs: Int64, states: Int64, shares: Int64) -> No
         step = 1 if rest > 0 else -1
         for s in range(count.size):
             gains[s] = move(logs, count[s], share[s], step)
+        for run in range(highest.size):
+            highest[run] = first_highest(gains, run)
         while rest != 0:
-            best = 0
-            for s in range(count.size):
+            best = highest[0]
+            for s in highest:
                 best = s if gains[s] > gains[best] else best
             share[best] += step
             gains[best] = move(logs, count[best], share[best], step)
+            highest[best // RUN] = first_highest(gains, best // RUN)
             rest -= step
+
+
+@inner
+def first_highest(gains: Int64, run: int) -> Integer:
+    """The first symbol of a run that gains most."""
+    best = run * RUN
+    for s in range(best, min(best + RUN, gains.size)):
+        best = s if gains[s] > gains[best] else best
+    return best
 
 
 @inner

@@ -29,13 +29,20 @@ def share_out(values: Int64, counts: Int64, stripe: int) -> Shares:
         counts: (N,) how often.
         stripe: weights in a stripe, each of which begins with the states of all lanes.
     """
-    bits, plain = np.array(list(choices_for(int((counts > 0).sum()))), np.int64).T
+    bits, plain = _choices(int((counts > 0).sum()))
     tallies = _tallies(counts, plain)
     found = np.zeros(tallies.shape, np.int64)
     kernels.share_states(tallies, _logs(), 1 << bits, found)
     best = int(_weigh(tallies * (counts.sum() > 0), found, bits, plain, stripe).argmin())
     shares, common = found[best, :-1], int(found[best, -1])
     return Shares(int(bits[best]), int(plain[best]), tuple(values.tolist()), tuple(shares.tolist()), common)
+
+
+@functools.cache
+def _choices(known: int) -> tuple[Int64, Int64]:
+    """Return `choices_for` as two vectors."""
+    bits, plain = np.array(list(choices_for(known)), np.int64).T
+    return bits, plain
 
 
 def choices_for(known: int) -> Iterator[tuple[int, int]]:
