@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from nnac.errors import ModelError, one_line
-from nnac.frontend.check import report
+from nnac.frontend.check import raw_bytes, report
 from nnac.frontend.limits import Limits
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def fold(model: onnx.ModelProto, limits: Limits) -> onnx.ModelProto:
     """
     if _is_folded(model):
         return model
-    stored = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    stored = sum(map(raw_bytes, model.graph.initializer))
     gate = _Gate(limits, limits.folded_bytes + limits.folds * stored)
     try:
         with _quiet():

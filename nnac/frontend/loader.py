@@ -16,8 +16,8 @@ from nnac.frontend.walk import stored_tensors
 
 STARTS = frozenset(field.number << 3 | wire for field in onnx.ModelProto.DESCRIPTOR.fields for wire in (0, 2))
 """What a model's first byte may be: the number of a field of it, and how the field is stored."""
-MOST_BYTES = 1 << 31
-"""What a serialized message is smaller than."""
+FEW = 1 << 23
+"""Numbers that may be held twice for a while."""
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
 Source = str | Path | bytes | onnx.ModelProto
 
@@ -29,12 +29,7 @@ def load(source: Source, limits: Limits) -> onnx.ModelProto:
         ModelError: the file cannot be read, is too large, or is no ONNX model.
     """
     if isinstance(source, onnx.ModelProto):
-        model = onnx.ModelProto()
-        if source.ByteSize() < MOST_BYTES:  # CopyFrom takes number after number
-            model.ParseFromString(source.SerializeToString())
-        else:
-            model.CopyFrom(source)
-        return model
+        return _copied(source)
     what = "the model" if isinstance(source, bytes) else repr(os.fspath(source))
     data = source if isinstance(source, bytes) else _model_file(Path(source), limits.file_bytes)
     if len(data) > limits.file_bytes:
@@ -42,6 +37,16 @@ def load(source: Source, limits: Limits) -> onnx.ModelProto:
     if not data:
         raise ModelError(f"{what} is empty; an ONNX model is expected")
     return _parsed(data, what)
+
+
+def _copied(source: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy; through bytes where weights are stored as numbers, which CopyFrom takes one by one."""
+    model = onnx.ModelProto()
+    if 0 < sum(len(tensor.float_data) for tensor in source.graph.initializer) < FEW:
+        model.ParseFromString(source.SerializeToString())
+    else:
+        model.CopyFrom(source)
+    return model
 
 
 def _model_file(path: Path, limit: int) -> bytes:
