@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from itertools import islice, pairwise
@@ -17,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from nnac import isa, search
+from nnac import isa, reference, search
 from nnac.compiler import lower, measured_graph
 from nnac.emulator import Emulator
 from nnac.errors import CapacityError, TargetError
 from nnac.isa import Engine, Space
+from nnac.orders import adversarial_order
 from nnac.passes.emit import Draft
 from nnac.passes.tile import settle
 from nnac.plan import STRATEGIES
@@ -43,6 +45,7 @@ from nnac.timing import (
     what_if,
     work_cycles,
 )
+from nnac.validate import validate
 from tests.graphs import random_inputs
 from tests.test_orders import STRIPED, striped_program
 from tests.test_program import legal
@@ -462,6 +465,28 @@ def test_the_first_plan_means_the_same_and_is_no_faster(monkeypatch: pytest.Monk
         gained += latency(first) - latency(searched)
         assert latency(searched) <= latency(first)
     assert set(drafts.values()) == {1} and gained > 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS)
+def test_every_plan_that_the_search_tries_means_the_same(seed: int) -> None:
+    """Not the fastest alone: with `quick`, or where patience ends, any of them may become the program."""
+    rng, drafts = np.random.default_rng(seed), list[Draft]()
+    machine, graph = random_machine(rng), network(rng)
+
+    def kept(*arguments: Any) -> Draft:
+        drafts.append(Draft(*arguments))
+        return drafts[-1]
+
+    with pytest.MonkeyPatch.context() as patch, suppress(CapacityError):
+        patch.setattr(search, "Draft", kept)
+        best_program(graph, machine, "test", ANSWER)
+    probe = reference.probe(graph)
+    expected = reference.run(graph, probe, machine.arithmetic)
+    for index in rng.permutation(len(drafts))[:5]:
+        program = validate(drafts[index].program("test", ANSWER, {}))
+        for order in (None, adversarial_order(program.instructions, seed)):
+            np.testing.assert_array_equal(Emulator(program).run(probe, order=order)["y"], expected["y"])
 
 
 @settings(max_examples=25, deadline=None)
