@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from nnac.emulator.meanings import _along_a_row
 from nnac.emulator.replay import Replay
 from nnac.errors import ProgramError
 from nnac.kernels.calls import Together
-from nnac.program import Program
+from nnac.program import Program, dumps, loads
 from nnac.reference import seeded
 from nnac.targets import load_target, with_settings
 from nnac.types import Array
@@ -103,6 +104,62 @@ def test_weights_are_packed_once() -> None:
     convs = [i for i in program.instructions if isinstance(i, isa.Conv)]
     assert len(calls) < len(program.instructions) - len(loads) + len(replay.loads) + 10
     assert len(replay.loads) < len(loads) and 0 < len(replay.filters) < len(convs)
+
+
+def wide(activations: str, **settings: Any) -> Program:
+    """Return a program with a constant that is an operand, of layers whose tensors are of some 100 kB."""
+    lines = """
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        b = Relu (a)
+        c = Add (b, t)
+        d = Conv <pads = [1, 1, 1, 1], group = 32> (c, v)
+        y = Softmax <axis = 1> (d)
+        """
+    model = net(lines, {"x": (1, 3, 64, 64)}, w=(32, 3, 3, 3), t=(1, 32, 64, 64), v=(32, 1, 3, 3))
+    machine = with_settings(load_target("nna8"), settings)
+    return nnac.compile(model, machine, "random", activations=activations).program
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_constants_that_lie_alone_are_not_copied(activations: str) -> None:
+    """They are the program's own bytes, wherever a file has put them, odd addresses too; nobody can write them."""
+    program = wide(activations, **{"memory.sram.bytes": 1 << 21})
+    shifted = np.frombuffer(b"x" + program.constants.tobytes(), np.uint8, offset=1)
+    assert program.used[program.constants_space] == shifted.size and shifted.ctypes.data % 2
+    assert any(isinstance(i, isa.Copy) and i.source_space == program.constants_space for i in program.instructions)
+    expected, _ = both_ways(program)
+    for given in (program, loads(dumps(program)), replace(program, constants=shifted)):
+        memory = Emulator(given).memory[given.constants_space]
+        assert np.shares_memory(memory, given.constants) and not memory.flags.writeable
+        for found in both_ways(given):
+            np.testing.assert_array_equal(found[program.outputs[0]], expected[program.outputs[0]])
+
+
+def test_constants_beside_spilled_tensors_are_copied() -> None:
+    """What is written there must not reach the program, which other emulators run, too."""
+    program = wide("int8", **{"memory.sram.bytes": 1 << 16})
+    before = program.constants.tobytes()
+    assert program.used[program.constants_space] > program.constants.size
+    found, expected = both_ways(program)
+    np.testing.assert_array_equal(found[program.outputs[0]], expected[program.outputs[0]])
+    assert program.constants.tobytes() == before
+    assert not np.shares_memory(Emulator(program).memory[program.constants_space], program.constants)
+
+
+def test_a_run_allocates_its_outputs_alone() -> None:
+    """Once it is prepared, of memory that numpy or Python hand out; kernels take a row at most on their own."""
+    program = wide("int8")
+    inputs = seeded({name: program.tensor(name).type for name in program.inputs}, 1)
+    emulator = Emulator(program)
+    outputs = sum(array.nbytes for array in emulator.run(inputs).values())
+    emulator.run(inputs)
+    tracemalloc.start()
+    try:
+        emulator.run(inputs)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert outputs <= peak < outputs + 8192
 
 
 def test_beyond_its_room_weights_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

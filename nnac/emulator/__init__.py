@@ -36,7 +36,6 @@ class Emulator(Meanings):
 
     def __init__(self, program: Program, threads: int = 1) -> None:
         super().__init__(program, threads)
-        self.memory[program.constants_space][: program.constants.size] = program.constants
         self._tensors = {t.name: t for t in program.tensors}
         self._homes: dict[str, Array] = {}
         self._prepared: tuple[Prepared | Call, ...] | None = None

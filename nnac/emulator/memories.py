@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 POISON = 0xA5
 """Every memory starts full of this byte, so that reading what nobody wrote gives noise, not zeros."""
 SLACK = 64
-"""Bytes behind a memory that vector loads may touch, without influence."""
+"""Bytes behind the scratchpad that vector loads may touch, without influence; loads and copies keep to theirs."""
 
 
 class Memories:
@@ -25,7 +25,7 @@ class Memories:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.memory = {space: np.full(size + SLACK, POISON, np.uint8)[:size] for space, size in program.used.items()}
+        self.memory = {space: _memory(program, space) for space in program.used}
         self.signed = {space: array.view(np.int8) for space, array in self.memory.items()}
         self._rooms: dict[str, Array] = {}
 
@@ -65,6 +65,17 @@ class Memories:
             return target, ()
         filled = self._room("result", target.shape, np.int16)
         return filled, (moved(filled, target),)
+
+
+def _memory(program: Program, space: Space) -> Array:
+    """Return the bytes of a memory; the constants, which never change, are the program's own where they are alone."""
+    size, constants = program.used[space], program.constants
+    if space == program.constants_space and size == constants.size:
+        return constants
+    found = np.full(size + SLACK, POISON, np.uint8)[:size]
+    if space == program.constants_space:
+        found[: constants.size] = constants
+    return found
 
 
 def call_of(kernel: Any, *arguments: Any) -> Call:
