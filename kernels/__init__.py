@@ -13,10 +13,14 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+
+compiling: Callable[[str], AbstractContextManager[object]] = nullcontext
+"""Entered with the name of a kernel while it is compiled or loaded; whoever shows that puts something else here."""
 
 
 def cache_folder() -> Path:
@@ -36,10 +40,15 @@ def is_cold(module: str = "") -> bool:
     return next(cache_folder().rglob(f"{module}*.nbi"), None) is None
 
 
+def modules() -> list[str]:
+    """The names of all kernel modules."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
 def compile_all() -> Iterator[str]:
-    """Compiles all kernels that this machine uses, or loads them; yields the name of each module before."""
+    """Compiles all kernels that this machine uses, or loads them; yields each module before, and "loops"."""
     jit, machine, codes = (import_module(f"nnac.kernels.{name}") for name in ("jit", "machine", "codes"))
-    for name in sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem != "__init__"):
+    for name in modules():
         yield name
         import_module(f"nnac.kernels.{name}")
         _ = [each.compiled for each in jit.KERNELS]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 
-from nnac.kernels import cache_folder
+from nnac import kernels
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Int8 = npt.NDArray[np.int8]
@@ -59,7 +59,7 @@ class Kernel:
     def compiled(self) -> Any:
         """What numba makes of it."""
         if self._compiled is None:
-            with _our_cache():
+            with _our_cache(self.function.__name__):
                 form = _numba.njit(types.void(*self._arguments), cache=True, parallel=self._parallel, **_OPTIONS)
                 self._compiled = form(self.function)
         return self._compiled
@@ -93,7 +93,7 @@ def microkernel(function: Callable[[int], None]) -> Callable[[], int]:
 
     @functools.cache
     def compiled() -> int:
-        with _our_cache():
+        with _our_cache(function.__name__):
             found: int = _numba.cfunc(types.void(INT), cache=True)(function).address
         return found
 
@@ -101,11 +101,11 @@ def microkernel(function: Callable[[int], None]) -> Callable[[], int]:
 
 
 @contextmanager
-def _our_cache() -> Iterator[None]:
-    """Points numba's cache at our folder, for our kernels only: others in this process keep theirs."""
-    with global_compiler_lock:
+def _our_cache(name: str) -> Iterator[None]:
+    """Points numba's cache at our folder, for a kernel of ours only: others in this process keep theirs."""
+    with global_compiler_lock, kernels.compiling(name):
         before = _numba.config.CACHE_DIR
-        _numba.config.CACHE_DIR = str(cache_folder())
+        _numba.config.CACHE_DIR = str(kernels.cache_folder())
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,7 @@ from nnac.errors import NnacError, ProgramError, TargetError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
 
 Advance = Callable[[str, int, int | None], None]
 Shape = tuple[int, ...]
@@ -98,26 +100,62 @@ def note(text: str) -> None:
 def announce_kernels(module: str) -> None:
     """Say why the first use of a kernel module on a machine takes longer: "codec" packs weights, "conv" emulates.
 
-    A command says it once.
+    A command says it once; on a terminal a bar shows which one is being compiled.
     """
     from nnac import kernels
 
-    told = click.get_current_context().meta
-    if "nnac.kernels" not in told and kernels.is_cold(module):
-        told["nnac.kernels"] = True
+    context = click.get_current_context()
+    if "nnac.kernels" not in context.meta and kernels.is_cold(module):
+        context.meta["nnac.kernels"] = True
         note(f"compiling kernels for this machine (first use, cached in {kernels.cache_folder()})")
+        if _sees_bars():
+            context.call_on_close(partial(setattr, kernels, "compiling", kernels.compiling))
+            kernels.compiling = _compiling
+
+
+def _sees_bars() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+_bars: list[Progress] = []
+"""What shows progress now: one for all, since a terminal has one last line."""
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """Give what shows progress, for as long as somebody needs it."""
+    if _bars:
+        yield _bars[0]
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            _bars.remove(bar)
+
+
+@contextmanager
+def _compiling(kernel: str) -> Iterator[None]:
+    """Show a bar, whose end nobody knows, while a kernel is compiled."""
+    with _bar() as bar:
+        task = bar.add_task(f"compiling {kernel.strip('_')}", total=None)
+        try:
+            yield
+        finally:
+            bar.remove_task(task)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Advance | None]:
     """Give a callback that moves a progress bar, where there is a terminal to see it."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not _sees_bars():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with _bar() as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int | None) -> None:

@@ -220,7 +220,9 @@ def test_a_device_is_never_replaced(run: Nnac) -> None:
 
 
 def test_there_is_no_progress_bar_in_a_pipe(here: Path) -> None:
-    for command in (["run", "m.nna", "--input", "x.npz"], COMPILE):
+    emulate = ["run", "m.nna", "--input", "x.npz"]
+    finish(spawn(*emulate, cwd=here))  # which says so where it is the first to need the kernels
+    for command in (emulate, COMPILE):
         result = finish(spawn(*command, cwd=here, env={"TERM": "xterm-256color"}))
         assert (result.code, result.err) == (0, "") and "\r" not in result.out and "\x1b" not in result.out
 
@@ -233,14 +235,28 @@ def test_there_is_no_progress_bar_in_a_pipe(here: Path) -> None:
     ],
 )
 def test_there_is_a_progress_bar_on_a_terminal(here: Path, command: Sequence[str], shown: bytes) -> None:
+    assert shown in _seen(here, command)
+
+
+def test_a_bar_says_that_kernels_are_compiled(here: Path) -> None:
+    """The one of each kernel is taken away again; what is compiled already shows none."""
+    seen = [_seen(here, COMPILE, NUMBA_CACHE_DIR=str(here / "cache")) for _ in range(2)]
+    for name in (b"histogram", b"share_states", b"pack_states"):
+        assert b"compiling " + name in seen[0]
+    assert seen[0].count(b"first use") == 1 and b"compiling" not in seen[1]
+
+
+def _seen(here: Path, command: Sequence[str], **environment: str) -> bytes:
+    """Return what a command shows on the terminal that its stderr is."""
     leader, follower = pty.openpty()
-    process = spawn(*command, cwd=here, stderr=follower, env={"TERM": "xterm-256color"})
+    process = spawn(*command, cwd=here, stderr=follower, env={"TERM": "xterm-256color"} | environment)
     os.close(follower)
     seen = b""
     while chunk := _read(leader):
         seen += chunk
     os.close(leader)
-    assert finish(process).code == 0 and shown in seen
+    assert finish(process).code == 0
+    return seen
 
 
 def _read(leader: int) -> bytes:

@@ -410,8 +410,12 @@ def warmup() -> None:
     """
     from nnac import kernels
 
-    for name in kernels.compile_all():
-        note(f"kernels: {name}")
+    with progress_bar() as progress:
+        for done, name in enumerate(kernels.compile_all()):
+            if progress is None:
+                note(f"kernels: {name}")
+            else:
+                progress("compiling kernels", done, len(kernels.modules()) + 1)
     note(f"kernels are ready in {kernels.cache_folder()}")
 
 
